@@ -1,0 +1,85 @@
+"""Slots side by side: the constants of each step for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.job import Job
+from fastdigin.engine.sampler import Step
+from fastdigin.models.attention import InjectedAttention, SourceAttention
+from fastdigin.models.diffusion import LatentDiffusion
+
+
+class BatchSteps(Sequence[Step]):
+    """The T steps of a batch of jobs that share T and whether guidance is on.
+
+    A Step is built when it is asked for: stacked source attention of all steps at once would
+    double what the jobs already hold.
+    """
+
+    def __init__(self, model: LatentDiffusion, jobs: Sequence[Job], dtype: torch.dtype):
+        settings = [job.settings for job in jobs]
+        table = model.ddim_table(settings[0].steps)
+        self._model, self._jobs, self._dtype = model, jobs, dtype
+        place = {"device": model.device, "dtype": dtype}
+        self._timesteps = table.timesteps.to(model.device)
+        self._coefficients = table.step.to(**place)
+        self._guidance = None
+        if settings[0].guided:
+            self._guidance = torch.tensor([s.guidance_scale for s in settings], **place)
+
+    def __len__(self) -> int:
+        return len(self._timesteps)
+
+    def __getitem__(self, i: int) -> Step:
+        batch = len(self._jobs)
+        return Step(
+            timestep=self._timesteps[i].expand(batch),
+            coefficients=self._coefficients[i].expand(batch, 4),
+            guidance=self._guidance,
+            injected=self._injected(i),
+            blend=self._blend(i),
+        )
+
+    def _injected(self, i: int) -> InjectedAttention | None:
+        injections = [job.injection for job in self._jobs]
+        weights = [0.0 if x is None else x.weights[i] for x in injections]
+        if not any(weights):
+            return None
+        # A job that does not inject at this step stands in the batch with zeros and weight 0.
+        model, batch = next(x for x in injections if x is not None), len(self._jobs)
+        layers = {}
+        for name, source in model.layers.items():
+            rows = [x.layers[name] if w else None for x, w in zip(injections, weights, strict=True)]
+            layers[name] = SourceAttention(
+                _stack([None if r is None else r.tensor[i] for r in rows], self._network_place),
+                None
+                if source.keys is None
+                else _stack([None if r is None else r.keys for r in rows], self._network_place),
+            )
+        mapping = _stack([x.mapping if w else None for x, w in zip(injections, weights, strict=True)],
+                         self._network_place)  # fmt: skip
+        assert len(mapping) == batch
+        return InjectedAttention(layers, mapping, torch.tensor(weights, **self._network_place))
+
+    def _blend(self, i: int) -> tuple[Tensor, Tensor] | None:
+        blendings = [job.blending for job in self._jobs]
+        if not any(x is not None and x.weights[i] for x in blendings):
+            return None
+        place = {"device": self._model.device, "dtype": self._dtype}
+        weight = _stack([None if x is None else x.weights[i] * x.mask for x in blendings], place)
+        source = _stack([None if x is None else x.source_latents[i] for x in blendings], place)
+        return weight[:, None], source
+
+    @property
+    def _network_place(self) -> dict:
+        return {"device": self._model.device, "dtype": self._model.dtype}
+
+
+def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:
+    """Stacks rows of one shape; None stands for zeros."""
+    example = next(row for row in rows if row is not None)
+    return torch.stack([torch.zeros_like(example) if row is None else row for row in rows]).to(**place)

@@ -1,0 +1,251 @@
+"""Many latent optimisations at once, in a fixed number of slots of one U-Net batch.
+
+A slot whose job has finished is refilled at the next iteration boundary. With the same number of
+slots and threads, a result is bit-identical in any slot, beside any neighbours, in any order:
+everything but the U-Net runs slot by slot, and the U-Net's batch never changes its size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.batch import BatchSteps
+from fastdigin.engine.job import Candidate, Job, Result, Settings
+from fastdigin.engine.sampler import Step, UnrolledSampler, unrolled_backward, unrolled_forward
+from fastdigin.engine.slot import Slot
+from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SLOTS = 8
+
+
+class Engine:
+    """Optimises Jobs through a frozen latent diffusion model.
+
+    slots: how many jobs share a U-Net batch. A queue shorter than that is run in fewer slots.
+    Raises UserError if a network of the model is trainable or in training mode.
+    """
+
+    def __init__(self, model: LatentDiffusion, *, slots: int = DEFAULT_SLOTS):
+        if slots < 1:
+            raise UserError(f"slots must be at least 1, got {slots}")
+        _check_frozen(model)
+        self.model, self.slots = model, slots
+
+    def sample(
+        self,
+        latents: Tensor,
+        conditioning: Tensor,
+        null_text: Tensor | None = None,
+        *,
+        steps: int = 20,
+        guidance_scale: float = 3.0,
+        last_steps: int = 1,
+    ) -> Tensor:
+        """Samples images' latents, differentiably (once): bring your own loss.
+
+        latents: (B, C, h, w). conditioning, null_text: (B, L, D), or (B, T, L, D) per timestep;
+        null_text defaults to the empty prompt. Returns the predicted x0 (B, C, h, w), or with
+        ``last_steps=K`` the last K of them, (K, B, C, h, w), earliest first. Gradients reach
+        latents, conditioning and null_text; memory does not grow with ``steps`` but for the
+        latents. Differentiating twice raises RuntimeError.
+        """
+        _check_frozen(self.model)
+        settings = Settings(steps=steps, guidance_scale=guidance_scale, last_steps=last_steps)
+        batch = len(latents)
+        if latents.ndim != 4 or tuple(latents.shape[1:]) != self.model.latent_shape:
+            raise UserError(
+                f"latents have shape {tuple(latents.shape)}, wanted (B, "
+                + ", ".join(map(str, self.model.latent_shape)) + ")"
+            )  # fmt: skip
+        if settings.guided and null_text is None:
+            null_text = self.model.encode_prompts([""]).to(latents.dtype).expand(batch, -1, -1)
+        table = self.model.ddim_table(steps)
+        place = {"device": latents.device, "dtype": latents.dtype}
+        coefficients = table.step.to(**place)
+        guidance = torch.full((batch,), guidance_scale, **place) if settings.guided else None
+        constants = [
+            Step(t.to(latents.device).expand(batch), row.expand(batch, 4), guidance)
+            for t, row in zip(table.timesteps, coefficients, strict=True)
+        ]
+        cond = _with_steps(conditioning, "conditioning", batch, steps)
+        null = _with_steps(null_text, "null_text", batch, steps) if settings.guided else None
+        _, x0s = UnrolledSampler.apply(
+            self.model, constants, min(last_steps, steps), latents, cond, null
+        )
+        return x0s if last_steps > 1 else x0s[-1]
+
+    def evaluate(self, jobs: Iterable[Job]) -> list[Result]:
+        """Every job's image and plain losses without optimising, in the order given."""
+        jobs = [replace(job, settings=replace(job.settings, iterations=0)) for job in jobs]
+        by_job = {id(result.job): result for result in self.run(jobs)}
+        return [by_job[id(job)] for job in jobs]
+
+    def run(
+        self, jobs: Iterable[Job], on_iteration: Callable[[int], None] | None = None
+    ) -> Iterator[Result]:
+        """Yields a Result per job as it finishes. ``jobs`` is consumed lazily.
+
+        Jobs in one batch share the number of steps and whether guidance is on; a job that differs
+        waits until the slots have drained. A job that fails (bad shapes, an exception in a loss, a
+        value that is not finite) yields a failed Result and disturbs no other.
+        on_iteration: called after each iteration with the number of jobs that were advanced.
+        """
+        queue = _Queue(jobs)
+        while (first := queue.peek()) is not None:
+            key = _batch_key(first)
+            slots: list[Slot] = []
+            while len(slots) < self.slots and _batch_key(queue.peek()) == key:
+                yield from self._fill(slots, len(slots), queue)
+            while any(slot.active for slot in slots):
+                advanced = sum(slot.active for slot in slots)
+                yield from self._iterate(slots)
+                if on_iteration is not None:
+                    on_iteration(advanced)
+                for i in range(len(slots)):
+                    while not slots[i].active and _batch_key(queue.peek()) == key:
+                        yield from self._fill(slots, i, queue)
+
+    def _fill(self, slots: list[Slot], i: int, queue: _Queue) -> Iterator[Result]:
+        """Puts the queue's next job into slot i (or behind the last); yields if it fails."""
+        job = queue.pop()
+        try:
+            slots[i : i + 1] = [Slot(job, self.model)]
+        except UserError as error:
+            log.warning("job %s failed: %s", job.id, error)
+            yield Result(job, "failed", str(error), None, None, (), None, 0.0)
+
+    def _iterate(self, slots: Sequence[Slot]) -> Iterator[Result]:
+        """Evaluates every slot once and updates those that go on.
+
+        A slot that is not active keeps its place with its last state, so that shapes stay as
+        they are; whatever it computes is dropped.
+        """
+        z = torch.stack([slot.z.detach() for slot in slots])
+        cond = torch.stack([slot.conditioning for slot in slots])
+        null = None
+        if slots[0].job.settings.guided:
+            null = torch.stack([slot.null_text for slot in slots])
+        steps = BatchSteps(self.model, [slot.job for slot in slots], z.dtype)
+        last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
+        run = unrolled_forward(self.model, z, cond, null, steps, last_steps)
+
+        grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
+        for i, slot in enumerate(slots):
+            if slot.active:
+                x0s = [x0[i] for x0 in run.x0s]
+                with _failing_alone(slot):
+                    for grad_x0, grad in zip(grad_x0s, self._losses(slot, x0s), strict=True):
+                        grad_x0[i] = grad
+                if not slot.active:
+                    yield slot.result()
+        if not any(slot.active for slot in slots):
+            return
+        grads = unrolled_backward(self.model, run.inputs, cond, null, steps, grad_x0s)
+        for i, slot in enumerate(slots):
+            if slot.active:
+                names = ("latents", "conditioning", "null_text")
+                with _failing_alone(slot):
+                    slot.update(
+                        {n: None if g is None else g[i] for n, g in zip(names, grads, strict=True)}
+                    )
+                if not slot.active:
+                    yield slot.result()
+
+    def _losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
+        """Records the plain image of the last x0; returns the gradient for each x0.
+
+        Each x0 is decoded, judged and reduced to its gradient before the next, one slot at a
+        time: memory is that of one decode, and no other job can change a bit or break this one.
+        One decode of the last x0 serves its loss and the history.
+        """
+        settings = slot.job.settings
+        count = min(settings.last_steps, len(x0s))
+        weights = [2 * (k + 1) / (count * (count + 1)) for k in range(count)]
+        gradients = [torch.zeros_like(x0) for x0 in x0s[: len(x0s) - count]]
+        for k, (weight, x0) in enumerate(zip(weights, x0s[-count:], strict=True)):
+            last = k == count - 1
+            if not last and not slot.updates_left:
+                gradients.append(torch.zeros_like(x0))
+                continue
+            with torch.set_grad_enabled(slot.updates_left):
+                x0 = x0.detach().requires_grad_(slot.updates_left)
+                image = self.model.decode(x0[None])[0].to(x0.dtype)
+            if last:
+                slot.record(image.detach(), x0.detach())
+                if not slot.active:
+                    return [torch.zeros_like(x) for x in x0s]
+            with torch.enable_grad():
+                total, _ = slot.loss(Candidate(image, x0, (slot.job.seed, slot.iteration, k)))
+            gradients.append(torch.autograd.grad(weight * total, x0)[0])
+        return gradients
+
+
+@contextmanager
+def _failing_alone(slot: Slot) -> Iterator[None]:
+    """Turns whatever a job's own losses raise into that job's failure."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        log.warning("job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError))
+        slot.fail(f"{type(error).__name__}: {error}")
+
+
+class _Queue:
+    """Jobs in order, with a look at the next one."""
+
+    def __init__(self, jobs: Iterable[Job]):
+        self._jobs, self._next = iter(jobs), None
+
+    def peek(self) -> Job | None:
+        if self._next is None:
+            self._next = next(self._jobs, None)
+        return self._next
+
+    def pop(self) -> Job:
+        job, self._next = self.peek(), None
+        return job
+
+
+def _batch_key(job: Job | None) -> tuple | None:
+    """Jobs with equal keys fit into one batch."""
+    if job is None:
+        return None
+    length = job.conditioning.shape[-2]
+    return job.settings.steps, job.settings.guided, length
+
+
+def _check_frozen(model: LatentDiffusion) -> None:
+    for network in model.networks:
+        trainable = next((n for n, p in network.named_parameters() if p.requires_grad), None)
+        if trainable is not None:
+            raise UserError(
+                f"the model's {type(network).__name__} has trainable weights ({trainable}), whose "
+                "gradients the engine does not compute: call .requires_grad_(False) on it"
+            )
+        if network.training:
+            raise UserError(
+                f"the model's {type(network).__name__} is in training mode: call .eval() on it"
+            )
+
+
+def _with_steps(text: Tensor, name: str, batch: int, steps: int) -> Tensor:
+    """(B, L, D) or (B, T, L, D) to (B, T, L, D)."""
+    if text.ndim == 3:
+        text = text[:, None].expand(-1, steps, -1, -1)
+    if text.ndim != 4 or len(text) != batch or text.shape[1] != steps:
+        raise UserError(
+            f"{name} has shape {tuple(text.shape)}, wanted (B, L, D) or (B, T, L, D) with "
+            f"B = {batch}, T = {steps}"
+        )
+    return text

@@ -1,0 +1,220 @@
+"""One job's state between iterations: variables, optimiser, history, best image so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.job import Candidate, Job, Result, Settings
+from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
+
+
+class Slot:
+    """Holds a job while it is optimised.
+
+    State is kept per slot, not in one batched tensor: a slot's arithmetic is then the same
+    whatever its neighbours are, torch.optim serves as it is, and the cost beside a U-Net call is
+    nil. State is fp32 (fp64 for an fp64 model), whatever the networks' precision.
+    """
+
+    def __init__(self, job: Job, model: LatentDiffusion):
+        check_job(job, model)
+        settings = job.settings
+        self.job, self.model, self.iteration = job, model, 0
+        self.history: list[dict[str, float]] = []
+        self.error: str | None = None
+        self.best: dict | None = None
+        self.initial_image: Tensor | None = None
+        self._started = time.perf_counter()
+        self._below = 0  # how often in a row the early-stop rule was met
+
+        dtype = torch.float64 if model.dtype is torch.float64 else torch.float32
+        place = {"device": model.device, "dtype": dtype}
+        self.z = job.latents.detach().to(**place, copy=True)
+        self._norm = self.z.norm()
+        self._base = {"conditioning": _per_step(job.conditioning, settings.steps).to(**place)}
+        if settings.guided:
+            self._base["null_text"] = _per_step(job.null_text, settings.steps).to(**place)
+        self._variables = {"latents": self.z}
+        for name, base in self._base.items():
+            self._variables[name] = torch.zeros_like(base[:1] if settings.shared_deltas else base)
+        wanted = [name for name in self._variables if name in settings.variables]
+        self._optimised = {name: self._variables[name].requires_grad_() for name in wanted}
+        self._optimiser = _optimiser(settings, self._optimised)
+        self._schedule = _schedule(settings, self._optimiser)
+
+    @property
+    def conditioning(self) -> Tensor:
+        """(T, L, D): base plus delta."""
+        return (self._base["conditioning"] + self._variables["conditioning"]).detach()
+
+    @property
+    def null_text(self) -> Tensor | None:
+        """(T, L, D), or None where guidance is off."""
+        if "null_text" not in self._base:
+            return None
+        return (self._base["null_text"] + self._variables["null_text"]).detach()
+
+    @property
+    def active(self) -> bool:
+        """Whether the job goes on: not failed, not at its last evaluation, not stopped early."""
+        stop = self.job.settings.early_stop
+        stopped = stop is not None and self._below >= stop.held_for
+        return (
+            self.error is None
+            and not stopped
+            and len(self.history) <= self.job.settings.iterations
+        )
+
+    def fail(self, reason: str) -> None:
+        """Ends the job with an error."""
+        self.error = reason
+
+    @property
+    def updates_left(self) -> bool:
+        """Whether the coming evaluation may be followed by an update."""
+        return self.iteration < self.job.settings.iterations
+
+    def loss(self, candidate: Candidate) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted total, unweighted terms) of the job's losses."""
+        terms = {loss.name: loss(candidate) for loss in self.job.losses}
+        total = sum(loss.weight * terms[loss.name] for loss in self.job.losses)
+        return total, terms
+
+    @torch.no_grad()
+    def record(self, image_3hw: Tensor, x0_chw: Tensor) -> None:
+        """Evaluates the plain image of this iteration; keeps it if it is the best so far.
+
+        Raises FloatingPointError if a loss is not finite.
+        """
+        total, terms = self.loss(Candidate(image_3hw, x0_chw))
+        monitors = {name: read(image_3hw) for name, read in self.job.monitors.items()}
+        row = {"total": float(total)} | {k: float(v) for k, v in (terms | monitors).items()}
+        for name in ("total", *terms):
+            if not math.isfinite(row[name]):
+                raise FloatingPointError(f"loss {name!r} is {row[name]} at iteration {self.iteration}")
+        self.history.append(row)
+        if self.initial_image is None:
+            self.initial_image = image_3hw.detach().cpu()
+        if self.best is None or row["total"] < self.history[self.best["iteration"]]["total"]:
+            self.best = {
+                "iteration": self.iteration,
+                "image": image_3hw.detach().cpu(),
+                "latents": self.z.detach().cpu(),
+                "conditioning": self.conditioning.cpu(),
+                "null_text": None if self.null_text is None else self.null_text.cpu(),
+            }
+        stop = self.job.settings.early_stop
+        self._below = self._below + 1 if stop and row["total"] < stop.loss_below else 0
+
+    @torch.no_grad()
+    def update(self, gradients: Mapping[str, Tensor | None]) -> None:
+        """One optimiser step from gradients of "latents" (C, h, w) and the texts (T, L, D).
+
+        Raises FloatingPointError if a gradient is not finite.
+        """
+        settings = self.job.settings
+        for name, variable in self._optimised.items():
+            gradient = gradients[name]
+            if name != "latents" and settings.shared_deltas:
+                gradient = gradient.sum(dim=0, keepdim=True)
+            if not bool(gradient.isfinite().all()):
+                raise FloatingPointError(
+                    f"the gradient of {name} is not finite at iteration {self.iteration}"
+                )
+            variable.grad = gradient.clone()
+            if settings.normalise_gradients:
+                variable.grad /= variable.grad.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+            if settings.clip_gradients is not None:
+                torch.nn.utils.clip_grad_norm_([variable], settings.clip_gradients, norm_type=math.inf)
+        self._optimiser.step()
+        self._schedule.step()
+        if "latents" in self._optimised:
+            self.z.mul_(self._norm / self.z.norm())
+        self.iteration += 1
+
+    def result(self) -> Result:
+        """The Result so far."""
+        best = self.best or {}
+        return Result(
+            job=self.job,
+            status="done" if self.error is None else "failed",
+            error=self.error,
+            image=best.get("image"),
+            initial_image=self.initial_image,
+            history=tuple(self.history),
+            best_iteration=best.get("iteration"),
+            seconds=time.perf_counter() - self._started,
+            latents=best.get("latents"),
+            conditioning=best.get("conditioning"),
+            null_text=best.get("null_text"),
+        )
+
+
+def check_job(job: Job, model: LatentDiffusion) -> None:
+    """Raises UserError where a job's shapes do not fit the model or its own settings."""
+    steps = job.settings.steps
+    width = model.text_encoder.config.hidden_size
+    texts = {"conditioning": job.conditioning}
+    if tuple(job.latents.shape) != model.latent_shape:
+        raise UserError(
+            f"job {job.id!r}: latents have shape {tuple(job.latents.shape)}, model "
+            f"{model.name!r} needs {model.latent_shape}"
+        )
+    if job.settings.guided:
+        if job.null_text is None:
+            raise UserError(
+                f"job {job.id!r}: null_text is None, but guidance_scale "
+                f"{job.settings.guidance_scale} needs one (or set guidance_scale=1)"
+            )
+        texts["null_text"] = job.null_text
+    for name, text in texts.items():
+        if text.shape[-1] != width or (text.ndim == 3 and len(text) != steps) or text.ndim not in (2, 3):
+            raise UserError(
+                f"job {job.id!r}: {name} has shape {tuple(text.shape)}, wanted (L, {width}) or "
+                f"(T, L, {width}) with T = {steps} steps"
+            )
+    for name, edit in (("injection", job.injection), ("blending", job.blending)):
+        if edit is not None and len(edit.weights) != steps:
+            raise UserError(
+                f"job {job.id!r}: {name} has {len(edit.weights)} weights for {steps} steps"
+            )
+    if not job.losses:
+        raise UserError(f"job {job.id!r} has no losses: there is nothing to optimise")
+    names = [loss.name for loss in job.losses] + list(job.monitors)
+    if len(set(names)) < len(names) or "total" in names:
+        raise UserError(
+            f"job {job.id!r}: losses and monitors need distinct names other than 'total', "
+            f"got {', '.join(names)}"
+        )
+
+
+def _per_step(text: Tensor, steps: int) -> Tensor:
+    return text.detach() if text.ndim == 3 else text.detach().expand(steps, -1, -1)
+
+
+def _optimiser(settings: Settings, variables: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    rate = settings.learning_rate
+    groups = [
+        {"params": [v], "lr": rate * settings.latent_lr_factor if name == "latents" else rate}
+        for name, v in variables.items()
+    ]
+    return kinds[settings.optimiser](groups, lr=rate)
+
+
+def _schedule(settings: Settings, optimiser) -> torch.optim.lr_scheduler.LambdaLR:
+    """Factors, not absolute rates, so that the latents' smaller rate decays as well."""
+
+    def factor(update: int) -> float:
+        if settings.schedule == "constant":
+            return 1.0
+        progress = update / max(settings.iterations - 1, 1)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)

@@ -1,0 +1,124 @@
+"""The U-Net's attention layers: what they compute, what they record, what they take over.
+
+One processor serves every layer. A U-Net call may carry an ``AttentionControl``:
+
+- ``record`` collects queries and keys of the cross-attention layers (to inject them later, or to
+  make foreground masks);
+- ``injected`` makes the conditional samples attend as a source prompt did (prompt-to-prompt,
+  Hertz et al. 2022) without materialising a map: A_src M^T V = softmax(Q_src K_src^T) (M^T V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastdigin_kernels.attention import attention, injected_attention, mapped_attention
+
+
+@dataclass(frozen=True)
+class SourceAttention:
+    """How one cross-attention layer attended for the source prompt.
+
+    Of queries and map, whichever is smaller is kept. With ``keys`` (..., H, Ls, d), ``tensor``
+    holds queries (..., H, N, d); without, it holds the map (..., H, N, Ls).
+    """
+
+    tensor: Tensor
+    keys: Tensor | None
+
+    @classmethod
+    def smallest(cls, queries: Tensor, keys: Tensor) -> SourceAttention:
+        """Keeps the queries where the head size is at most the number of source tokens."""
+        if queries.shape[-1] <= keys.shape[-2]:
+            return cls(queries, keys)
+        return cls(attention_map(queries, keys), None)
+
+
+@dataclass(frozen=True)
+class InjectedAttention:
+    """Source attention for the B conditional samples of one U-Net call.
+
+    layers: layer name -> SourceAttention with a leading batch dimension B.
+    mapping: (B, L, Ls), target tokens x source tokens, columns summing to 1.
+    weight: (B,) in [0, 1]; 0 leaves a sample's own attention exactly as it is.
+    """
+
+    layers: Mapping[str, SourceAttention]
+    mapping: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionControl:
+    """What one U-Net call records (layer -> (queries, keys), filled by the call) and injects."""
+
+    record: dict[str, tuple[Tensor, Tensor]] | None = None
+    injected: InjectedAttention | None = None
+
+
+@dataclass
+class AttentionProcessor:
+    """A diffusers attention processor that knows its layer's name."""
+
+    layer: str
+    is_cross: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_cross = "attn2" in self.layer
+
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        control: AttentionControl | None = None,
+    ) -> Tensor:
+        assert attention_mask is None, "Stable Diffusion's layers are called without masks"
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q_bhnd, k_bhld, v_bhld = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        if self.is_cross and control is not None and control.record is not None:
+            control.record[self.layer] = (q_bhnd.detach(), k_bhld.detach())
+        injected = control.injected if self.is_cross and control is not None else None
+        if injected is None:
+            out_bhnd = attention(q_bhnd, k_bhld, v_bhld)
+        else:
+            out_bhnd = self._attend_like_the_source(q_bhnd, k_bhld, v_bhld, injected)
+        return attn.to_out[0](out_bhnd.transpose(1, 2).flatten(-2))
+
+    def _attend_like_the_source(self, q, k, v, injected: InjectedAttention) -> Tensor:
+        """Injection concerns the conditional samples, which come last in the batch."""
+        source = injected.layers[self.layer]
+        unconditional = len(q) - len(injected.weight)
+        parts = [attention(q[:unconditional], k[:unconditional], v[:unconditional])]
+        q, k, v = q[unconditional:], k[unconditional:], v[unconditional:]
+        if source.keys is None:
+            parts.append(
+                mapped_attention(q, k, v, source.tensor, injected.mapping, injected.weight)
+            )
+        else:
+            parts.append(
+                injected_attention(
+                    q, k, v, source.tensor, source.keys, injected.mapping, injected.weight
+                )
+            )
+        return torch.cat(parts) if unconditional else parts[1]
+
+
+def attention_map(queries: Tensor, keys: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)): (..., N, d) and (..., L, d) to (..., N, L)."""
+    return torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, dim=-1)
+
+
+def install_processors(unet) -> None:
+    """Gives every attention layer of a diffusers U-Net our processor."""
+    names = list(unet.attn_processors)
+    unet.set_attn_processor({name: AttentionProcessor(name.removesuffix(".processor")) for name in names})
