@@ -1,0 +1,1 @@
+"""From a real image to something the engine can edit: inversion, attention injection, masks."""

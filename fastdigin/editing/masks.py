@@ -1,0 +1,65 @@
+"""Foreground masks from cross-attention (DiG-IN, supplement C), and their use in blending."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdigin.engine.job import Blending
+
+PAPER_SIZE = 512  # the sizes below are pixels of a 512 px image and scale with it
+EROSION, DILATION, BLUR_KERNEL, BLUR_SIGMA = 3, 20, 45, 30
+SQUASH_ABOVE = 0.3
+
+
+def foreground_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
+    """(H, W) in [0, 1] from attention maps (L, h, w) and the positions of the object's tokens.
+
+    Squashed (square root above 0.3 of the maximum), then eroded, dilated and blurred, so that the
+    mask covers the object with a soft margin.
+    """
+    attention = maps_lhw[tokens].mean(dim=0)[None, None]
+    mask = F.interpolate(attention, (image_size, image_size), mode="bilinear")[0, 0]
+    mask = mask - mask.min()
+    mask = mask / mask.max().clamp_min(torch.finfo(mask.dtype).tiny)
+    mask = torch.where(mask > SQUASH_ABOVE, mask.sqrt(), mask)
+    return soften(mask)
+
+
+def soften(mask_hw: Tensor) -> Tensor:
+    """Erosion, dilation and Gaussian blur at the paper's sizes, scaled to the image."""
+    scale = mask_hw.shape[-1] / PAPER_SIZE
+    mask = mask_hw[None, None]
+    mask = -_dilate(-mask, round(EROSION * scale))
+    mask = _dilate(mask, round(DILATION * scale))
+    return _blur(mask, BLUR_KERNEL * scale, BLUR_SIGMA * scale)[0, 0].clamp(0, 1)
+
+
+def latent_mask(mask_hw: Tensor, latent_size: int) -> Tensor:
+    """The mask averaged to latent size (h, w)."""
+    return F.adaptive_avg_pool2d(mask_hw[None, None], latent_size)[0, 0]
+
+
+def blending(mask_hw: Tensor, trajectory: Tensor, fraction: float) -> Blending:
+    """Keeps the source where ``mask_hw`` (at latent size) is 1, for the first ``fraction`` of T.
+
+    trajectory: (T + 1, C, h, w) of an Inversion.
+    """
+    steps = len(trajectory) - 1
+    weights = tuple(float(i / steps < fraction) for i in range(steps))
+    return Blending(mask_hw, trajectory[:-1], weights)
+
+
+def _dilate(mask: Tensor, radius: int) -> Tensor:
+    return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+
+
+def _blur(mask: Tensor, kernel: float, sigma: float) -> Tensor:
+    radius = max(math.floor(kernel / 2), 1)
+    x = torch.arange(-radius, radius + 1, dtype=mask.dtype, device=mask.device)
+    weights = torch.softmax(-(x**2) / (2 * sigma**2), dim=0)
+    padded = F.pad(mask, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))

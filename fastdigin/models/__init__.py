@@ -1,0 +1,1 @@
+"""Frozen networks: loading them, and calling them on images and latents."""

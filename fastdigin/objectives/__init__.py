@@ -1,0 +1,21 @@
+"""Losses on images and latents: what a job asks of its image.
+
+A loss is called with a candidate, which has ``image`` (3,H,W) in [0,1], ``latents`` (C,h,w) and
+``key``, and returns an unweighted scalar to be minimised; it carries a ``name`` and a ``weight``.
+A ``key`` (job seed, iteration, loss step) asks for the random crops of that moment, None for the
+plain image.
+"""
+
+from fastdigin.objectives.augmentation import Cutouts
+from fastdigin.objectives.classification import ClassConfidence
+from fastdigin.objectives.distances import Distance, LpipsDistance, load_lpips
+from fastdigin.objectives.neurons import NeuronActivation
+
+__all__ = [
+    "ClassConfidence",
+    "Cutouts",
+    "Distance",
+    "LpipsDistance",
+    "NeuronActivation",
+    "load_lpips",
+]

@@ -1,0 +1,61 @@
+"""Making a classifier more, or less, sure of a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.objectives.augmentation import Cutouts, views
+
+FORMS = ("conf", "log_conf", "logits")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassConfidence:
+    """Raises (``maximise``) or lowers a classifier's confidence p in one class.
+
+    Minimised, as a mean over the crops, z being the logits and c the class:
+
+        form        maximise                      otherwise
+        conf        1 - p                         p
+        log_conf    -log p  (cross-entropy)       log p  (without a lower bound)
+        logits      max_{j != c} z_j - z_c        z_c - max_{j != c} z_j
+
+    index: the class, as an index or a name. cutouts: None looks at the plain image always.
+    (DiG-IN's code takes "log_conf" for counterfactuals and "conf" for disagreement.)
+
+    Raises UserError for a class the classifier does not have and for an unknown form.
+    """
+
+    classifier: Classifier
+    index: int | str
+    form: Literal["conf", "log_conf", "logits"] = "log_conf"
+    maximise: bool = True
+    weight: float = 1.0
+    cutouts: Cutouts | None = None
+    name: str = "confidence"
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UserError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
+        object.__setattr__(self, "index", self.classifier.class_index(self.index))
+
+    def __call__(self, candidate: Any) -> Tensor:
+        """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
+        images = views(candidate.image, self.classifier.size, self.cutouts, candidate.key)
+        logits = self.classifier.logits(images)
+        if self.form == "conf":
+            confidence = torch.softmax(logits, dim=1)[:, self.index].mean()
+            return 1 - confidence if self.maximise else confidence
+        if self.form == "log_conf":
+            score = torch.log_softmax(logits, dim=1)[:, self.index]
+        else:
+            is_class = torch.arange(logits.shape[1], device=logits.device) == self.index
+            others = logits.masked_fill(is_class, -torch.inf).max(dim=1).values
+            score = logits[:, self.index] - others
+        return -score.mean() if self.maximise else score.mean()

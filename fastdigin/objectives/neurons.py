@@ -1,0 +1,46 @@
+"""Making one neuron of a classifier fire more, or less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.objectives.augmentation import Cutouts, views
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronActivation:
+    """Raises (``maximise``) or lowers the activation of a neuron, as a mean over the crops.
+
+    Minimised: -activation / scale, or activation / scale. scale: the neuron's largest activation
+    over the data set, so that one weight suits all neurons. Neurons are looked at on the plain
+    image unless cutouts are given. (DiG-IN's neuron visualisations and neuron counterfactuals.)
+
+    Raises UserError for a neuron the classifier's layer does not have and for a scale not above 0.
+    """
+
+    classifier: Classifier
+    neuron: int
+    maximise: bool = True
+    scale: float = 1.0
+    weight: float = 1.0
+    cutouts: Cutouts | None = None
+    name: str = "activation"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "neuron", self.classifier.check_neuron(self.neuron))
+        if not self.scale > 0:
+            raise UserError(
+                f"scale of neuron {self.neuron} must be above 0, got {self.scale}: give its "
+                "largest activation over a data set, or 1."
+            )
+
+    def __call__(self, candidate: Any) -> Tensor:
+        """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
+        images = views(candidate.image, self.classifier.size, self.cutouts, candidate.key)
+        activation = self.classifier.activations(images)[:, self.neuron].mean() / self.scale
+        return -activation if self.maximise else activation

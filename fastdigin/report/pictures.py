@@ -1,0 +1,101 @@
+"""Pictures for people: differences, enlargements, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+# The difference picture's colours. A dark middle keeps unchanged regions quiet on any page.
+UNCHANGED = (22, 24, 30)
+BRIGHTER = (255, 176, 64)
+DARKER = (72, 156, 255)
+RECOLOURED = (226, 226, 232)
+FULL_SCALE = 0.4
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def difference_picture(before: Tensor, after: Tensor) -> Tensor:
+    """What changed from ``before`` to ``after``, both (3,H,W) in [0,1], as a (3,H,W) picture.
+
+    Intensity is the size of the change (root mean square over the channels): dark where nothing
+    changed, full from FULL_SCALE on. Hue is its direction: orange where the image became
+    brighter, blue where it became darker, pale where the colour changed at equal brightness. The
+    scale is fixed, so pictures of different jobs can be compared.
+    """
+    change = (after - before).detach().float().cpu()
+    size = change.square().mean(0).sqrt()
+    # Luma in [-size, size] up to a factor; the quotient is a direction and free of the size.
+    brightness = torch.einsum("chw,c->hw", change, change.new_tensor(_LUMA))
+    direction = (brightness / size.clamp_min(1e-6)).clamp(-1, 1)
+    unchanged, brighter, darker, recoloured = (
+        change.new_tensor(colour)[:, None, None] / 255
+        for colour in (UNCHANGED, BRIGHTER, DARKER, RECOLOURED)
+    )
+    towards = torch.where(direction > 0, brighter, darker)
+    hue = recoloured + (towards - recoloured) * direction.abs()
+    intensity = (size / FULL_SCALE).clamp(0, 1)
+    return unchanged + (hue - unchanged) * intensity
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A (3,H,W) image or (H,W) or (1,H,W) mask in [0,1] as 8-bit RGB or L; NaN becomes black."""
+    if image.ndim == 3 and image.shape[0] == 1:
+        image = image[0]
+    if image.ndim != 2 and (image.ndim != 3 or image.shape[0] != 3):
+        raise ValueError(f"expected an image (3,H,W) or a mask (H,W), got {tuple(image.shape)}")
+    pixels = image.detach().float().nan_to_num(0.0).clamp(0, 1).mul(255).round().byte().cpu()
+    if pixels.ndim == 3:
+        pixels = pixels.permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+
+
+def enlarge(picture: Image.Image, side: int) -> Image.Image:
+    """``picture`` with its longer side at ``side`` pixels.
+
+    Lanczos both ways: photographs of 64 pixels read better smooth than as blocks. Masks are
+    pictures like any other here.
+    """
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Tensor]],
+    row_captions: Sequence[str] = (),
+    column_captions: Sequence[str] = (),
+    side: int = 144,
+    gap: int = 8,
+) -> Image.Image:
+    """Images of any sizes as one picture: a row a job, captions above the columns and on the left.
+
+    ``rows`` may differ in length; every image (3,H,W) or mask (H,W) is fitted into ``side``
+    pixels. Raises ValueError when there is nothing to show.
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if columns == 0:
+        raise ValueError("contact_sheet needs at least one image")
+    font = ImageFont.load_default(max(11, side // 11))
+    line = font.getbbox("Ág")[3] + 4
+    left = max((round(font.getlength(text)) for text in row_captions), default=-gap) + gap
+    top = line if column_captions else 0
+    width = gap + left + columns * (side + gap)
+    sheet = Image.new("RGB", (width, gap + top + len(rows) * (side + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, text in enumerate(column_captions):
+        draw.text((gap + left + column * (side + gap) + side / 2, gap), text,
+                  fill="#333", font=font, anchor="ma")
+    for index, row in enumerate(rows):
+        y = gap + top + index * (side + gap)
+        if index < len(row_captions):
+            draw.text((gap, y + side / 2), row_captions[index], fill="#333", font=font, anchor="lm")
+        for column, image in enumerate(row):
+            picture = enlarge(to_pil(image), side)
+            x = gap + left + column * (side + gap)
+            sheet.paste(picture, (x + (side - picture.width) // 2,
+                                  y + (side - picture.height) // 2))
+    return sheet

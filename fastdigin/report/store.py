@@ -1,0 +1,289 @@
+"""The results folder of a run: one JSON line per finished job, its pictures, its settings.
+
+A folder OUT holds
+
+    run.json         {task: settings}; several tasks may share one folder
+    results.jsonl    one record a line, appended as jobs finish
+    images/TASK/     the PNG files which the records name, relative to OUT
+
+Appending is the only change ever made to the records, so a run that is killed loses at most the
+line it was writing, and the same command continues where it stopped.
+
+Keys of every record: task, id, status ("done" or "failed"), error (failed only), seed, iterations,
+seconds, caption (one sentence), history (one {"total": loss, name: value, ...} per iteration from
+0; names with "confidence" or "activation" in them are drawn as curves), best_iteration, and the
+pictures image, initial_image, difference, mask, input_image (paths below OUT, or null).
+
+Further keys, by task; confidences are in [0,1], any value may be null where unknown:
+    counterfactual         source, target, target_confidence_before, target_confidence, flipped,
+                           judge_prediction, background_l1, foreground_l1
+    disagreement           class, f_confidence_before, f_confidence, g_confidence_before,
+                           g_confidence
+    neurons                neuron, word, activation_before, activation, max_other_activation,
+                           dataset_max_activation, cross_activations ({neuron: activation on this
+                           image / that neuron's maximum over the data set})
+    neuron-counterfactual  neuron, direction, activation_before, activation, background_before,
+                           background_after, class_confidence_before, class_confidence,
+                           foreground_l1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fastdigin.errors import UserError
+from fastdigin.report.pictures import to_pil
+
+TASKS = ("counterfactual", "disagreement", "neurons", "neuron-counterfactual")
+IMAGE_KEYS = ("image", "initial_image", "input_image", "difference", "mask")
+RESULTS_FILE = "results.jsonl"
+RUN_FILE = "run.json"
+
+log = logging.getLogger(__name__)
+
+
+class ResultStore:
+    """The results of one task in the folder OUT.
+
+    ``out`` is created when missing. ``settings`` is whatever decides the results (JSON values,
+    paths and tuples included); a folder that already holds this task with other settings is
+    refused, because its finished jobs would be mixed with different ones.
+
+    Raises UserError when the folder cannot be written or belongs to another run.
+    """
+
+    def __init__(self, out: Path | str, task: str, settings: Mapping):
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {TASKS}, not {task!r}")
+        self.out = Path(out)
+        self.task = task
+        self.settings = jsonable(settings)
+        self._results = self.out / RESULTS_FILE
+        _check_writable(self.out)
+        runs = read_runs(self.out)
+        if task in runs:
+            _check_same_settings(self.out, task, runs[task], self.settings)
+        else:
+            text = json.dumps({**runs, task: self.settings}, indent=2, allow_nan=False) + "\n"
+            write_atomically(self.out / RUN_FILE, lambda file: file.write(text.encode()))
+        _drop_torn_line(self._results)
+
+    def records(self) -> list[dict]:
+        """Every job's last record, all tasks of the folder, in the order of first appearance."""
+        return read_records(self.out)
+
+    def finished(self) -> set[tuple[str, str]]:
+        """The (task, id) of every job that needs no second run."""
+        return {(r["task"], r["id"]) for r in self.records() if r["status"] == "done"}
+
+    def append(self, record: Mapping) -> None:
+        """Writes one record (keys: see the top of this file) and returns when it is on the disk.
+
+        The pictures it names must exist: a record is the promise that its job is complete.
+        Numbers that are not finite are written as null.
+        """
+        record = jsonable({"task": self.task, **record})
+        if record["task"] != self.task:
+            raise ValueError(f"this store keeps {self.task!r} records, not {record['task']!r}")
+        if not _is_record(record):
+            raise ValueError("a record needs an id and a status, 'done' or 'failed'")
+        for key in IMAGE_KEYS:
+            if record.get(key) and picture_path(self.out, record[key]) is None:
+                raise ValueError(f"record {record['id']!r}: {key} {record[key]!r} is not a file "
+                                 "below the results folder; save it with save_image first")
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        with self._results.open("ab") as file:
+            # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
+            file.write(line.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save_image(self, name: str, image: Tensor) -> str:
+        """Writes a (3,H,W) image or a (H,W) mask in [0,1] as PNG; returns its path below OUT.
+
+        The same name always gives the same path (a retry replaces its own pictures), and
+        different names never share one.
+        """
+        relative = f"images/{self.task}/{safe_name(name)}.png"
+        path = self.out / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = to_pil(image)
+        write_atomically(path, lambda file: picture.save(file, format="PNG"))
+        return relative
+
+
+def read_records(out: Path | str) -> list[dict]:
+    """The records in OUT/results.jsonl, the last one of each (task, id); [] without the file.
+
+    Lines that are no records (a run was killed while writing) are skipped with a warning: their
+    jobs count as not done.
+    """
+    path = Path(out) / RESULTS_FILE
+    if not path.exists():
+        return []
+    last: dict[tuple[str, str], dict] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            record = _parse(line)
+            if record is not None:
+                last[record["task"], record["id"]] = record
+            elif line.strip():
+                log.warning("%s, line %d, is not a complete record and is skipped", path, number)
+    return list(last.values())
+
+
+def read_runs(out: Path | str) -> dict[str, dict]:
+    """The settings of every task in OUT, {task: settings}; {} for a folder without a run."""
+    out = Path(out)
+    path = out / RUN_FILE
+    if not path.exists():
+        if (out / RESULTS_FILE).exists():
+            raise UserError(f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
+                            "settings are unknown; choose another --out.")
+        return {}
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        runs = None
+    if not isinstance(runs, dict) or not all(isinstance(s, dict) for s in runs.values()):
+        raise UserError(f"--out '{out}' holds a {RUN_FILE} that is not from fastdigin; "
+                        "choose another --out.")
+    return runs
+
+
+def picture_path(out: Path, relative: str | None) -> Path | None:
+    """The file that a record names, or None where it is missing or lies outside OUT."""
+    if not relative:
+        return None
+    path = (out / relative).resolve()
+    return path if path.is_relative_to(out.resolve()) and path.is_file() else None
+
+
+def safe_name(name: str) -> str:
+    """A file name for any text, without its suffix; different texts give different names.
+
+    Lower-case letters, digits, '.', '_' and '-' pass unchanged. Whatever had to be altered gets
+    a hash of the original, and so does a name which looks as if it had one.
+    """
+    plain = re.sub(r"[^a-z0-9._-]+", "_", name.lower()).strip("._-")[:80]
+    if plain == name and not re.search(r"-[0-9a-f]{12}$", name):
+        return plain
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{plain or 'image'}-{digest}"
+
+
+def write_atomically(path: Path, write: Callable) -> None:
+    """Calls ``write(file)`` on a temporary binary file and renames it to ``path``."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        # mkstemp files are private to the user; results are meant to be shared.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def jsonable(value):
+    """``value`` as plain JSON values: paths as text, tensors as numbers, NaN and inf as None."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((jsonable(item) for item in value), key=str)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # tensors and NumPy values of any shape
+        return jsonable(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(b"fastdigin")
+            file.flush()
+    except FileExistsError:
+        raise UserError(f"--out '{out}' is a file; name a folder.") from None
+    except OSError as error:
+        raise UserError(f"--out '{out}' cannot be written ({error.strerror}); "
+                        "name a folder that you may write to.") from None
+
+
+def _check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
+    old, new = flatten(old), flatten(new)
+    missing = object()
+    differing = [key for key in [*new, *(key for key in old if key not in new)]
+                 if old.get(key, missing) != new.get(key, missing)]
+    if not differing:
+        return
+    shown = [f"{key}: {_show(old, key)} there, {_show(new, key)} here" for key in differing[:3]]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise UserError(f"--out '{out}' holds a {task} run with other settings "
+                    f"({'; '.join(shown)}{more}); name another --out, "
+                    "or use the same settings to continue that run.")
+
+
+def flatten(settings: Mapping, prefix: str = "") -> dict:
+    """Nested settings as one level, {'optimizer.lr': 0.01}."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _show(settings: dict, key: str) -> str:
+    text = json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Makes the next append start on a fresh line: the last one may lack its end."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        tail = content[content.rfind(b"\n") + 1:]
+        if not tail:
+            return
+        if _parse(tail) is not None:
+            file.write(b"\n")
+        else:
+            file.truncate(len(content) - len(tail))
+
+
+def _parse(line: bytes) -> dict | None:
+    try:
+        record = jsonable(json.loads(line))  # NaN, which other programs write, becomes None
+    except ValueError:  # also undecodable bytes
+        return None
+    return record if _is_record(record) else None
+
+
+def _is_record(record) -> bool:
+    return (isinstance(record, dict) and isinstance(record.get("task"), str)
+            and isinstance(record.get("id"), (str, int))
+            and record.get("status") in ("done", "failed"))

@@ -1,0 +1,116 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastdigin.errors import UserError
+from fastdigin.models.resampling import resample_crops
+from fastdigin.objectives import augmentation
+from fastdigin.objectives.augmentation import Cutouts, _stable_hash, views
+
+KEY = (7, 3, 1)
+
+
+def random_image(side=24, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(3, side, side, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def crop_boxes(monkeypatch, cutouts, full, size):
+    """(tops, lefts, sides) of the crops that the cutouts ask for."""
+    boxes = []
+
+    def spy(image, tops, lefts, sides, size):
+        boxes.extend((tops, lefts, sides))
+        return resample_crops(image, tops, lefts, sides, size)
+
+    monkeypatch.setattr(augmentation, "resample_crops", spy)
+    cutouts(random_image(full), size, KEY)
+    return boxes
+
+
+def test_crops_are_a_function_of_the_key_alone():
+    image, cutouts = random_image(), Cutouts(count=4)
+    first = cutouts(image, 12, KEY)
+    torch.manual_seed(99)
+    torch.rand(5)
+    assert torch.equal(cutouts(image, 12, KEY), first)
+    for other in ((8, 3, 1), (7, 4, 1), (7, 3, 2), (73, 1, 1)):
+        assert not torch.allclose(cutouts(image, 12, other), first, atol=1e-3)
+
+
+def test_drawing_crops_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    Cutouts(count=2)(random_image(), 12, KEY)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_keys_hash_alike_in_another_process():
+    code = "from fastdigin.objectives.augmentation import _stable_hash as h; print(h((7, 3, 1)))"
+    output = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"],
+        capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "123"},
+    )  # fmt: skip
+    assert int(output.stdout) == _stable_hash(KEY) < 2**63
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_precision_sees_the_same_crops_and_noise(dtype):
+    image = random_image(dtype=dtype)
+    exact = Cutouts(noise=0.1)(image.double(), 12, KEY)
+    actual = Cutouts(noise=0.1)(image, 12, KEY)
+    assert actual.dtype == dtype
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), exact, rtol=0, atol=tolerance)
+
+
+def test_sides_and_places(monkeypatch):
+    tops, lefts, sides = crop_boxes(monkeypatch, Cutouts(count=4000, noise=0), full=16, size=8)
+    assert sides.min() >= 8 and sides.max() <= 16
+    assert abs(sides.median() - (8 + 8 * 0.5**0.3)) < 0.1
+    for starts in (tops, lefts):
+        assert starts.min() >= 0 and (starts + sides).max() <= 16
+        share = starts / (16 - sides)
+        assert abs(share.mean() - 0.5) < 0.02 and share.min() < 0.01 and share.max() > 0.99
+    assert (
+        abs(torch.corrcoef(torch.stack([tops / (16 - sides), lefts / (16 - sides)]))[0, 1]) < 0.05
+    )
+
+
+@pytest.mark.parametrize(("size", "smallest"), [(20, 20), (48, 48), (64, 48), (224, 48)])
+def test_classifier_as_large_as_the_image_still_gets_different_crops(monkeypatch, size, smallest):
+    # With a large power most sides are the smallest.
+    sides = crop_boxes(monkeypatch, Cutouts(power=20.0, noise=0), full=64, size=size)[2]
+    assert abs(sides.min() - smallest) < 1e-3
+    default = crop_boxes(monkeypatch, Cutouts(noise=0), full=64, size=size)[2]
+    assert default.std() > 0.5
+
+
+def test_noise_has_its_standard_deviation():
+    image = torch.full((3, 24, 24), 0.5)
+    crops = Cutouts(count=64, noise=0.02)(image, 16, KEY)
+    assert abs((crops - 0.5).std() - 0.02) < 5e-4
+    assert torch.allclose(Cutouts(noise=0)(image, 16, KEY), torch.tensor(0.5))
+
+
+def test_differentiable():
+    image = random_image(9).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: Cutouts(count=2)(x, 5, KEY), image, fast_mode=True)
+
+
+def test_views_without_key_or_cutouts_are_the_plain_image():
+    image = random_image()
+    assert torch.equal(views(image, 12, None, KEY), image[None])
+    assert torch.equal(views(image, 12, Cutouts(), None), image[None])
+    assert views(image, 12, Cutouts(), KEY).shape == (16, 3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"count": 0}, {"power": 0}, {"noise": -1}, {"min_fraction": 1.5}]
+)
+def test_impossible_settings(setting):
+    with pytest.raises(UserError, match=str(next(iter(setting)))):
+        Cutouts(**setting)

@@ -1,0 +1,54 @@
+"""Difference pictures, enlargement, contact sheets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from fastdigin.report import contact_sheet, difference_picture, enlarge, to_pil
+from fastdigin.report.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
+
+
+def colour(before, after):
+    picture = difference_picture(*(torch.tensor(c).float()[:, None, None] for c in (before, after)))
+    assert picture.shape == (3, 1, 1)
+    return tuple((picture[:, 0, 0] * 255).round().int().tolist())
+
+
+def test_difference_shows_size_and_direction():
+    assert colour((0.3, 0.3, 0.3), (0.3, 0.3, 0.3)) == UNCHANGED
+    assert colour((0, 0, 0), (1, 1, 1)) == BRIGHTER
+    assert colour((1, 1, 1), (0, 0, 0)) == DARKER
+    # More red and less green, at equal luma.
+    shift = colour((0.1, 0.5, 0.5), (0.9, 0.5 - 0.8 * 0.299 / 0.587, 0.5))
+    assert shift == pytest.approx(RECOLOURED, abs=1)
+    assert sum(colour((0.5,) * 3, (0.55,) * 3)) < sum(colour((0.5,) * 3, (0.7,) * 3))
+
+
+def test_difference_is_finite_and_in_range():
+    before, after = torch.rand(3, 16, 16), torch.rand(3, 16, 16, requires_grad=True)
+    picture = difference_picture(before, after)
+    assert picture.min() >= 0 and picture.max() <= 1 and not picture.requires_grad
+
+
+def test_enlarge_keeps_the_proportions():
+    assert enlarge(Image.new("RGB", (64, 32)), 160).size == (160, 80)
+    assert enlarge(Image.new("L", (512, 512)), 160).size == (160, 160)
+
+
+def test_contact_sheet_places_every_image():
+    red, mask = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8), torch.ones(8, 8)
+    sheet = contact_sheet([[red, mask], [red]], side=40, gap=4)
+    assert sheet.size == (4 + 2 * 44, 4 + 2 * 44)
+    assert sheet.getpixel((24, 24)) == (255, 0, 0) and sheet.getpixel((24, 68)) == (255, 0, 0)
+    assert sheet.getpixel((68, 68)) == (255, 255, 255), "the shorter row ends in white"
+    captioned = contact_sheet([[red]], ["a job"], ["before"], side=40, gap=4)
+    assert captioned.width > 48 and captioned.height > 48
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])
+
+
+def test_to_pil_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"\(4, 8, 8\)"):
+        to_pil(torch.rand(4, 8, 8))
