@@ -38,7 +38,7 @@ def hook_cross_attention(unet):
 
 
 def ddim_step(scheduler, i, z, output):
-    """(z_prev, x0) of step i of the scheduler's timesteps, DDIM with eta = 0 (Song et al., eq. 12)."""
+    """(z_prev, x0) of step i of the scheduler's timesteps, eta = 0 (Song et al., eq. 12)."""
     t = int(scheduler.timesteps[i])
     previous = t - scheduler.config.num_train_timesteps // len(scheduler.timesteps)
     abar = scheduler.alphas_cumprod.double()
@@ -69,10 +69,10 @@ def sample(unet, scheduler, z, conditioning, null_text, guidance, injection=None
         if injection is not None and injection[0][i] > 0:
             weights, source_text, source_z, m = injection
             with torch.no_grad():
-                unet(source_z[i], t, source_text).sample
+                unet(source_z[i], t, source_text)  # records its maps
             for layer in layers:
-                source_map, w = layer.recorded, weights[i]
-                layer.edit = lambda a, s=source_map, w=w: w * (s @ m.T) + (1 - w) * a
+                injected, w = layer.recorded @ m.T, weights[i]
+                layer.edit = lambda a, injected=injected, w=w: w * injected + (1 - w) * a
         output = unet(z, t, conditioning[i]).sample
         for layer in layers:
             layer.edit = None

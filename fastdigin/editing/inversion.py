@@ -95,9 +95,7 @@ def _invert_batch(model, images, prompts, settings, real, on_step) -> list[Inver
         if on_step is not None:
             on_step(share)
     return [
-        Inversion(
-            prompt, trajectory[i], cond[i], None if null is None else null[i], encoded[i]
-        )
+        Inversion(prompt, trajectory[i], cond[i], None if null is None else null[i], encoded[i])
         for i, prompt in enumerate(prompts)
     ]
 
@@ -123,7 +121,8 @@ def _unguided_trajectory(model, z, cond, steps) -> Tensor:
     path = [z]
     for i in range(steps):
         row = table.step[i].to(z).expand(len(z), 4)
-        z, _ = guided_step(model, z, cond, None, Step(table.timesteps[i].to(z.device).expand(len(z)), row, None))
+        t = table.timesteps[i].to(z.device).expand(len(z))
+        z, _ = guided_step(model, z, cond, None, Step(t, row, None))
         path.append(z)
     return torch.stack(path, dim=1)
 
@@ -170,7 +169,8 @@ def null_text_optimisation(
                 continue
             close = distances[s] < settings.tolerance * (1 + 2 * i)
             if close or tries[s] >= settings.null_text_steps:
-                nulls[s, i], z[s], trajectory[s, i + 1] = null[s], z_prev[s].detach(), z_prev[s].detach()
+                nulls[s, i], z[s] = null[s], z_prev[s].detach()
+                trajectory[s, i + 1] = z[s]
                 at[s], tries[s] = i + 1, 0
                 optimisers[s] = _Adam(settings.learning_rate * (1 - 0.5 * (i + 1) / steps))
             else:

@@ -50,9 +50,9 @@ class BatchSteps(Sequence[Step]):
         if not any(weights):
             return None
         # A job that does not inject at this step stands in the batch with zeros and weight 0.
-        model, batch = next(x for x in injections if x is not None), len(self._jobs)
+        example = next(x for x, w in zip(injections, weights, strict=True) if w)
         layers = {}
-        for name, source in model.layers.items():
+        for name, source in example.layers.items():
             rows = [x.layers[name] if w else None for x, w in zip(injections, weights, strict=True)]
             layers[name] = SourceAttention(
                 _stack([None if r is None else r.tensor[i] for r in rows], self._network_place),
@@ -60,9 +60,8 @@ class BatchSteps(Sequence[Step]):
                 if source.keys is None
                 else _stack([None if r is None else r.keys for r in rows], self._network_place),
             )
-        mapping = _stack([x.mapping if w else None for x, w in zip(injections, weights, strict=True)],
-                         self._network_place)  # fmt: skip
-        assert len(mapping) == batch
+        mappings = [x.mapping if w else None for x, w in zip(injections, weights, strict=True)]
+        mapping = _stack(mappings, self._network_place)
         return InjectedAttention(layers, mapping, torch.tensor(weights, **self._network_place))
 
     def _blend(self, i: int) -> tuple[Tensor, Tensor] | None:
@@ -82,4 +81,5 @@ class BatchSteps(Sequence[Step]):
 def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:
     """Stacks rows of one shape; None stands for zeros."""
     example = next(row for row in rows if row is not None)
-    return torch.stack([torch.zeros_like(example) if row is None else row for row in rows]).to(**place)
+    filled = [torch.zeros_like(example) if row is None else row for row in rows]
+    return torch.stack(filled).to(**place)

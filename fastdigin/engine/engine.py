@@ -197,7 +197,9 @@ def _failing_alone(slot: Slot) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        log.warning("job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError))
+        log.warning(
+            "job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError)
+        )
         slot.fail(f"{type(error).__name__}: {error}")
 
 

@@ -7,7 +7,7 @@ A Job is one image's optimisation, complete in itself. Latents are (C, h, w), te
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -103,13 +103,6 @@ class Settings:
     def guided(self) -> bool:
         """Whether a null branch runs at all."""
         return self.guidance_scale != 1.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.early_stop is not None:
-            values["early_stop"] = {f.name: getattr(self.early_stop, f.name) for f in fields(self.early_stop)}
-        return values | {"variables": list(self.variables)}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _step_vjp(model, z, cond, null, step: Step, grad_z_prev, grad_x0):
     """Recomputes one step and pulls its gradients back: the joint function of the backward."""
     variables = [x.detach().requires_grad_() for x in (z, cond, null) if x is not None]
     with torch.enable_grad():
-        z_prev, x0 = guided_step(model, *variables[:2], variables[2] if null is not None else None, step)
+        z_prev, x0 = guided_step(model, *variables, *([None] if null is None else []), step)
         pulled = [(o, g) for o, g in ((z_prev, grad_z_prev), (x0, grad_x0)) if g is not None]
         outputs, gradients = zip(*pulled, strict=True)
         found = torch.autograd.grad(outputs, variables, gradients)

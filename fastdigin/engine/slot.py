@@ -66,9 +66,7 @@ class Slot:
         stop = self.job.settings.early_stop
         stopped = stop is not None and self._below >= stop.held_for
         return (
-            self.error is None
-            and not stopped
-            and len(self.history) <= self.job.settings.iterations
+            self.error is None and not stopped and len(self.history) <= self.job.settings.iterations
         )
 
     def fail(self, reason: str) -> None:
@@ -97,7 +95,9 @@ class Slot:
         row = {"total": float(total)} | {k: float(v) for k, v in (terms | monitors).items()}
         for name in ("total", *terms):
             if not math.isfinite(row[name]):
-                raise FloatingPointError(f"loss {name!r} is {row[name]} at iteration {self.iteration}")
+                raise FloatingPointError(
+                    f"loss {name!r} is {row[name]} at iteration {self.iteration}"
+                )
         self.history.append(row)
         if self.initial_image is None:
             self.initial_image = image_3hw.detach().cpu()
@@ -131,7 +131,9 @@ class Slot:
             if settings.normalise_gradients:
                 variable.grad /= variable.grad.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
             if settings.clip_gradients is not None:
-                torch.nn.utils.clip_grad_norm_([variable], settings.clip_gradients, norm_type=math.inf)
+                torch.nn.utils.clip_grad_norm_(
+                    [variable], settings.clip_gradients, norm_type=math.inf
+                )
         self._optimiser.step()
         self._schedule.step()
         if "latents" in self._optimised:
@@ -174,7 +176,11 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
             )
         texts["null_text"] = job.null_text
     for name, text in texts.items():
-        if text.shape[-1] != width or (text.ndim == 3 and len(text) != steps) or text.ndim not in (2, 3):
+        if (
+            text.shape[-1] != width
+            or (text.ndim == 3 and len(text) != steps)
+            or text.ndim not in (2, 3)
+        ):
             raise UserError(
                 f"job {job.id!r}: {name} has shape {tuple(text.shape)}, wanted (L, {width}) or "
                 f"(T, L, {width}) with T = {steps} steps"

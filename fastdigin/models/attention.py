@@ -121,4 +121,6 @@ def attention_map(queries: Tensor, keys: Tensor) -> Tensor:
 def install_processors(unet) -> None:
     """Gives every attention layer of a diffusers U-Net our processor."""
     names = list(unet.attn_processors)
-    unet.set_attn_processor({name: AttentionProcessor(name.removesuffix(".processor")) for name in names})
+    unet.set_attn_processor(
+        {name: AttentionProcessor(name.removesuffix(".processor")) for name in names}
+    )

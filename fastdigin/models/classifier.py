@@ -6,6 +6,7 @@ normalisation are part of the classifier and differentiable.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 from collections.abc import Sequence
@@ -87,6 +88,14 @@ class Classifier:
             network, config = _load_timm(name)
         settings = {key: config[key] for key in ("size", "mean", "std", "classes")}
         return cls(network, name=spec, **settings)
+
+    def at_layer(self, layer: str) -> Classifier:
+        """The same classifier with the neurons of another named module; shares the network."""
+        other = copy.copy(self)
+        other.__dict__.pop("num_neurons", None)  # cached for the old layer
+        other._check_layer(layer)
+        other.layer = layer
+        return other
 
     @property
     def device(self) -> torch.device:

@@ -180,7 +180,8 @@ def _resolve(source: str) -> str:
             )
         return str(path)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        hint = " (did you mean 'embedded'?)" if difflib.get_close_matches(source, [EMBEDDED]) else ""
+        similar = difflib.get_close_matches(source, [EMBEDDED])
+        hint = " (did you mean 'embedded'?)" if similar else ""
         raise UserError(
             f"model {source!r} is neither 'embedded', nor an existing folder, nor a hub id of the "
             f"form owner/name{hint}"

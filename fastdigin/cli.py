@@ -1,0 +1,141 @@
+"""The command line: one command per task, and demo and info.
+
+stdout carries results (JSON lines with --json), stderr progress and logs. Exit codes: 0 all jobs
+done, 1 some failed (the rest are kept), 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastdigin import __version__
+from fastdigin.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
+    logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
+    # Imported late, so that --help and usage errors answer at once.
+    from fastdigin import commands
+
+    try:
+        return getattr(commands, options.command.replace("-", "_"))(options)
+    except UserError as error:
+        print(f"fastdigin {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdigin", description="Look inside image classifiers with diffusion models."
+    )
+    parser.add_argument("--version", action="version", version=f"fastdigin {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = _command(commands, "demo", "all four tasks on packaged photos, no download")
+    demo.add_argument("--per-task", type=_count, default=4, metavar="N", help="jobs (default 4)")
+    _common(demo, out="demo")
+
+    task = _command(commands, "counterfactual", "what must change for the classifier to say TARGET")
+    _images(task)
+    task.add_argument("--classifier", required=True, metavar="C", help="embedded:NAME, timm:NAME")
+    task.add_argument("--target", metavar="CLASS", help="name or index (not for embedded:pairs)")
+    task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
+    task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
+    task.add_argument("--judge", metavar="C", help="independent classifier to ask afterwards")
+    _job_options(task, out="counterfactuals")
+
+    task = _command(commands, "disagree", "images that F is sure of and G denies")
+    task.add_argument("--f", required=True, metavar="F", help="classifier whose confidence rises")
+    task.add_argument("--g", required=True, metavar="G", help="classifier whose confidence falls")
+    task.add_argument("--classes", required=True, type=_list, metavar="A,B")
+    task.add_argument("--seeds", type=_count, default=1, metavar="N", help="images per class")
+    task.add_argument("--objective", choices=("conf", "log_conf", "logits"))
+    _job_options(task, out="disagreements")
+
+    task = _command(commands, "neurons", "images that make single neurons fire")
+    task.add_argument("--classifier", required=True, metavar="C")
+    task.add_argument("--neurons", required=True, type=_list, metavar="3,17")
+    task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
+    task.add_argument("--words", metavar="FILE", help="one word a line, to start from")
+    task.add_argument("--direction", choices=("max", "min"), default="max")
+    task.add_argument("--per-neuron", type=_count, default=1, metavar="N", help="images per neuron")
+    task.add_argument(
+        "--images", nargs="+", default=["embedded:photos"], metavar="IMAGES",
+        help="the data set that neurons are compared with (default: embedded:photos)",
+    )  # fmt: skip
+    _job_options(task, out="neurons")
+
+    task = _command(commands, "neuron-counterfactual", "change what a neuron sees, keep the object")
+    _images(task)
+    task.add_argument("--classifier", required=True, metavar="C")
+    task.add_argument("--neuron", required=True, metavar="N")
+    task.add_argument("--direction", required=True, choices=("max", "min"))
+    task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
+    task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
+    task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
+    _job_options(task, out="neuron-counterfactuals")
+
+    _command(commands, "info", "versions, devices and backends in use")
+    return parser
+
+
+def _command(commands, name: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more on stderr")
+    return parser
+
+
+def _images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES",
+        help="files, folders, CSV or JSONL tables, embedded:photos or embedded:pairs",
+    )  # fmt: skip
+
+
+def _common(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), metavar="DIR", help=f"(default {out})"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+
+
+def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
+    _common(parser, out)
+    parser.add_argument(
+        "--model", default="embedded", metavar="MODEL",
+        help="embedded, a hub id or a local diffusers folder (default embedded)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, metavar="T", help="DDIM steps (default 20)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="updates (default 20)")
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N inputs")
+    parser.add_argument("--slots", type=_count, default=8, metavar="S", help="images at a time")
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a count of at least 1, got {text!r}")
+    return value
+
+
+def _list(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise argparse.ArgumentTypeError("is empty: name at least one, separated by commas")
+    return parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The demo: all four tasks on packaged photos, chosen so that each answer can be checked.
+
+The classifier "spurious" was trained with sneakers almost always on grass, sandals on brick and
+bags on gravel. Disagreement and the neuron tasks should find just that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from itertools import chain, islice
+
+from torch import Tensor
+
+from fastdigin import embedded
+from fastdigin.engine.engine import Engine
+from fastdigin.models.classifier import Classifier
+from fastdigin.tasks import counterfactual as cf
+from fastdigin.tasks import disagreement as dis
+from fastdigin.tasks import neuron_counterfactual as ncf
+from fastdigin.tasks import neurons as neu
+from fastdigin.tasks.inputs import ImageInput, collect, read_image
+from fastdigin.tasks.part import Part
+
+
+def demo_parts(engine: Engine, per_task: int, seed: int) -> list[Part]:
+    """The four tasks with ``per_task`` jobs each, on the embedded model."""
+    robust, spurious, judge, backgrounds = (
+        Classifier.load(f"embedded:{name}")
+        for name in ("robust", "spurious", "judge", "background")
+    )
+    return [
+        _counterfactuals(engine, robust, judge, per_task, seed),
+        _disagreements(engine, robust, spurious, per_task, seed),
+        _neurons(engine, spurious, per_task, seed),
+        _neuron_counterfactuals(engine, spurious, backgrounds, per_task, seed),
+    ]
+
+
+def _counterfactuals(engine, classifier, judge, count, seed) -> Part:
+    settings = cf.default_settings(engine.model)
+    inputs = collect(["embedded:pairs"], count)
+    return Part(
+        cf.TASK,
+        cf.run_settings(engine.model, settings, classifier, judge, seed),
+        len(inputs),
+        lambda skip, tick: cf.counterfactuals(
+            engine, inputs, classifier, judge=judge, seed=seed, skip=skip, on_progress=tick
+        ),
+    )
+
+
+def _disagreements(engine, f, g, count, seed) -> Part:
+    """The planted classes in turn: where f sees a sneaker, g wants the grass as well."""
+    settings = dis.default_settings(engine.model)
+    classes = list(embedded.PLANTED)[:count]
+    seeds = -(-count // len(classes))
+    wanted = set(islice(((c, n) for n in range(seeds) for c in classes), count))
+    surplus = {dis.job_id(c, n) for c in classes for n in range(seeds) if (c, n) not in wanted}
+    return Part(
+        dis.TASK,
+        dis.run_settings(engine.model, settings, f, g, seed),
+        count,
+        lambda skip, tick: dis.disagreements(
+            engine, f, g, classes, seeds=seeds, seed=seed, skip={*skip, *surplus}, on_progress=tick
+        ),
+    )
+
+
+def _neurons(engine, classifier, count, seed) -> Part:
+    """The planted neurons first, one per background in turn, then the others in order."""
+    ranks = itertools.zip_longest(*embedded.planted_neurons().values())
+    first = [n for n in dict.fromkeys(chain.from_iterable(ranks)) if n is not None]
+    others = (n for n in range(classifier.num_neurons) if n not in first)
+    neurons = list(islice(chain(first, others), count))
+    return Part(
+        neu.TASK,
+        neu.run_settings(engine.model, neu.default_settings(engine.model), classifier, seed),
+        len(neurons),
+        lambda skip, tick: neu.visualise_neurons(
+            engine, classifier, neurons, embedded.words(), _dataset(engine), seed=seed, skip=skip,
+            on_progress=tick,
+        ),
+    )  # fmt: skip
+
+
+def _neuron_counterfactuals(engine, classifier, backgrounds, count, seed) -> Part:
+    """Planted neurons are raised where their background is absent and lowered where it is not."""
+    plans = list(islice(_plans(), count))
+    photos, neurons, directions = (list(column) for column in zip(*plans, strict=True))
+    settings = ncf.default_settings(engine.model)
+    return Part(
+        ncf.TASK,
+        ncf.run_settings(engine.model, settings, classifier, backgrounds, seed),
+        len(plans),
+        lambda skip, tick: ncf.neuron_counterfactuals(
+            engine, photos, classifier, neurons, directions, dataset=_dataset(engine),
+            backgrounds=backgrounds, seed=seed, skip=skip, on_progress=tick,
+        ),
+    )  # fmt: skip
+
+
+def _plans() -> Iterator[tuple[ImageInput, int, str]]:
+    """(photo, neuron, direction): the three backgrounds in turn, raised and lowered in turn.
+
+    Photos of the garment that belongs to the background come first.
+    """
+    garment_of = {background: garment for garment, background in embedded.PLANTED.items()}
+    neuron_of = {b: neurons[0] for b, neurons in embedded.planted_neurons().items()}
+    for number in itertools.count():
+        background = list(neuron_of)[number % len(neuron_of)]
+        direction = ("max", "min")[number % 2]
+        suitable = sorted(
+            (p for p in embedded.photos() if (p.background == background) == (direction == "min")),
+            key=lambda p: p.garment != garment_of[background],
+        )
+        choice = number // (2 * len(neuron_of))
+        if choice >= len(suitable):
+            return
+        p = suitable[choice]
+        yield ImageInput(p.id, p.path, p.prompt, p.garment), neuron_of[background], direction
+
+
+def _dataset(engine: Engine) -> list[Tensor]:
+    return [read_image(item, engine.model.image_size) for item in collect(["embedded:photos"])]

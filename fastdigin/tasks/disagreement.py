@@ -1,0 +1,154 @@
+"""Classifier disagreement: images of a class that f is sure of and g denies.
+
+Starting from a sample of "a photo of a {class}", f's confidence in the class is raised and g's
+lowered (DiG-IN, section 4.1). What changes is what only one of them relies on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin.tasks.explanation import Explanation, explain, plain
+from fastdigin.tasks.generated import generated_job, seed_of
+from fastdigin.tasks.monitors import Confidence
+from fastdigin.tasks.sources import PROMPT
+from fastdigin.tasks.words import class_word
+
+TASK = "disagreement"
+
+
+@dataclass(frozen=True)
+class DisagreementSettings:
+    """How disagreements are made.
+
+    objective: what is raised for f and lowered for g: "conf" (the paper's), "log_conf" or
+        "logits" (the margin over the largest other class). prompt: must contain ``{}``, the class.
+    """
+
+    optimisation: Settings = dataclasses.field(default_factory=Settings)
+    objective: Literal["conf", "log_conf", "logits"] = "conf"
+    prompt: str = PROMPT
+    cutouts: Cutouts = dataclasses.field(default_factory=Cutouts)
+
+    def __post_init__(self) -> None:
+        if "{}" not in self.prompt:
+            raise UserError(f"prompt {self.prompt!r} must contain {{}}, where the class name goes")
+
+
+EMBEDDED = DisagreementSettings()
+
+
+def disagreements(
+    engine: Engine,
+    f: Classifier,
+    g: Classifier,
+    classes: Sequence[str | int],
+    *,
+    seeds: int = 1,
+    settings: DisagreementSettings | None = None,
+    seed: int = 0,
+    skip: Collection[str] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[Explanation]:
+    """Yields an Explanation per class and seed as it finishes.
+
+    f, g: any two classifiers that both know the classes (a zero-shot one included). classes:
+        names, or indices of f. seeds: images per class. skip: ids not to do again.
+    on_progress: called with the share of one image's work that was just done.
+    Raises UserError before any work for a class that f or g does not know.
+    """
+    settings = settings or default_settings(engine.model)
+    if seeds < 1:
+        raise UserError(f"seeds must be at least 1, got {seeds}")
+    if not classes:
+        raise UserError("classes is empty: name at least one class")
+    for network in (f, g):
+        network.to(engine.model.device)
+    pairs = [_class_pair(f, g, name) for name in classes]
+    described = run_settings(engine.model, settings, f, g, seed)
+    jobs = (
+        _job(engine, f, g, pair, settings, seed_of(seed, n), n)
+        for pair in pairs
+        for n in range(seeds)
+        if job_id(class_word(f, pair[0]), n) not in skip
+    )
+    share = 1 / (settings.optimisation.iterations + 1)
+    advance = on_progress and (lambda count: on_progress(share * count))
+    for result in engine.run(jobs, on_iteration=advance):
+        yield _explain(result, f, g, described)
+
+
+def default_settings(model: LatentDiffusion) -> DisagreementSettings:
+    """The paper's, or for the embedded model what was chosen by eye and by figures."""
+    return EMBEDDED if model.name == "embedded" else DisagreementSettings()
+
+
+def run_settings(
+    model: LatentDiffusion, settings: DisagreementSettings, f: Classifier, g: Classifier, seed: int
+) -> dict[str, Any]:
+    """Whatever decides the results, as plain values for run.json."""
+    return plain(settings) | {"model": model.name, "f": f.name, "g": g.name, "seed": seed}
+
+
+def job_id(word: str, number: int) -> str:
+    """The id of the ``number``-th image of a class."""
+    return f"{word.replace(' ', '_')}-{number:03d}"
+
+
+def _class_pair(f: Classifier, g: Classifier, name: str | int) -> tuple[int, int]:
+    index = f.class_index(name)
+    return index, g.class_index(class_word(f, index))
+
+
+def _job(engine, f, g, pair, settings, seed, number) -> Job:
+    word = class_word(f, pair[0])
+    common = {"form": settings.objective, "cutouts": settings.cutouts}
+    return generated_job(
+        engine.model,
+        id=job_id(word, number),
+        prompt=settings.prompt.format(word),
+        losses=[
+            ClassConfidence(f, pair[0], **common, maximise=True, name="f_loss"),
+            ClassConfidence(g, pair[1], **common, maximise=False, name="g_loss"),
+        ],
+        settings=settings.optimisation,
+        seed=seed,
+        monitors={
+            "f_confidence": Confidence(f, pair[0]),
+            "g_confidence": Confidence(g, pair[1]),
+        },
+        info={"class": word, "pair": pair},
+    )
+
+
+@torch.no_grad()
+def _explain(result: Result, f: Classifier, g: Classifier, described) -> Explanation:
+    word = result.job.info["class"]
+    record: dict[str, Any] = {"class": word, "caption": f"{word}: the job failed."}
+    if result.image is not None:
+        first, best = result.history[0], result.history[result.best_iteration]
+        image = result.image[None]
+        g_sees = g.classes[int(g.logits(image.to(g.device)).argmax())]
+        record |= {
+            "f_confidence_before": first["f_confidence"],
+            "g_confidence_before": first["g_confidence"],
+            "f_confidence": best["f_confidence"],
+            "g_confidence": best["g_confidence"],
+            "g_prediction": g_sees,
+            "caption": (
+                f"A {word} for {f.name} ({best['f_confidence']:.0%}); {g.name} gives it "
+                f"{best['g_confidence']:.0%} and sees {g_sees}."
+            ),
+        }
+    return explain(TASK, result, described, record, before=result.initial_image)

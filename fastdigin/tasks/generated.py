@@ -1,0 +1,42 @@
+"""Jobs that start from a sample of a prompt rather than from a photo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastdigin.engine.job import Job, Settings
+from fastdigin.models.diffusion import LatentDiffusion
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the ``number``-th image of a run: its own, whatever runs beside or before it."""
+    return seed * 100_003 + number
+
+
+def generated_job(
+    model: LatentDiffusion,
+    *,
+    id: str,
+    prompt: str,
+    losses: list[Any],
+    settings: Settings,
+    seed: int,
+    monitors: dict[str, Any],
+    info: dict[str, Any],
+) -> Job:
+    """A Job whose latent is drawn on the CPU from ``seed`` (so devices agree)."""
+    generator = torch.Generator().manual_seed(seed)
+    conditioning, null_text = model.encode_prompts([prompt, ""])
+    return Job(
+        id=id,
+        latents=torch.randn(model.latent_shape, generator=generator),
+        conditioning=conditioning,
+        null_text=null_text,
+        losses=losses,
+        settings=settings,
+        seed=seed,
+        monitors=monitors,
+        info=info | {"prompt": prompt},
+    )

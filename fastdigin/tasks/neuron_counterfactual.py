@@ -1,0 +1,267 @@
+"""Neuron counterfactuals: change what a neuron sees around an object, and keep the object.
+
+From the inversion of a photo, one neuron's activation is raised or lowered while the foreground
+is kept. For a spurious neuron the background changes: this is what the classifier looks at
+(DiG-IN, section 4.4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdigin.editing.inversion import InversionSettings
+from fastdigin.editing.masks import blending
+from fastdigin.editing.prompts import token_mapping
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Settings
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import Distance, NeuronActivation
+from fastdigin.tasks.explanation import Explanation, explain, failure, masked_l1, plain
+from fastdigin.tasks.inputs import ImageInput, as_inputs
+from fastdigin.tasks.monitors import Activation, Confidence
+from fastdigin.tasks.sources import Source, SourcePhoto, check_each, chunks, prepare, read_photo
+
+TASK = "neuron-counterfactual"
+
+
+@dataclass(frozen=True)
+class NeuronCounterfactualSettings:
+    """How neuron counterfactuals are made.
+
+    injection_fraction: of the steps that attend as the photo did. blending_fraction: of the
+    steps whose foreground is taken from the photo. latent_l2, pixel_l2: weights of the squared
+    distances to the photo inside the foreground. The neuron looks at the plain image: no crops.
+    """
+
+    optimisation: Settings = dataclasses.field(default_factory=Settings)
+    null_text_steps: int = 10
+    injection_fraction: float = 0.3
+    blending_fraction: float = 0.3
+    latent_l2: float = 25.0
+    pixel_l2: float = 250.0
+
+    def inversion(self) -> InversionSettings:
+        return InversionSettings(
+            steps=self.optimisation.steps,
+            guidance_scale=self.optimisation.guidance_scale,
+            null_text_steps=self.null_text_steps,
+        )
+
+
+EMBEDDED = NeuronCounterfactualSettings()
+
+
+@dataclass(frozen=True)
+class _Request:
+    id: str
+    photo: SourcePhoto
+    source_class: int
+    neuron: int
+    direction: str
+
+
+def neuron_counterfactuals(
+    engine: Engine,
+    images: Iterable[ImageInput | str | Path | Tensor],
+    classifier: Classifier,
+    neurons: int | Sequence[int],
+    directions: str | Sequence[str],
+    *,
+    dataset: Iterable[Tensor] = (),
+    backgrounds: Classifier | None = None,
+    settings: NeuronCounterfactualSettings | None = None,
+    seed: int = 0,
+    skip: Collection[str] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[Explanation]:
+    """Yields an Explanation per image as it finishes.
+
+    images, skip, on_progress: as in ``counterfactuals``. neurons, directions ("max" or "min"):
+    one for all images, or one each. dataset: images (3, H, W) whose largest activation sets the
+    scale of a neuron's loss; without any, that of ``images``.
+    backgrounds: a classifier that names the background before and after, never optimised against.
+    Raises UserError before any work if nothing can be done.
+    """
+    settings = settings or default_settings(engine.model)
+    inputs = as_inputs(images)
+    neurons = [classifier.check_neuron(n) for n in _one_each(neurons, "neurons", len(inputs))]
+    directions = _one_each(directions, "directions", len(inputs))
+    for direction in directions:
+        if direction not in ("max", "min"):
+            raise UserError(f"direction must be max or min, got {direction!r}")
+    classifier.to(engine.model.device)
+    described = run_settings(engine.model, settings, classifier, backgrounds, seed)
+
+    goals = {id(item): goal for item, *goal in zip(inputs, neurons, directions, strict=True)}
+
+    def check(item: ImageInput) -> _Request:
+        photo, source_class = read_photo(engine.model, classifier, item)
+        return _Request(job_id(item, *goals[id(item)]), photo, source_class, *goals[id(item)])
+
+    requests, failures = check_each(inputs, check)
+    for item, error in failures:
+        yield failure(TASK, item.id, seed, str(error), described)
+    dataset = list(dataset) or [r.photo.image for r in requests]
+    scales = {n: _scale(classifier, n, dataset) for n in set(neurons)}
+    requests = [r for r in requests if r.id not in skip]
+    share = 1 / (settings.optimisation.iterations + 3)  # inversion weighs two iterations
+
+    def jobs() -> Iterator[Job]:
+        for part in chunks(requests, engine.slots):
+            sources = prepare(
+                engine.model, [r.photo for r in part], settings.inversion(),
+                settings.injection_fraction, batch=min(engine.slots, len(part)),
+                on_step=on_progress and (lambda n: on_progress(2 * share * n)),
+            )  # fmt: skip
+            for request, source in zip(part, sources, strict=True):
+                scale = scales[request.neuron]
+                yield _job(engine, request, source, classifier, scale, settings, seed)
+
+    advance = on_progress and (lambda count: on_progress(share * count))
+    for result in engine.run(jobs(), on_iteration=advance):
+        yield _explain(result, classifier, backgrounds, described)
+
+
+def default_settings(model: LatentDiffusion) -> NeuronCounterfactualSettings:
+    """The paper's, or for the embedded model what was chosen by eye and by figures."""
+    return EMBEDDED if model.name == "embedded" else NeuronCounterfactualSettings()
+
+
+def run_settings(
+    model: LatentDiffusion,
+    settings: NeuronCounterfactualSettings,
+    classifier: Classifier,
+    backgrounds: Classifier | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Whatever decides the results, as plain values for run.json."""
+    return plain(settings) | {
+        "model": model.name,
+        "classifier": classifier.name,
+        "backgrounds": backgrounds.name if backgrounds else None,
+        "seed": seed,
+    }
+
+
+def job_id(item: ImageInput, neuron: int, direction: str) -> str:
+    """The id of one image's job."""
+    return f"{item.id}-neuron-{neuron}-{direction}"
+
+
+def _one_each(value, name: str, count: int) -> list:
+    values = [value] if isinstance(value, (int, str)) else list(value)
+    if len(values) not in (1, count):
+        raise UserError(f"{len(values)} {name} for {count} images: give one, or one each")
+    return values * count if len(values) == 1 else values
+
+
+@torch.no_grad()
+def _scale(classifier: Classifier, neuron: int, dataset: list[Tensor]) -> float:
+    device = classifier.device
+    top = max(float(classifier.activations(x[None].to(device))[0, neuron]) for x in dataset)
+    return top if top > 0 else 1.0
+
+
+def _job(engine, request: _Request, source: Source, classifier, scale, settings, seed) -> Job:
+    model, photo, inversion = engine.model, source.photo, source.inversion
+    steps = settings.optimisation.steps
+    losses: list[Any] = [
+        NeuronActivation(
+            classifier,
+            request.neuron,
+            maximise=request.direction == "max",
+            scale=scale,
+            name="neuron_loss",
+        )
+    ]
+    foreground = {"region": "foreground", "mask": source.mask}
+    if settings.latent_l2:
+        losses.append(
+            Distance(inversion.trajectory[-1], "latents", **foreground, weight=settings.latent_l2,
+                     name="foreground_latent_l2")
+        )  # fmt: skip
+    if settings.pixel_l2:
+        losses.append(
+            Distance(source.reconstruction, **foreground, weight=settings.pixel_l2,
+                     name="foreground_pixel_l2")
+        )  # fmt: skip
+    injection = blend = None
+    if settings.injection_fraction:
+        mapping = token_mapping(model, photo.prompt, photo.prompt).to(model.device, model.dtype)
+        injection = source.attention.injection(mapping, settings.injection_fraction, steps)
+    if settings.blending_fraction:
+        blend = blending(source.latent_mask, inversion.trajectory, settings.blending_fraction)
+    return Job(
+        id=request.id,
+        latents=inversion.trajectory[0],
+        conditioning=inversion.conditioning,
+        null_text=inversion.null_text,
+        losses=losses,
+        settings=settings.optimisation,
+        seed=seed,
+        injection=injection,
+        blending=blend,
+        monitors={
+            "activation": Activation(classifier, request.neuron),
+            "class_confidence": Confidence(classifier, request.source_class),
+        },
+        info={"request": request, "source": source},
+    )
+
+
+@torch.no_grad()
+def _explain(result, classifier, backgrounds, described) -> Explanation:
+    request, source = result.job.info["request"], result.job.info["source"]
+    neuron, direction = request.neuron, request.direction
+    photo, original = source.photo, source.photo.image.to(source.mask)
+    class_name = classifier.classes[request.source_class]
+    record: dict[str, Any] = {
+        "neuron": neuron,
+        "direction": direction,
+        "prompt": photo.prompt,
+        "class": class_name,
+        "caption": f"Neuron {neuron}: the job failed.",
+    }
+    if result.image is not None:
+        image = result.image.to(original)
+        before = float(classifier.activations(original[None])[0, neuron])
+        after = float(classifier.activations(image[None])[0, neuron])
+        seen = [_seen(backgrounds, x) for x in (original, image)]
+        class_before, class_after = (
+            float(classifier.probabilities(x[None])[0, request.source_class])
+            for x in (original, image)
+        )
+        verb = "raised" if direction == "max" else "lowered"
+        record |= {
+            "activation_before": before,
+            "activation": after,
+            "background_before": seen[0],
+            "background_after": seen[1],
+            "class_confidence_before": class_before,
+            "class_confidence": class_after,
+            "foreground_l1": masked_l1(image, original, source.mask),
+            "background_l1": masked_l1(image, original, 1 - source.mask),
+            "caption": (
+                f"Neuron {neuron} {verb} from {before:.2f} to {after:.2f} around a {photo.source}"
+                + (f"; the background turns from {seen[0]} to {seen[1]}" if seen[0] else "")
+                + f", and {classifier.name}'s confidence in {class_name} goes from "
+                f"{class_before:.0%} to {class_after:.0%}."
+            ),
+        }
+    return explain(TASK, result, described, record, before=source.reconstruction,
+                   input_image=photo.image, mask=source.mask)  # fmt: skip
+
+
+def _seen(backgrounds: Classifier | None, image_3hw: Tensor) -> str | None:
+    if backgrounds is None:
+        return None
+    return backgrounds.classes[int(backgrounds.logits(image_3hw[None]).argmax())]

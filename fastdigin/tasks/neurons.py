@@ -1,0 +1,241 @@
+"""Synthetic neuron visualisation: an image that makes one neuron fire.
+
+Words are tried with the diffusion model; the one whose samples activate the neuron most is the
+start, and the activation is raised from there (DiG-IN, section 4.3). The words come from a list,
+or from whatever names the objects in the neuron's most activating images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import Cutouts, NeuronActivation
+from fastdigin.tasks.explanation import Explanation, explain, plain
+from fastdigin.tasks.generated import generated_job, seed_of
+from fastdigin.tasks.monitors import Activation
+from fastdigin.tasks.sources import PROMPT
+
+TASK = "neurons"
+TOP_IMAGES = 9
+
+NameObjects = Callable[[int, Sequence[Tensor]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class NeuronSettings:
+    """How neurons are visualised.
+
+    direction: "max", or "min" to lower the activation from the same start.
+    samples_per_word: images drawn per word in the search, with the same seeds for every word.
+    prompt: must contain ``{}``, the word.
+    """
+
+    optimisation: Settings = dataclasses.field(default_factory=Settings)
+    direction: Literal["max", "min"] = "max"
+    samples_per_word: int = 4
+    prompt: str = PROMPT
+    cutouts: Cutouts = dataclasses.field(default_factory=Cutouts)
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("max", "min"):
+            raise UserError(f"direction must be max or min, got {self.direction!r}")
+        if self.samples_per_word < 1:
+            raise UserError(f"samples_per_word must be at least 1, got {self.samples_per_word}")
+        if "{}" not in self.prompt:
+            raise UserError(f"prompt {self.prompt!r} must contain {{}}, where the word goes")
+
+
+EMBEDDED = NeuronSettings()
+
+
+def visualise_neurons(
+    engine: Engine,
+    classifier: Classifier,
+    neurons: Sequence[int],
+    words: Sequence[str] | NameObjects,
+    dataset: Sequence[Tensor],
+    *,
+    images_per_neuron: int = 1,
+    settings: NeuronSettings | None = None,
+    seed: int = 0,
+    skip: Collection[str] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[Explanation]:
+    """Yields an Explanation per neuron and image as it finishes.
+
+    words: a list tried for every neuron, or a callable (neuron, its most activating images of
+        the dataset, each (3, H, W)) -> words, such as a captioning or ranking model.
+    dataset: images (3, H, W) in [0, 1] that tell how strongly the neuron fires on real data.
+    images_per_neuron: started from different seeds, the most activating first; at most
+        ``samples_per_word``. skip: ids not to do again.
+    on_progress: called with the share of one image's work that was just done.
+    Raises UserError before any work for a neuron that does not exist and for an empty word list.
+    """
+    settings = settings or default_settings(engine.model)
+    neurons = [classifier.check_neuron(n) for n in dict.fromkeys(neurons)]
+    if not neurons:
+        raise UserError("neurons is empty: name at least one")
+    if not 1 <= images_per_neuron <= settings.samples_per_word:
+        raise UserError(
+            f"images_per_neuron must lie in 1..{settings.samples_per_word} (samples_per_word), "
+            f"got {images_per_neuron}"
+        )
+    classifier.to(engine.model.device)
+    activations = dataset_activations(classifier, dataset)
+    maxima = {n: float(activations[:, n].max()) for n in neurons}
+    chosen_words = _words_per_neuron(words, neurons, activations, dataset)
+    for word in {w for list_ in chosen_words.values() for w in list_}:
+        engine.model.tokenize(settings.prompt.format(word))
+    described = run_settings(engine.model, settings, classifier, seed)
+
+    def jobs() -> Iterator[Job]:
+        starts = _search(engine, classifier, neurons, chosen_words, settings, seed)
+        for neuron in neurons:
+            for rank, (word, start_seed) in enumerate(starts[neuron][:images_per_neuron]):
+                id = job_id(neuron, settings.direction, rank)
+                if id not in skip:
+                    yield _job(engine, classifier, neuron, word, start_seed, maxima, settings, id)
+
+    share = 1 / (settings.optimisation.iterations + 1)
+    advance = on_progress and (lambda count: on_progress(share * count))
+    for result in engine.run(jobs(), on_iteration=advance):
+        yield _explain(result, classifier, maxima, described)
+
+
+def default_settings(model: LatentDiffusion) -> NeuronSettings:
+    """The paper's, or for the embedded model what was chosen by eye and by figures."""
+    return EMBEDDED if model.name == "embedded" else NeuronSettings()
+
+
+def run_settings(
+    model: LatentDiffusion, settings: NeuronSettings, classifier: Classifier, seed: int
+) -> dict[str, Any]:
+    """Whatever decides the results, as plain values for run.json."""
+    return plain(settings) | {"model": model.name, "classifier": classifier.name, "seed": seed}
+
+
+def job_id(neuron: int, direction: str, rank: int) -> str:
+    """The id of the ``rank``-th image of a neuron."""
+    return f"neuron-{neuron:04d}-{direction}-{rank:03d}"
+
+
+@torch.no_grad()
+def dataset_activations(classifier: Classifier, dataset: Sequence[Tensor]) -> Tensor:
+    """(images, neurons) activations; UserError for an empty data set."""
+    if not len(dataset):
+        raise UserError("dataset is empty: neurons need images to be compared with")
+    rows = [classifier.activations(x[None].to(classifier.device))[0].cpu() for x in dataset]
+    return torch.stack(rows)
+
+
+def _words_per_neuron(words, neurons, activations, dataset) -> dict[int, list[str]]:
+    if callable(words):
+        top = {
+            n: [dataset[int(i)] for i in activations[:, n].argsort(descending=True)[:TOP_IMAGES]]
+            for n in neurons
+        }
+        chosen = {n: list(dict.fromkeys(words(n, top[n]))) for n in neurons}
+    else:
+        chosen = dict.fromkeys(neurons, list(dict.fromkeys(words)))
+    for neuron, list_ in chosen.items():
+        if not list_:
+            raise UserError(f"words for neuron {neuron} are empty: give at least one word")
+    return chosen
+
+
+@torch.no_grad()
+def _search(engine, classifier, neurons, words, settings, seed) -> dict[int, list[tuple[str, int]]]:
+    """Per neuron the best word with its seeds, the most activating first.
+
+    A word's samples serve all neurons. The word with the highest MEAN activation wins.
+    """
+    union = list(dict.fromkeys(w for n in neurons for w in words[n]))
+    seeds = [seed_of(seed, k) for k in range(settings.samples_per_word)]
+    samples = engine.evaluate(
+        generated_job(
+            engine.model, id=f"{word}-{s}", prompt=settings.prompt.format(word),
+            losses=[NeuronActivation(classifier, neurons[0])], settings=settings.optimisation,
+            seed=s, monitors={}, info={},
+        )
+        for word in union
+        for s in seeds
+    )  # fmt: skip
+    images = torch.stack([r.image for r in samples]).to(classifier.device)
+    table = torch.cat([classifier.activations(x[None]).cpu() for x in images])
+    table = table.unflatten(0, (len(union), len(seeds)))  # words, seeds, neurons
+    starts = {}
+    for neuron in neurons:
+        candidates = [union.index(w) for w in words[neuron]]
+        best = max(candidates, key=lambda w: float(table[w, :, neuron].mean()))
+        order = table[best, :, neuron].argsort(descending=True, stable=True)
+        starts[neuron] = [(union[best], seeds[int(k)]) for k in order]
+    return starts
+
+
+def _job(engine, classifier, neuron, word, start_seed, maxima, settings, id) -> Job:
+    loss = NeuronActivation(
+        classifier,
+        neuron,
+        maximise=settings.direction == "max",
+        scale=maxima[neuron] if maxima[neuron] > 0 else 1.0,
+        cutouts=settings.cutouts,
+        name="neuron_loss",
+    )
+    return generated_job(
+        engine.model,
+        id=id,
+        prompt=settings.prompt.format(word),
+        losses=[loss],
+        settings=settings.optimisation,
+        seed=start_seed,
+        monitors={"activation": Activation(classifier, neuron)},
+        info={"neuron": neuron, "word": word, "direction": settings.direction},
+    )
+
+
+@torch.no_grad()
+def _explain(result: Result, classifier, maxima: dict[int, float], described) -> Explanation:
+    info = result.job.info
+    neuron, word, direction = info["neuron"], info["word"], info["direction"]
+    record: dict[str, Any] = {
+        "neuron": neuron,
+        "word": word,
+        "direction": direction,
+        "dataset_max_activation": maxima[neuron],
+        "caption": f"Neuron {neuron}: the job failed.",
+    }
+    if result.image is not None:
+        image = result.image[None].to(classifier.device)
+        on_this = classifier.activations(image)[0]
+        cross = {n: _ratio(float(on_this[n]), top) for n, top in maxima.items()}
+        others = [value for n, value in cross.items() if n != neuron and value is not None]
+        first, best = result.history[0], result.history[result.best_iteration]
+        verb = "raised" if direction == "max" else "lowered"
+        record |= {
+            "activation_before": first["activation"],
+            "activation": best["activation"],
+            "cross_activations": cross,
+            "max_other_activation": max(others, default=None),
+            "caption": (
+                f"Neuron {neuron} of {classifier.name}, started from “{word}”: {verb} from "
+                f"{first['activation']:.2f} to {best['activation']:.2f}; the data set's maximum "
+                f"is {maxima[neuron]:.2f}."
+            ),
+        }
+    return explain(TASK, result, described, record, before=result.initial_image)
+
+
+def _ratio(value: float, top: float) -> float | None:
+    return value / top if top > 0 and math.isfinite(value) else None

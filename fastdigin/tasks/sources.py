@@ -1,0 +1,120 @@
+"""Real photos made ready for editing: inverted, their attention recorded, their masks found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from fastdigin.editing.attention_record import AttentionRecord, record_attention
+from fastdigin.editing.inversion import Inversion, InversionSettings, invert
+from fastdigin.editing.masks import foreground_mask, latent_mask
+from fastdigin.editing.prompts import phrase_tokens
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
+from fastdigin.tasks.words import class_word, find_class
+
+PROMPT = "a photo of a {}"
+
+Checked = TypeVar("Checked")
+
+
+@dataclass(frozen=True)
+class SourcePhoto:
+    """A user's photo and its words, read and checked.
+
+    image: (3, H, W) in [0, 1] at the model's size. source: the word of the prompt that names the
+    object. mask: the user's own (H, W), or None for an automatic one.
+    """
+
+    id: str
+    image: Tensor
+    prompt: str
+    source: str
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photo that can be edited. reconstruction: (3, H, W); mask: (H, W), 1 on the object."""
+
+    photo: SourcePhoto
+    inversion: Inversion
+    attention: AttentionRecord
+    reconstruction: Tensor
+    mask: Tensor
+    latent_mask: Tensor
+
+
+def read_photo(
+    model: LatentDiffusion, classifier: Classifier, item: ImageInput
+) -> tuple[SourcePhoto, int]:
+    """Reads and checks one input: the photo and the class of its object.
+
+    Without a source class it is what the classifier sees; without a prompt it is PROMPT.
+    Raises UserError for anything that would fail later.
+    """
+    image = read_image(item, model.image_size)
+    source = find_class(classifier, image, item.source)
+    word = item.source or class_word(classifier, source)
+    prompt = item.prompt or PROMPT.format(word)
+    phrase_tokens(model, prompt, word)
+    return SourcePhoto(item.id, image, prompt, word, read_mask(item, model.image_size)), source
+
+
+def check_each(
+    inputs: Sequence[ImageInput], check: Callable[[ImageInput], Checked]
+) -> tuple[list[Checked], list[tuple[ImageInput, UserError]]]:
+    """(what ``check`` returned, inputs that raised UserError); raises if no input is good."""
+    good, bad = [], []
+    for item in inputs:
+        try:
+            good.append(check(item))
+        except UserError as error:
+            bad.append((item, error))
+    if not good:
+        raise bad[0][1] if bad else UserError("images is empty: name at least one")
+    return good, bad
+
+
+def prepare(
+    model: LatentDiffusion,
+    photos: Sequence[SourcePhoto],
+    settings: InversionSettings,
+    injected_fraction: float,
+    *,
+    batch: int,
+    on_step: Callable[[float], None] | None = None,
+) -> list[Source]:
+    """Inverts photos and records what injection and masks need, ``batch`` at a time."""
+    inversions = invert(
+        model, [p.image for p in photos], [p.prompt for p in photos], settings,
+        batch=batch, on_step=on_step,
+    )  # fmt: skip
+    records = record_attention(model, inversions, injected_fraction, batch=batch)
+    return [
+        _source(model, photo, inversion, record)
+        for photo, inversion, record in zip(photos, inversions, records, strict=True)
+    ]
+
+
+def _source(model, photo: SourcePhoto, inversion: Inversion, record: AttentionRecord) -> Source:
+    mask = photo.mask
+    if mask is None:
+        tokens = phrase_tokens(model, photo.prompt, photo.source)
+        mask = foreground_mask(record.maps, tokens, model.image_size)
+    mask = mask.to(inversion.encoded)
+    reconstruction = model.decode(inversion.trajectory[-1:])[0].detach().to(mask)
+    return Source(
+        photo, inversion, record, reconstruction, mask, latent_mask(mask, model.latent_shape[-1])
+    )
+
+
+def chunks(items: Sequence, size: int):
+    """Consecutive parts of at most ``size`` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
