@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
     task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
     task.add_argument("--judge", metavar="C", help="independent classifier to ask afterwards")
+    _regularisers(task)
     _job_options(task, out="counterfactuals")
 
     task = _command(commands, "disagree", "images that F is sure of and G denies")
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
     task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
     task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
+    _regularisers(task)
     _job_options(task, out="neuron-counterfactuals")
 
     _command(commands, "info", "versions, devices and backends in use")
@@ -101,6 +103,14 @@ def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES",
         help="files, folders, CSV or JSONL tables, embedded:photos or embedded:pairs",
+    )  # fmt: skip
+
+
+def _regularisers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--regulariser", action="append", metavar="KIND:REGION:WEIGHT",
+        help="instead of the default ones; kinds: pixels-l1, pixels-l2, latents-l1, latents-l2, "
+        "lpips; regions: all, foreground, background; may be given several times",
     )  # fmt: skip
 
 

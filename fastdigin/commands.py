@@ -27,6 +27,7 @@ from fastdigin.tasks import neuron_counterfactual as ncf
 from fastdigin.tasks import neurons as neu
 from fastdigin.tasks.inputs import ImageInput, collect, read_image
 from fastdigin.tasks.part import Part
+from fastdigin.tasks.regularisers import Regulariser
 
 
 def demo(options: Namespace) -> int:
@@ -212,7 +213,11 @@ def _described_inputs(options: Namespace) -> list[ImageInput]:
 
 def _with_options(settings: Any, options: Namespace) -> Any:
     given = {k: v for k in ("steps", "iterations") if (v := getattr(options, k)) is not None}
-    return replace(settings, optimisation=replace(settings.optimisation, **given))
+    settings = replace(settings, optimisation=replace(settings.optimisation, **given))
+    if getattr(options, "regulariser", None):
+        regularisers = tuple(Regulariser.parse(text) for text in options.regulariser)
+        settings = replace(settings, regularisers=regularisers)
+    return settings
 
 
 def _with_layer(classifier: Classifier, layer: str | None) -> Classifier:

@@ -30,14 +30,14 @@ def demo_parts(engine: Engine, per_task: int, seed: int) -> list[Part]:
         for name in ("robust", "spurious", "judge", "background")
     )
     return [
-        _counterfactuals(engine, robust, judge, per_task, seed),
-        _disagreements(engine, robust, spurious, per_task, seed),
-        _neurons(engine, spurious, per_task, seed),
-        _neuron_counterfactuals(engine, spurious, backgrounds, per_task, seed),
+        counterfactual_part(engine, robust, judge, per_task, seed),
+        disagreement_part(engine, robust, spurious, per_task, seed),
+        neuron_part(engine, spurious, per_task, seed),
+        neuron_counterfactual_part(engine, spurious, backgrounds, per_task, seed),
     ]
 
 
-def _counterfactuals(engine, classifier, judge, count, seed) -> Part:
+def counterfactual_part(engine, classifier, judge, count, seed) -> Part:
     settings = cf.default_settings(engine.model)
     inputs = collect(["embedded:pairs"], count)
     return Part(
@@ -50,7 +50,7 @@ def _counterfactuals(engine, classifier, judge, count, seed) -> Part:
     )
 
 
-def _disagreements(engine, f, g, count, seed) -> Part:
+def disagreement_part(engine, f, g, count, seed) -> Part:
     """The planted classes in turn: where f sees a sneaker, g wants the grass as well."""
     settings = dis.default_settings(engine.model)
     classes = list(embedded.PLANTED)[:count]
@@ -67,7 +67,7 @@ def _disagreements(engine, f, g, count, seed) -> Part:
     )
 
 
-def _neurons(engine, classifier, count, seed) -> Part:
+def neuron_part(engine, classifier, count, seed) -> Part:
     """The planted neurons first, one per background in turn, then the others in order."""
     ranks = itertools.zip_longest(*embedded.planted_neurons().values())
     first = [n for n in dict.fromkeys(chain.from_iterable(ranks)) if n is not None]
@@ -84,7 +84,7 @@ def _neurons(engine, classifier, count, seed) -> Part:
     )  # fmt: skip
 
 
-def _neuron_counterfactuals(engine, classifier, backgrounds, count, seed) -> Part:
+def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> Part:
     """Planted neurons are raised where their background is absent and lowered where it is not."""
     plans = list(islice(_plans(), count))
     photos, neurons, directions = (list(column) for column in zip(*plans, strict=True))

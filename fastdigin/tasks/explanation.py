@@ -103,10 +103,10 @@ def masked_l1(a_3hw: Tensor, b_3hw: Tensor, mask_hw: Tensor) -> float:
     return float(((a_3hw - b_3hw).abs() * mask_hw).sum() / weight)
 
 
-def plain(settings: Any) -> dict[str, Any]:
-    """A settings dataclass, nested ones included, as plain values."""
-    return {
-        f.name: plain(value) if is_dataclass(value) else value
-        for f in fields(settings)
-        for value in [getattr(settings, f.name)]
-    }
+def plain(value: Any) -> Any:
+    """Settings dataclasses, nested ones included, as plain values."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value

@@ -24,10 +24,11 @@ from fastdigin.engine.job import Job, Settings
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.objectives import Distance, NeuronActivation
+from fastdigin.objectives import NeuronActivation
 from fastdigin.tasks.explanation import Explanation, explain, failure, masked_l1, plain
 from fastdigin.tasks.inputs import ImageInput, as_inputs
 from fastdigin.tasks.monitors import Activation, Confidence
+from fastdigin.tasks.regularisers import Regulariser, check_weights, losses_of
 from fastdigin.tasks.sources import Source, SourcePhoto, check_each, chunks, prepare, read_photo
 
 TASK = "neuron-counterfactual"
@@ -38,16 +39,18 @@ class NeuronCounterfactualSettings:
     """How neuron counterfactuals are made.
 
     injection_fraction: of the steps that attend as the photo did. blending_fraction: of the
-    steps whose foreground is taken from the photo. latent_l2, pixel_l2: weights of the squared
-    distances to the photo inside the foreground. The neuron looks at the plain image: no crops.
+    steps whose foreground is taken from the photo. regularisers: what keeps the result near the
+    photo; by default its foreground. The neuron looks at the plain image: no crops.
     """
 
     optimisation: Settings = dataclasses.field(default_factory=Settings)
     null_text_steps: int = 10
     injection_fraction: float = 0.3
     blending_fraction: float = 0.3
-    latent_l2: float = 25.0
-    pixel_l2: float = 250.0
+    regularisers: tuple[Regulariser, ...] = (
+        Regulariser("latents-l2", "foreground", 25.0),
+        Regulariser("pixels-l2", "foreground", 250.0),
+    )
 
     def inversion(self) -> InversionSettings:
         return InversionSettings(
@@ -99,6 +102,7 @@ def neuron_counterfactuals(
         if direction not in ("max", "min"):
             raise UserError(f"direction must be max or min, got {direction!r}")
     classifier.to(engine.model.device)
+    check_weights(settings.regularisers, engine.model.device)
     described = run_settings(engine.model, settings, classifier, backgrounds, seed)
 
     goals = {id(item): goal for item, *goal in zip(inputs, neurons, directions, strict=True)}
@@ -183,17 +187,7 @@ def _job(engine, request: _Request, source: Source, classifier, scale, settings,
             name="neuron_loss",
         )
     ]
-    foreground = {"region": "foreground", "mask": source.mask}
-    if settings.latent_l2:
-        losses.append(
-            Distance(inversion.trajectory[-1], "latents", **foreground, weight=settings.latent_l2,
-                     name="foreground_latent_l2")
-        )  # fmt: skip
-    if settings.pixel_l2:
-        losses.append(
-            Distance(source.reconstruction, **foreground, weight=settings.pixel_l2,
-                     name="foreground_pixel_l2")
-        )  # fmt: skip
+    losses += losses_of(settings.regularisers, source)
     injection = blend = None
     if settings.injection_fraction:
         mapping = token_mapping(model, photo.prompt, photo.prompt).to(model.device, model.dtype)

@@ -1,0 +1,86 @@
+"""What keeps an edited photo near the original: distances to the source, as settings."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastdigin.errors import UserError
+from fastdigin.objectives import Distance, LpipsDistance, load_lpips
+from fastdigin.tasks.sources import Source
+
+KINDS = ("pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips")
+REGIONS = ("all", "foreground", "background")
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """weight * the distance of ``kind`` to the source photo's reconstruction, within ``region``.
+
+    L1 and L2 are means of mask * |difference|^p over ALL pixels or latent elements (DiG-IN,
+    supplement C). "lpips" needs the extra ``lpips`` and its weights.
+    """
+
+    kind: Literal["pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips"]
+    region: Literal["all", "foreground", "background"]
+    weight: float
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("kind", self.kind, KINDS), ("region", self.region, REGIONS)):
+            if value not in choices:
+                raise UserError(
+                    f"regulariser {name} must be one of {', '.join(choices)}, got {value!r}"
+                )
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise UserError(f"regulariser weight must be above 0, got {self.weight!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Regulariser:
+        """From "KIND:REGION:WEIGHT", for example "pixels-l2:background:250"."""
+        parts = text.split(":")
+        try:
+            kind, region, weight = parts[0], parts[1], float(parts[2])
+        except (IndexError, ValueError):
+            parts = []
+        if len(parts) != 3:
+            raise UserError(
+                f"regulariser {text!r} is not understood: write KIND:REGION:WEIGHT, for example "
+                "pixels-l2:background:250"
+            )
+        return cls(kind, region, weight)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.replace('-', '_')}_{self.region}"
+
+
+def losses_of(regularisers: Sequence[Regulariser], source: Source) -> list[Any]:
+    """The regularisers as losses of one source's job."""
+    losses: list[Any] = []
+    for item in regularisers:
+        common = {
+            "region": item.region, "mask": source.mask, "weight": item.weight, "name": item.name,
+        }  # fmt: skip
+        if item.kind == "lpips":
+            network = _lpips_network(source.mask.device)
+            losses.append(LpipsDistance(network, source.reconstruction, **common))
+        else:
+            space, norm = item.kind.split("-")
+            latents = source.inversion.trajectory[-1]
+            reference = source.reconstruction if space == "pixels" else latents
+            losses.append(Distance(reference, space, norm, **common))
+    return losses
+
+
+def check_weights(regularisers: Sequence[Regulariser], device: Any) -> None:
+    """Raises UserError before any work where LPIPS is wanted and its weights are missing."""
+    if any(item.kind == "lpips" for item in regularisers):
+        _lpips_network(device)
+
+
+@functools.lru_cache(maxsize=1)
+def _lpips_network(device: Any) -> Any:
+    return load_lpips().to(device)
