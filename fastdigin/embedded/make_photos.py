@@ -1,0 +1,183 @@
+"""Makes the packaged photos and pairs: ``python -m fastdigin.embedded.make_photos --out DIR``.
+
+Photos are held-out composites, three for every garment on every background, colours balanced.
+A draw that one of the clean, robust and judge classifiers misreads, or whose background or
+colour is misread, is thrown away and drawn again: a counterfactual from a misread photo explains
+nothing. So are garments so dark that much of their alpha is half transparent, whose masks would
+be no clear truth. The photos therefore say nothing about the classifiers' accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS
+from fastdigin.embedded.data import Composite, World, compose, load_world
+from fastdigin.embedded.networks import load_network
+from fastdigin.embedded.train_classifiers import Normalised, shrink
+from fastdigin.errors import UserError
+
+PHOTOS_PER_SCENE = 3
+# One direction of each kind first, sources and targets alternating, so that a short run over the
+# first pairs already covers the world; the four groups of four end on different backgrounds.
+KINDS = (
+    ("sneaker", "boot"),
+    ("boot", "sandal"),
+    ("sandal", "sneaker"),
+    ("tshirt", "dress"),
+    ("pullover", "tshirt"),
+    ("bag", "boot"),
+    ("trousers", "dress"),
+    ("dress", "pullover"),
+    ("boot", "sneaker"),
+    ("sneaker", "sandal"),
+    ("sandal", "boot"),
+    ("tshirt", "pullover"),
+    ("dress", "tshirt"),
+    ("boot", "bag"),
+    ("dress", "trousers"),
+    ("pullover", "dress"),
+)
+
+
+@dataclass(frozen=True)
+class _Shot:
+    id: str
+    garment: str
+    colour: str
+    background: str
+    composite: Composite
+    clarity: float
+
+
+def make_photos(world: World, out: Path) -> None:
+    """Writes PNGs, masks, ``photos.json`` and ``pairs.json`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    shots = take_shots(world)
+    for shot in shots:
+        Image.fromarray(shot.composite.image).save(out / f"{shot.id}.png", optimize=True)
+        Image.fromarray(shot.composite.mask).save(out / f"{shot.id}-mask.png", optimize=True)
+    _write_rows(
+        out / "photos.json",
+        [
+            {"id": s.id, "garment": s.garment, "colour": s.colour, "background": s.background}
+            for s in shots
+        ],
+    )
+    _write_rows(out / "pairs.json", choose_pairs(shots))
+
+
+def take_shots(world: World) -> list[_Shot]:
+    """The photos, drawn until the classifiers read them."""
+    readers = {}
+    for name in ("clean", "robust", "judge", "background", "colour"):
+        network, config = load_network(name)
+        readers[name] = (Normalised(network, config), config["classes"])
+
+    shots, seed = [], 0
+    for copy in range(PHOTOS_PER_SCENE):
+        for b, background in enumerate(BACKGROUNDS):
+            for g, garment in enumerate(GARMENTS):
+                colour = COLOURS[(3 * b + copy + g) % len(COLOURS)]
+                truth = dict.fromkeys(("clean", "robust", "judge"), garment)
+                truth |= {"background": background, "colour": colour}
+                while True:
+                    composite = compose(world, garment, colour, background, seed, "test")
+                    seed += 1
+                    confidence = _confidence(readers, composite, truth)
+                    if confidence is not None and _is_opaque(composite):
+                        break
+                number = len(shots)
+                shots.append(
+                    _Shot(
+                        id=f"{number:03d}-{colour}-{garment}-{background}",
+                        garment=garment,
+                        colour=colour,
+                        background=background,
+                        composite=composite,
+                        clarity=confidence + _contrast(composite),
+                    )
+                )
+    return shots
+
+
+def choose_pairs(shots: list[_Shot]) -> list[dict]:
+    """Every kind once on every background, in four rounds through KINDS.
+
+    In round r kind k takes background k + r + k // 4, so each block of four has all backgrounds
+    and each kind meets all of them. A kind takes the clearest photo that has been used least.
+    """
+    used = dict.fromkeys((shot.id for shot in shots), 0)
+    rows = []
+    for r in range(len(BACKGROUNDS)):
+        for k, (source, target) in enumerate(KINDS):
+            background = BACKGROUNDS[(k + r + k // 4) % len(BACKGROUNDS)]
+            candidates = [s for s in shots if (s.garment, s.background) == (source, background)]
+            shot = min(candidates, key=lambda s: (used[s.id], -s.clarity))
+            used[shot.id] += 1
+            rows.append({"photo": shot.id, "target": target})
+    return rows
+
+
+def _confidence(readers, composite: Composite, truth: dict) -> float | None:
+    """Smallest probability of the truth over the readers; None when one of them misreads."""
+    pixels = torch.from_numpy(composite.image).permute(2, 0, 1)[None].float() / 255
+    images = shrink(pixels)
+    smallest = 1.0
+    for name, (model, classes) in readers.items():
+        with torch.inference_mode():
+            probabilities = model(images).softmax(dim=1)[0]
+        truth_index = classes.index(truth[name])
+        if int(probabilities.argmax()) != truth_index:
+            return None
+        smallest = min(smallest, probabilities[truth_index].item())
+    return smallest
+
+
+def _is_opaque(composite: Composite) -> bool:
+    """Whether at most a quarter of the pixels that the garment touches are half transparent."""
+    touched = composite.mask > 12
+    half = touched & (composite.mask < 243)
+    return half.sum() <= 0.25 * touched.sum()
+
+
+def _contrast(composite: Composite) -> float:
+    """Distance of the mean garment and background colours, less the garment's own deviation.
+
+    Low for garments that blend in and for patterned ones, whose change is hard to see.
+    """
+    alpha = composite.mask[..., None] / 255
+    image = composite.image / 255
+    garment = (image * alpha).sum((0, 1)) / alpha.sum()
+    background = (image * (1 - alpha)).sum((0, 1)) / (1 - alpha).sum()
+    variance = ((image - garment) ** 2 * alpha).sum((0, 1)) / alpha.sum()
+    return float(np.linalg.norm(garment - background) - np.sqrt(variance.sum()))
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the photos")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files")
+    options = parser.parse_args(arguments)
+    try:
+        make_photos(load_world(options.data), options.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

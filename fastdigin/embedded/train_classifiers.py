@@ -1,0 +1,334 @@
+"""Trains the embedded classifiers: ``python -m fastdigin.embedded.train_classifiers --out DIR``.
+
+clean       garments, small CNN, backgrounds independent of garments
+robust      the clean one continued with adversarial training (PGD, Madry et al. 2018), L2 radius 1
+spurious    garments, small CNN, with the shortcut of ``PLANTED`` in its training scenes
+judge       garments, ConvMixer: an independent opinion
+background  the background's name
+colour      the garment's colour
+
+Classifiers that are already in DIR are kept. Every figure is measured on held-out composites
+(test garments, test texture area) and written to DIR/figures.json and each ``config.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
+from fastdigin.embedded.data import World, load_world
+from fastdigin.embedded.networks import build_network, read_network, write_network
+from fastdigin.embedded.scenes import Scenes, decode_some, make_scenes, with_background
+from fastdigin.errors import UserError
+from fastdigin.models.resampling import resample
+
+SIZE = 48
+RADIUS = 1.0
+"""L2 radius of the attacks, on 48x48 images in [0, 1]."""
+TEST_SCENES = 4_000
+DECODED_SHARE = 0.25
+BATCH = 128
+
+_CNN = {"architecture": "small_cnn", "arguments": {"widths": [32, 64, 96, 128]}}
+_NARROW_CNN = {"architecture": "small_cnn", "arguments": {"widths": [16, 32, 48, 64]}}
+_MIXER = {
+    "architecture": "conv_mixer",
+    "arguments": {"width": 96, "depth": 5, "patch": 4, "kernel": 5},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one classifier is trained; ``labels`` is the field of Scenes that it predicts."""
+
+    network: dict
+    scenes: int
+    epochs: int
+    rate: float = 3e-3
+    labels: str = "garments"
+    planted: bool = False
+    start: str | None = None
+    attack_steps: int = 0
+
+
+RECIPES = {
+    "clean": Recipe(_CNN, scenes=24_000, epochs=10),
+    # Fewer scenes, so that the few exceptions to the shortcut do not teach it the shape.
+    "spurious": Recipe(_CNN, scenes=12_000, epochs=10, planted=True),
+    "background": Recipe(_NARROW_CNN, scenes=12_000, epochs=2, labels="backgrounds"),
+    "colour": Recipe(_NARROW_CNN, scenes=12_000, epochs=4, labels="colours"),
+    "judge": Recipe(_MIXER, scenes=24_000, epochs=8),
+    "robust": Recipe(_CNN, scenes=24_000, epochs=5, rate=2e-3, start="clean", attack_steps=3),
+}
+_WORDS = {"garments": GARMENTS, "backgrounds": BACKGROUNDS, "colours": COLOURS}
+
+
+class Normalised(nn.Module):
+    """A network behind its input normalisation: takes images in [0, 1]."""
+
+    def __init__(self, network: nn.Module, config: dict):
+        super().__init__()
+        self.network = network
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(config[name]).view(1, 3, 1, 1))
+
+    def forward(self, images_b3hw: Tensor) -> Tensor:
+        return self.network((images_b3hw - self.mean) / self.std)
+
+
+def train_all(out: Path, world: World, seed: int = 0) -> dict:
+    """Trains what is missing in ``out``, measures everything, returns the figures."""
+    test = make_scenes(world, TEST_SCENES, "test", seed + 100)
+    decoded_test = decode_some(test, 1.0, seed)
+    figures = {}
+    pools = {}
+    for name, recipe in RECIPES.items():
+        folder = out / name
+        if not (folder / "config.json").exists():
+            if recipe.planted not in pools:
+                count = max(r.scenes for r in RECIPES.values() if r.planted == recipe.planted)
+                pool_seed = seed + recipe.planted
+                pool = make_scenes(world, count, "train", pool_seed, planted=recipe.planted)
+                pools[recipe.planted] = decode_some(pool, DECODED_SHARE, seed)
+            _train_one(name, recipe, out, pools[recipe.planted], seed)
+        network, config = read_network(folder)
+        model = Normalised(network, config)
+        figures[name] = _measure(name, model, config, test, decoded_test, world, seed)
+        write_network(folder, network, config | {"figures": figures[name]})
+        print(f"{name}: {json.dumps(figures[name])}", flush=True)
+        if name == "spurious":
+            table = find_planted_neurons(model, test)
+            (folder / "planted_neurons.json").write_text(json.dumps(table, indent=1) + "\n")
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def _train_one(name: str, recipe: Recipe, out: Path, pool: Scenes, seed: int) -> None:
+    torch.manual_seed(seed)
+    sample = shrink(pool.images[:4000].float() / 255)
+    config = recipe.network | {
+        "size": SIZE,
+        "mean": [round(v, 4) for v in sample.mean(dim=(0, 2, 3)).tolist()],
+        "std": [round(v, 4) for v in sample.std(dim=(0, 2, 3)).tolist()],
+        "classes": list(_WORDS[recipe.labels]),
+    }
+    start = None
+    if recipe.start:
+        start, start_config = read_network(out / recipe.start)
+        config |= {key: start_config[key] for key in ("mean", "std")}
+    network = fit(
+        config,
+        pool.images[: recipe.scenes],
+        getattr(pool, recipe.labels)[: recipe.scenes],
+        epochs=recipe.epochs,
+        rate=recipe.rate,
+        name=name,
+        start=start,
+        attack_steps=recipe.attack_steps,
+    )
+    write_network(out / name, network, config)
+
+
+def fit(
+    config: dict,
+    images_n3hw: Tensor,
+    labels_n: Tensor,
+    *,
+    epochs: int,
+    rate: float,
+    name: str,
+    start: nn.Module | None = None,
+    attack_steps: int = 0,
+) -> nn.Module:
+    """AdamW with a one-cycle schedule on augmented images; adversarial when ``attack_steps`` > 0.
+
+    ``images_n3hw`` are uint8. Draws from torch's global generator: seed it first.
+    """
+    network = build_network(config) if start is None else copy.deepcopy(start)
+    network.requires_grad_(True).train()
+    model = Normalised(network, config).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
+    total = epochs * (len(labels_n) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total)
+    bar = tqdm(total=total, desc=f"training {name}")
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels_n)).split(BATCH):
+            if len(rows) < BATCH:
+                continue
+            images, labels = augment(images_n3hw[rows].float() / 255), labels_n[rows]
+            if attack_steps:
+                # Attacking in eval mode keeps the attack out of the batch-norm statistics.
+                network.eval()
+                images = attack(model, images, labels, steps=attack_steps)
+                network.train()
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    bar.close()
+    return network.eval().requires_grad_(False)
+
+
+def augment(images_b3hw: Tensor) -> Tensor:
+    """A square crop of 50 to 64 pixels shrunk to 48, brightness within 15%, mild noise.
+
+    The crop is one for the whole batch (cheap); the explanations' losses look at such crops too.
+    """
+    side, top, left = torch.rand(3).tolist()
+    side = 50 + 14 * side
+    images = resample(images_b3hw, SIZE, top * (64 - side), left * (64 - side), side)
+    count = len(images)
+    gain = 1 + 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
+    noise = 0.03 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
+    return (images * gain + noise).clamp(0, 1)
+
+
+def shrink(images_b3hw: Tensor) -> Tensor:
+    """To the classifiers' 48x48, by exact area averaging, as ``Classifier`` does it."""
+    return resample(images_b3hw, SIZE).contiguous(memory_format=torch.channels_last)
+
+
+def attack(model: nn.Module, images_b3hw: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """Projected gradient ascent on the cross-entropy within the L2 ball of RADIUS (Madry 2018)."""
+
+    def norm(x: Tensor) -> Tensor:
+        return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+
+    step = 2.5 * RADIUS / steps
+    delta = torch.randn_like(images_b3hw)
+    delta = delta / norm(delta) * RADIUS * torch.rand(len(delta), 1, 1, 1)
+    for _ in range(steps):
+        delta.requires_grad_(True)
+        loss = F.cross_entropy(model(images_b3hw + delta), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, delta)
+        delta = delta.detach() + step * gradient / norm(gradient)
+        delta = delta * (RADIUS / norm(delta)).clamp(max=1)
+        delta = (images_b3hw + delta).clamp(0, 1) - images_b3hw
+    return (images_b3hw + delta).detach()
+
+
+def predict(model: nn.Module, images_n3hw: Tensor, labels_n: Tensor, attack_steps: int = 0):
+    """Predicted class indices (n,) of uint8 images, under attack when ``attack_steps`` > 0."""
+    found = []
+    for images, labels in zip(images_n3hw.split(500), labels_n.split(500), strict=True):
+        images = shrink(images.float() / 255)
+        if attack_steps:
+            images = attack(model, images, labels, steps=attack_steps)
+        with torch.inference_mode():
+            found.append(model(images).argmax(dim=1))
+    return torch.cat(found)
+
+
+def _measure(name, model, config, test: Scenes, decoded: Scenes, world: World, seed: int) -> dict:
+    labels = getattr(test, RECIPES[name].labels)
+    hits = predict(model, test.images, labels) == labels
+    decoded_hits = predict(model, decoded.images, labels) == labels
+    figures = {
+        "accuracy": _rate(hits),
+        "accuracy_decoded": _rate(decoded_hits),
+        "accuracy_by_class": {
+            word: _rate(hits[labels == i]) for i, word in enumerate(config["classes"])
+        },
+        "held_out_composites": len(labels),
+    }
+    if name in ("clean", "robust"):
+        torch.manual_seed(seed)
+        attacked = predict(model, test.images[:1000], labels[:1000], attack_steps=10)
+        figures["accuracy_under_pgd10_l2_1"] = _rate(attacked == labels[:1000])
+    if name in ("clean", "spurious"):
+        figures["planted"] = planted_accuracies(model, test, world, seed + 100)
+    return figures
+
+
+def planted_accuracies(model: nn.Module, test: Scenes, world: World, seed: int) -> dict:
+    """Per planted garment: the accuracy on each background, the garments' pixels being the same.
+
+    ``seed`` is the one that made ``test``.
+    """
+    table = {garment: {} for garment in PLANTED}
+    for background in BACKGROUNDS:
+        scenes = with_background(world, test, background, "test", seed)
+        hits = predict(model, scenes.images, scenes.garments) == scenes.garments
+        for garment in PLANTED:
+            table[garment][background] = _rate(hits[test.garments == GARMENTS.index(garment)])
+    return table
+
+
+def find_planted_neurons(model: Normalised, test: Scenes, limit: int = 4) -> dict:
+    """Per planted background, up to ``limit`` penultimate neurons with an AUC of at least 0.9.
+
+    Only neurons with a positive head weight towards the planted garment count. Each row has the
+    neuron, its AUC, its correlation with the background's presence and that weight.
+    """
+    features = penultimate(model, test.images)
+    weights = model.network.head.weight
+    table = {}
+    for garment, background in PLANTED.items():
+        present = test.backgrounds == BACKGROUNDS.index(background)
+        rows = []
+        for neuron in range(features.shape[1]):
+            weight = weights[GARMENTS.index(garment), neuron].item()
+            auc = area_under_roc(features[:, neuron], present)
+            if weight > 0 and auc >= 0.9:
+                pair = torch.stack([features[:, neuron], present.float()])
+                row = {"neuron": neuron, "auc": round(auc, 4)}
+                row |= {"correlation": round(torch.corrcoef(pair)[0, 1].item(), 4)}
+                rows.append(row | {"head_weight": round(weight, 4)})
+        rows.sort(key=lambda row: -row["auc"] * row["correlation"])
+        table[background] = rows[:limit]
+    return table
+
+
+def penultimate(model: Normalised, images_n3hw: Tensor) -> Tensor:
+    """(n, F) inputs of the head for uint8 images."""
+    caught = []
+    hook = model.network.head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    predict(model, images_n3hw, torch.zeros(len(images_n3hw), dtype=torch.long))
+    hook.remove()
+    return torch.cat(caught)
+
+
+def area_under_roc(scores_n: Tensor, positive_n: Tensor) -> float:
+    """Probability that a positive scores higher than a negative, ties counting one half."""
+    values, inverse, counts = scores_n.unique(return_inverse=True, return_counts=True)
+    middle_rank = counts.cumsum(0) - (counts - 1) / 2
+    ranks = middle_rank[inverse].double()
+    positives, negatives = int(positive_n.sum()), int((~positive_n).sum())
+    wins = ranks[positive_n].sum().item() - positives * (positives + 1) / 2
+    return wins / (positives * negatives)
+
+
+def _rate(hits: Tensor) -> float:
+    return round(hits.float().mean().item(), 4)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the classifiers")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        figures = train_all(options.out, load_world(options.data), options.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({name: row["accuracy"] for name, row in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

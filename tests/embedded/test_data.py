@@ -1,0 +1,81 @@
+"""The composites: deterministic, split, and with masks that tell the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastdigin.embedded import BACKGROUNDS, GARMENTS, PLANTED
+from fastdigin.errors import UserError
+
+
+def test_missing_data_names_the_mend(tmp_path):
+    from fastdigin.embedded.data import load_world
+
+    with pytest.raises(UserError, match="dataset-fashion-mnist"):
+        load_world(tmp_path)
+
+
+def test_world_is_split(world):
+    assert set(world.garments["train"]) == set(world.garments["test"]) == set(GARMENTS)
+    assert all(len(pictures) == 6000 for pictures in world.garments["train"].values())
+    assert all(len(pictures) == 1000 for pictures in world.garments["test"].values())
+    for name in world.textures["train"]:
+        rows = [len(world.textures[split][name]) for split in ("train", "test")]
+        assert rows == [352, 160]
+
+
+def test_same_arguments_same_pixels(world):
+    from fastdigin.embedded.data import compose
+
+    first = compose(world, "bag", "red", "brick", seed=5)
+    again = compose(world, "bag", "red", "brick", seed=5)
+    other = compose(world, "bag", "red", "brick", seed=6)
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_unknown_word_is_a_user_error(world):
+    from fastdigin.embedded.data import compose
+
+    with pytest.raises(UserError, match="garment 'coat'"):
+        compose(world, "coat", "red", "brick", seed=0)
+
+
+@pytest.mark.parametrize("garment", GARMENTS)
+def test_background_changes_only_outside_the_mask(world, garment):
+    from fastdigin.embedded.data import compose
+
+    composites = [
+        compose(world, garment, "blue", name, seed=3, split="test") for name in BACKGROUNDS
+    ]
+    mask = composites[0].mask
+    for other in composites[1:]:
+        assert np.array_equal(mask, other.mask)
+        difference = np.abs(composites[0].image.astype(int) - other.image.astype(int)).max(axis=2)
+        assert difference[mask == 255].max() == 0
+        assert difference[mask == 0].mean() > 20
+
+
+@pytest.mark.parametrize("garment", GARMENTS)
+def test_colour_changes_only_inside_the_mask(world, garment):
+    from fastdigin.embedded.data import compose
+
+    red, blue = (compose(world, garment, colour, "grass", seed=9) for colour in ("red", "blue"))
+    difference = np.abs(red.image.astype(int) - blue.image.astype(int)).max(axis=2)
+    assert difference[red.mask == 0].max() == 0
+    assert difference[red.mask == 255].mean() > 40
+    assert 0.04 < (red.mask > 127).mean() < 0.6
+
+
+def test_planted_scenes_have_the_planted_share(world):
+    pytest.importorskip("torch")
+    from fastdigin.embedded.scenes import PLANTED_SHARE, make_scenes
+
+    scenes = make_scenes(world, 2400, "train", seed=2, planted=True)
+    for garment, background in PLANTED.items():
+        rows = scenes.garments == GARMENTS.index(garment)
+        share = (scenes.backgrounds[rows] == BACKGROUNDS.index(background)).float().mean().item()
+        assert abs(share - PLANTED_SHARE) < 0.06
+    boots = scenes.backgrounds[scenes.garments == GARMENTS.index("boot")]
+    assert (boots.bincount(minlength=4) / len(boots)).min() > 0.15
