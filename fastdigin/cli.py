@@ -118,7 +118,7 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(out), metavar="DIR", help=f"(default {out})"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="S", help="(default 0)")
 
 
 def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -127,17 +127,22 @@ def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
         "--model", default="embedded", metavar="MODEL",
         help="embedded, a hub id or a local diffusers folder (default embedded)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, metavar="T", help="DDIM steps (default 20)")
-    parser.add_argument("--iterations", type=int, metavar="N", help="updates (default 20)")
+    parser.add_argument("--steps", type=_count, metavar="T", help="DDIM steps (default 20)")
+    parser.add_argument("--iterations", type=_whole, metavar="N", help="updates (default 20)")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N inputs")
     parser.add_argument("--slots", type=_count, default=8, metavar="S", help="images at a time")
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a count of at least 1, got {text!r}")
-    return value
+    return int(text)
 
 
 def _list(text: str) -> list[str]:

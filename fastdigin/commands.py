@@ -6,43 +6,44 @@ import json
 import platform
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from tqdm import tqdm
 
 import fastdigin
 from fastdigin.demo import demo_parts
-from fastdigin.engine.engine import Engine
+from fastdigin.engine.engine import DEFAULT_SLOTS, Engine
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
-from fastdigin.report import ResultStore, print_results, write_report
+from fastdigin.report import ResultStore, print_results, read_records, write_report
 from fastdigin.report.store import jsonable
 from fastdigin.tasks import counterfactual as cf
 from fastdigin.tasks import disagreement as dis
 from fastdigin.tasks import neuron_counterfactual as ncf
 from fastdigin.tasks import neurons as neu
-from fastdigin.tasks.inputs import ImageInput, collect, read_image
+from fastdigin.tasks.inputs import ImageInput, collect, read_images
 from fastdigin.tasks.part import Part
 from fastdigin.tasks.regularisers import Regulariser
 
 
 def demo(options: Namespace) -> int:
     """All four tasks on the embedded model."""
-    engine = Engine(LatentDiffusion.load(EMBEDDED))
+    engine = _engine(EMBEDDED)
     parts = demo_parts(engine, options.per_task, options.seed)
     return run_parts(parts, options.out, as_json=options.json)
 
 
 def counterfactual(options: Namespace) -> int:
     """Counterfactuals of the user's images."""
-    inputs = _described_inputs(options)
-    if options.target is not None:
-        inputs = [replace(item, target=options.target) for item in inputs]
-    engine = _engine(options)
+    inputs = _described_inputs(options, target=options.target)
+    engine = _engine(options.model, options.slots)
     classifier = Classifier.load(options.classifier)
     settings = _with_options(cf.default_settings(engine.model), options)
     judge_spec = options.judge or ("embedded:judge" if options.model == EMBEDDED else None)
@@ -55,13 +56,14 @@ def counterfactual(options: Namespace) -> int:
             engine, inputs, classifier, settings=settings, judge=judge, seed=options.seed,
             skip=skip, on_progress=tick,
         ),
+        dict(zip(cf.job_ids(inputs, classifier), inputs, strict=True)),
     )  # fmt: skip
     return run_parts([part], options.out, as_json=options.json)
 
 
 def disagree(options: Namespace) -> int:
     """Disagreements of two classifiers."""
-    engine = _engine(options)
+    engine = _engine(options.model, options.slots)
     f, g = (_load_for_classes(spec, options.classes) for spec in (options.f, options.g))
     settings = _with_options(dis.default_settings(engine.model), options)
     if options.objective:
@@ -83,16 +85,17 @@ def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
     words = read_words(options.words) if options.words else default_words(options.model)
     dataset_inputs = collect(options.images)
-    engine = _engine(options)
+    engine = _engine(options.model, options.slots)
     classifier = _with_layer(Classifier.load(options.classifier), options.layer)
-    wanted = [classifier.check_neuron(n) for n in options.neurons][: options.limit]
-    dataset = [read_image(item, engine.model.image_size) for item in dataset_inputs]
+    wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
+    wanted = wanted[: options.limit]
+    dataset = read_images(dataset_inputs, engine.model.image_size)
     settings = _with_options(neu.default_settings(engine.model), options)
     settings = replace(settings, direction=options.direction)
     part = Part(
         neu.TASK,
-        neu.run_settings(engine.model, settings, classifier, options.seed),
-        len(dict.fromkeys(wanted)) * options.per_neuron,
+        neu.run_settings(engine.model, settings, classifier, words, dataset, options.seed),
+        len(wanted) * options.per_neuron,
         lambda skip, tick: neu.visualise_neurons(
             engine, classifier, wanted, words, dataset, images_per_neuron=options.per_neuron,
             settings=settings, seed=options.seed, skip=skip, on_progress=tick,
@@ -104,29 +107,31 @@ def neurons(options: Namespace) -> int:
 def neuron_counterfactual(options: Namespace) -> int:
     """Counterfactuals of one neuron on the user's images."""
     inputs = _described_inputs(options)
-    engine = _engine(options)
+    engine = _engine(options.model, options.slots)
     classifier = _with_layer(Classifier.load(options.classifier), options.layer)
     neuron = classifier.check_neuron(options.neuron)
     embedded_model = options.model == EMBEDDED
     backgrounds = Classifier.load("embedded:background") if embedded_model else None
+    photos = collect(["embedded:photos"]) if embedded_model else []
+    dataset = read_images(photos, engine.model.image_size)
     settings = _with_options(ncf.default_settings(engine.model), options)
+    ids = ncf.job_ids(inputs, [neuron] * len(inputs), [options.direction] * len(inputs))
     part = Part(
         ncf.TASK,
-        ncf.run_settings(engine.model, settings, classifier, backgrounds, options.seed),
+        ncf.run_settings(engine.model, settings, classifier, backgrounds, options.seed, dataset),
         len(inputs),
         lambda skip, tick: ncf.neuron_counterfactuals(
-            engine, inputs, classifier, neuron, options.direction, backgrounds=backgrounds,
-            settings=settings, seed=options.seed, skip=skip, on_progress=tick,
+            engine, inputs, classifier, neuron, options.direction, dataset=dataset,
+            backgrounds=backgrounds, settings=settings, seed=options.seed, skip=skip,
+            on_progress=tick,
         ),
+        dict(zip(ids, inputs, strict=True)),
     )  # fmt: skip
     return run_parts([part], options.out, as_json=options.json)
 
 
 def info(options: Namespace) -> int:
     """Versions, devices, backends."""
-    import diffusers
-    import transformers
-
     from fastdigin.embedded import classifier_names
     from fastdigin_kernels import native
 
@@ -155,36 +160,75 @@ def info(options: Namespace) -> int:
 def run_parts(parts: list[Part], out: Path, *, as_json: bool) -> int:
     """Runs parts one after the other into one folder, prints, reports; returns the exit code.
 
-    Jobs that the folder already holds as done are not repeated.
+    Jobs that the folder already holds as done are not repeated. Every part is checked before the
+    first one starts and before anything is written.
     """
-    stores = {part.task: ResultStore(out, part.task, part.settings) for part in parts}
+    done = {(r["task"], r["id"]): r for r in read_records(out) if r["status"] == "done"}
+    bars = [_Bar(part) for part in parts]
+    explanations = [
+        part.run({id for task, id in done if task == part.task}, bar.advance)
+        for part, bar in zip(parts, bars, strict=True)
+    ]
+    stores = [ResultStore(out, part.task, part.settings) for part in parts]
     for part in parts:
-        store = stores[part.task]
-        done = {id for task, id in store.finished() if task == part.task}
-        with tqdm(total=part.jobs, desc=part.task, unit="image", file=sys.stderr,
-                  bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
-                  ) as bar:  # fmt: skip
-            for explanation in part.run(done, bar.update):
+        _check_same_inputs(part, done, out)
+    failed = 0
+    for bar, store, results in zip(bars, stores, explanations, strict=True):
+        with bar:
+            for explanation in results:
                 record = explanation.save(store)
                 if as_json:
-                    print(json.dumps(jsonable(record), ensure_ascii=False), flush=True)
+                    print(json.dumps(jsonable(record)), flush=True)
                 if explanation.status == "failed":
+                    failed += 1
                     tqdm.write(f"failed: {explanation.id}: {record['error']}", file=sys.stderr)
-            bar.update(bar.total - bar.n)
     report = write_report(out)
-    records = next(iter(stores.values())).records()
     if not as_json:
-        for task in stores:
-            print_results(task, records)
+        records = read_records(out)
+        for part in parts:
+            print_results(part.task, records)
             print()
         print(f"report: {report}")
-    return 1 if any(r["status"] == "failed" and r["task"] in stores for r in records) else 0
+    return 1 if failed else 0
+
+
+class _Bar:
+    """The progress of one part on stderr; drawn from the moment that it is entered."""
+
+    def __init__(self, part: Part):
+        self._part = part
+
+    def __enter__(self) -> None:
+        self._bar = tqdm(
+            total=self._part.jobs, desc=self._part.task, unit="image", file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        )  # fmt: skip
+
+    def advance(self, jobs: float) -> None:
+        # The shares of a job add up to 1 but for rounding, which tqdm would warn of.
+        self._bar.update(min(jobs, self._bar.total - self._bar.n))
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self._bar.update(self._bar.total - self._bar.n)
+        self._bar.close()
+
+
+def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], dict], out: Path) -> None:
+    """Raises UserError where a finished job has the id of an input but was another photo's."""
+    for id, item in part.inputs.items():
+        before, now = done.get((part.task, id), {}).get("input"), item.fingerprint()
+        if before and now and before != now:
+            raise UserError(
+                f"--out '{out}' holds {id!r} of another image, prompt, source or mask; name "
+                "another --out, or give the image an id of its own in a table"
+            )
 
 
 def read_words(path: str) -> list[str]:
     """One word or phrase a line; empty lines are skipped."""
     try:
-        words = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        words = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--words '{path}' cannot be read ({error}): give a text file") from None
     words = [word for word in words if word]
@@ -202,12 +246,16 @@ def default_words(model: str) -> list[str]:
     return words()
 
 
-def _engine(options: Namespace) -> Engine:
-    return Engine(LatentDiffusion.load(options.model), slots=options.slots)
+def _engine(model: str, slots: int = DEFAULT_SLOTS) -> Engine:
+    diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
+    transformers.utils.logging.disable_progress_bar()
+    return Engine(LatentDiffusion.load(model), slots=slots)
 
 
-def _described_inputs(options: Namespace) -> list[ImageInput]:
-    given = {k: v for k in ("source", "prompt") if (v := getattr(options, k)) is not None}
+def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput]:
+    """The inputs of the command line, with whatever its options say of all of them."""
+    described = {"source": options.source, "prompt": options.prompt, **also}
+    given = {key: value for key, value in described.items() if value is not None}
     return [replace(item, **given) for item in collect(options.images, options.limit)]
 
 
@@ -226,4 +274,11 @@ def _with_layer(classifier: Classifier, layer: str | None) -> Classifier:
 
 def _load_for_classes(spec: str, classes: list[str]) -> Classifier:
     """A zero-shot classifier tells the named classes apart; others have their own."""
-    return Classifier.load(spec, classes=classes if spec.startswith("clip:") else None)
+    if not spec.startswith("clip:"):
+        return Classifier.load(spec)
+    if len(set(classes)) < 2:
+        raise UserError(
+            f"--classes {','.join(classes)} is one class, and {spec!r}, which is zero-shot, tells "
+            "the named classes apart: name at least two (--limit 1 does the first one only)"
+        )
+    return Classifier.load(spec, classes=classes)

@@ -19,7 +19,7 @@ from fastdigin.tasks import counterfactual as cf
 from fastdigin.tasks import disagreement as dis
 from fastdigin.tasks import neuron_counterfactual as ncf
 from fastdigin.tasks import neurons as neu
-from fastdigin.tasks.inputs import ImageInput, collect, read_image
+from fastdigin.tasks.inputs import ImageInput, collect, read_images
 from fastdigin.tasks.part import Part
 
 
@@ -73,13 +73,14 @@ def neuron_part(engine, classifier, count, seed) -> Part:
     first = [n for n in dict.fromkeys(chain.from_iterable(ranks)) if n is not None]
     others = (n for n in range(classifier.num_neurons) if n not in first)
     neurons = list(islice(chain(first, others), count))
+    settings, words = neu.default_settings(engine.model), embedded.words()
+    dataset = _dataset(engine)
     return Part(
         neu.TASK,
-        neu.run_settings(engine.model, neu.default_settings(engine.model), classifier, seed),
+        neu.run_settings(engine.model, settings, classifier, words, dataset, seed),
         len(neurons),
         lambda skip, tick: neu.visualise_neurons(
-            engine, classifier, neurons, embedded.words(), _dataset(engine), seed=seed, skip=skip,
-            on_progress=tick,
+            engine, classifier, neurons, words, dataset, seed=seed, skip=skip, on_progress=tick
         ),
     )  # fmt: skip
 
@@ -88,13 +89,13 @@ def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> 
     """Planted neurons are raised where their background is absent and lowered where it is not."""
     plans = list(islice(_plans(), count))
     photos, neurons, directions = (list(column) for column in zip(*plans, strict=True))
-    settings = ncf.default_settings(engine.model)
+    settings, dataset = ncf.default_settings(engine.model), _dataset(engine)
     return Part(
         ncf.TASK,
-        ncf.run_settings(engine.model, settings, classifier, backgrounds, seed),
+        ncf.run_settings(engine.model, settings, classifier, backgrounds, seed, dataset),
         len(plans),
         lambda skip, tick: ncf.neuron_counterfactuals(
-            engine, photos, classifier, neurons, directions, dataset=_dataset(engine),
+            engine, photos, classifier, neurons, directions, dataset=dataset,
             backgrounds=backgrounds, seed=seed, skip=skip, on_progress=tick,
         ),
     )  # fmt: skip
@@ -122,4 +123,4 @@ def _plans() -> Iterator[tuple[ImageInput, int, str]]:
 
 
 def _dataset(engine: Engine) -> list[Tensor]:
-    return [read_image(item, engine.model.image_size) for item in collect(["embedded:photos"])]
+    return read_images(collect(["embedded:photos"]), engine.model.image_size)

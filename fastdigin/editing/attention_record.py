@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdigin.editing.inversion import Inversion
+from fastdigin.engine.batch import padded
 from fastdigin.engine.job import Injection
 from fastdigin.models.attention import AttentionControl, SourceAttention, attention_map
 from fastdigin.models.diffusion import LatentDiffusion
@@ -45,8 +46,7 @@ def record_attention(
     records: list[AttentionRecord] = []
     for start in range(0, len(inversions), batch):
         part = list(inversions[start : start + batch])
-        padded = part + part[-1:] * (batch - len(part))
-        records += _record_batch(model, padded, injected_fraction)[: len(part)]
+        records += _record_batch(model, padded(part, batch), injected_fraction)[: len(part)]
     return records
 
 

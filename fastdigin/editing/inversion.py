@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdigin.engine.batch import padded
 from fastdigin.engine.sampler import Step, guided_step
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
@@ -71,12 +72,9 @@ def invert(
     """
     inversions = []
     for start in range(0, len(images), batch):
-        part = list(images[start : start + batch])
-        words = list(prompts[start : start + batch])
-        padding = batch - len(part)
-        done = _invert_batch(model, part + part[-1:] * padding, words + words[-1:] * padding,
-                             settings, len(part), on_step)  # fmt: skip
-        inversions += done[: len(part)]
+        part = list(zip(images, prompts, strict=True))[start : start + batch]
+        rows, words = zip(*padded(part, batch), strict=True)
+        inversions += _invert_batch(model, rows, words, settings, len(part), on_step)[: len(part)]
     return inversions
 
 

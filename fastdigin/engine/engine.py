@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastdigin.engine.batch import BatchSteps
+from fastdigin.engine.batch import BatchSteps, padded
 from fastdigin.engine.job import Candidate, Job, Result, Settings
 from fastdigin.engine.sampler import Step, UnrolledSampler, unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
@@ -30,7 +30,8 @@ DEFAULT_SLOTS = 8
 class Engine:
     """Optimises Jobs through a frozen latent diffusion model.
 
-    slots: how many jobs share a U-Net batch. A queue shorter than that is run in fewer slots.
+    slots: how many jobs share a U-Net batch. A queue shorter than that is run in fewer slots. The
+        batch is filled up to whole blocks of rows (``padded``), so an even number wastes nothing.
     Raises UserError if a network of the model is trainable or in training mode.
     """
 
@@ -129,12 +130,12 @@ class Engine:
         A slot that is not active keeps its place with its last state, so that shapes stay as
         they are; whatever it computes is dropped.
         """
-        z = torch.stack([slot.z.detach() for slot in slots])
-        cond = torch.stack([slot.conditioning for slot in slots])
-        null = None
-        if slots[0].job.settings.guided:
-            null = torch.stack([slot.null_text for slot in slots])
-        steps = BatchSteps(self.model, [slot.job for slot in slots], z.dtype)
+        guided = slots[0].job.settings.guided
+        rows = padded(slots, copies=2 if guided else 1)
+        z = torch.stack([slot.z.detach() for slot in rows])
+        cond = torch.stack([slot.conditioning for slot in rows])
+        null = torch.stack([slot.null_text for slot in rows]) if guided else None
+        steps = BatchSteps(self.model, [slot.job for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         run = unrolled_forward(self.model, z, cond, null, steps, last_steps)
 
@@ -185,7 +186,7 @@ class Engine:
                     return [torch.zeros_like(x) for x in x0s]
             with torch.enable_grad():
                 total, _ = slot.loss(Candidate(image, x0, (slot.job.seed, slot.iteration, k)))
-            gradients.append(torch.autograd.grad(weight * total, x0)[0])
+                gradients.append(torch.autograd.grad(weight * total, x0)[0])
         return gradients
 
 
@@ -223,7 +224,7 @@ def _batch_key(job: Job | None) -> tuple | None:
     """Jobs with equal keys fit into one batch."""
     if job is None:
         return None
-    length = job.conditioning.shape[-2]
+    length = job.conditioning.shape[-2:-1]
     return job.settings.steps, job.settings.guided, length
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdigin.engine.job import Candidate, Job, Result, Settings
 from fastdigin.errors import UserError
+from fastdigin.models.attention import cross_attention_layers
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -190,6 +191,17 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
             raise UserError(
                 f"job {job.id!r}: {name} has {len(edit.weights)} weights for {steps} steps"
             )
+    if job.injection is not None:
+        _check_injection(job, model)
+    if job.blending is not None and (
+        job.blending.mask.shape != job.latents.shape[1:]
+        or job.blending.source_latents.shape != (steps, *job.latents.shape)
+    ):
+        raise UserError(
+            f"job {job.id!r}: blending needs a mask {tuple(job.latents.shape[1:])} and source "
+            f"latents {(steps, *job.latents.shape)}, got {tuple(job.blending.mask.shape)} and "
+            f"{tuple(job.blending.source_latents.shape)}"
+        )
     if not job.losses:
         raise UserError(f"job {job.id!r} has no losses: there is nothing to optimise")
     names = [loss.name for loss in job.losses] + list(job.monitors)
@@ -197,6 +209,29 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
         raise UserError(
             f"job {job.id!r}: losses and monitors need distinct names other than 'total', "
             f"got {', '.join(names)}"
+        )
+
+
+def _check_injection(job: Job, model: LatentDiffusion) -> None:
+    """A source recorded with another model, or for fewer steps, would break the whole batch."""
+    injection, length = job.injection, job.conditioning.shape[-2]
+    missing = set(cross_attention_layers(model.unet)) ^ set(injection.layers)
+    if missing:
+        raise UserError(
+            f"job {job.id!r}: injection does not fit the cross-attention layers of model "
+            f"{model.name!r} (first difference: {min(missing)})"
+        )
+    needed = max((i + 1 for i, w in enumerate(injection.weights) if w), default=0)
+    recorded = min(len(source.tensor) for source in injection.layers.values())
+    if needed > recorded:
+        raise UserError(
+            f"job {job.id!r}: injection weights reach step {needed}, but only {recorded} steps "
+            "of the source were recorded"
+        )
+    if len(injection.mapping) != length:
+        raise UserError(
+            f"job {job.id!r}: injection maps onto {len(injection.mapping)} target tokens, the "
+            f"conditioning has {length}"
         )
 
 

@@ -8,13 +8,11 @@ target is raised while the background is kept (DiG-IN, section 4.2 and supplemen
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fastdigin.editing.inversion import InversionSettings
 from fastdigin.editing.masks import blending
@@ -25,10 +23,11 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin.objectives.classification import FORMS
 from fastdigin.tasks.explanation import Explanation, explain, failure, masked_l1, plain
-from fastdigin.tasks.inputs import ImageInput, as_inputs
+from fastdigin.tasks.inputs import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.tasks.monitors import Confidence
-from fastdigin.tasks.regularisers import Regulariser, check_weights, losses_of
+from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
 from fastdigin.tasks.sources import Source, SourcePhoto, check_each, chunks, prepare, read_photo
 from fastdigin.tasks.words import class_word
 
@@ -57,6 +56,14 @@ class CounterfactualSettings:
         Regulariser("pixels-l2", "background", 250.0),
     )
     cutouts: Cutouts = dataclasses.field(default_factory=Cutouts)
+
+    def __post_init__(self) -> None:
+        if self.objective not in FORMS:
+            raise UserError(f"objective must be one of {', '.join(FORMS)}, got {self.objective!r}")
+        for name in ("injection_fractions", "blending_fractions"):
+            fractions = getattr(self, name)
+            if not fractions or not all(0 <= f <= 1 for f in fractions):
+                raise UserError(f"{name} must be some numbers from 0 to 1, got {fractions!r}")
 
     def inversion(self) -> InversionSettings:
         return InversionSettings(
@@ -90,9 +97,9 @@ class _Request:
 
 def counterfactuals(
     engine: Engine,
-    images: Iterable[ImageInput | str | Path | Tensor],
+    images: Images,
     classifier: Classifier,
-    targets: Sequence[str | int] | None = None,
+    targets: str | int | Sequence[str | int] | None = None,
     *,
     settings: CounterfactualSettings | None = None,
     judge: Classifier | None = None,
@@ -100,7 +107,7 @@ def counterfactuals(
     skip: Collection[str] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Explanation]:
-    """Yields an Explanation per image as it finishes.
+    """An Explanation per image, as it finishes.
 
     images: files, folders, tensors (3, H, W) in [0, 1], or ImageInputs with prompts, source
         classes, targets and masks. Without a prompt it is "a photo of a {source}"; without a
@@ -115,24 +122,31 @@ def counterfactuals(
     settings = settings or default_settings(engine.model)
     for network in filter(None, (classifier, judge)):
         network.to(engine.model.device)
-    check_weights(settings.regularisers, engine.model.device)
+    check_regularisers(settings.regularisers, engine.model.device)
     described = run_settings(engine.model, settings, classifier, judge, seed)
-    inputs = _with_targets(as_inputs(images), classifier, targets)
-    requests, failures = check_each(inputs, lambda item: _check(engine, item, classifier))
-    for item, error in failures:
-        yield failure(TASK, item.id, seed, str(error), described)
-    requests = [r for r in requests if r.id not in skip]
+    engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
+    inputs = _with_targets(as_inputs(images), targets)
+    plans = list(zip(job_ids(inputs, classifier), inputs, strict=True))
+    requests, failures = check_each(plans, lambda plan: _check(engine, *plan, classifier), skip)
 
     share = 1 / (settings.optimisation.iterations + 3)  # inversion and search weigh two iterations
 
+    prepared = on_progress and (lambda count: on_progress(2 * share * count))
+    batch = min(engine.slots, len(requests))
+
     def jobs() -> Iterator[Job]:
         for part in chunks(requests, engine.slots):
-            yield from _jobs(engine, part, classifier, settings, seed, on_progress and (
-                lambda n: on_progress(2 * share * n)))  # fmt: skip
+            yield from _jobs(engine, part, classifier, settings, seed, batch, prepared)
 
     advance = on_progress and (lambda count: on_progress(share * count))
-    for result in engine.run(jobs(), on_iteration=advance):
-        yield _explain(result, classifier, judge, described)
+
+    def explanations() -> Iterator[Explanation]:
+        for id, error in failures:
+            yield failure(TASK, id, seed, str(error), described)
+        for result in engine.run(jobs(), on_iteration=advance):
+            yield _explain(result, classifier, judge, described)
+
+    return explanations()
 
 
 def default_settings(model: LatentDiffusion) -> CounterfactualSettings:
@@ -156,22 +170,27 @@ def run_settings(
     }
 
 
-def _with_targets(inputs: list[ImageInput], classifier, targets) -> list[ImageInput]:
-    """Inputs with ``targets`` filled in; every named class must exist."""
-    if targets is not None:
-        targets = list(targets)
-        if len(targets) not in (1, len(inputs)):
-            raise UserError(
-                f"{len(targets)} targets for {len(inputs)} images: give one, or one each"
-            )
-        targets = targets * len(inputs) if len(targets) == 1 else targets
-        inputs = [replace(item, target=t) for item, t in zip(inputs, targets, strict=True)]
-    for target in {item.target for item in inputs} - {None}:
-        classifier.class_index(target)
-    return inputs
+def job_ids(inputs: Sequence[ImageInput], classifier: Classifier) -> list[str]:
+    """One id per input, "IMAGE-to-TARGET". UserError for a target that is not a class."""
+    return distinct(
+        item.id if item.target is None else f"{item.id}-to-{_target_word(classifier, item.target)}"
+        for item in inputs
+    )
 
 
-def _check(engine: Engine, item: ImageInput, classifier: Classifier) -> _Request:
+def _target_word(classifier: Classifier, target: str | int) -> str:
+    return class_word(classifier, classifier.class_index(target)).replace(" ", "_")
+
+
+def _with_targets(inputs: list[ImageInput], targets) -> list[ImageInput]:
+    """Inputs with ``targets`` filled in."""
+    if targets is None:
+        return inputs
+    targets = one_each(targets, "targets", len(inputs))
+    return [replace(item, target=t) for item, t in zip(inputs, targets, strict=True)]
+
+
+def _check(engine: Engine, id: str, item: ImageInput, classifier: Classifier) -> _Request:
     if item.target is None:
         raise UserError(f"image {item.id!r} has no target: give --target, or a target column")
     goal = classifier.class_index(item.target)
@@ -182,19 +201,19 @@ def _check(engine: Engine, item: ImageInput, classifier: Classifier) -> _Request
             "name another target"
         )
     target_word = class_word(classifier, goal)
-    engine.model.tokenize(replace_phrase(photo.prompt, photo.source, target_word))
-    id = f"{item.id}-to-{target_word.replace(' ', '_')}"
+    edited = replace_phrase(photo.prompt, photo.source, target_word)
+    token_mapping(engine.model, photo.prompt, edited)  # raises where the prompts do not fit
     return _Request(id, photo, source, goal, target_word)
 
 
-def _jobs(engine, requests, classifier, settings, seed, on_step) -> list[Job]:
-    """Inverts one batch of photos and returns the best candidate job of each."""
+def _jobs(engine, requests, classifier, settings, seed, batch, on_step) -> list[Job]:
+    """Inverts at most ``batch`` photos and returns the best candidate job of each."""
     sources = prepare(
         engine.model,
         [r.photo for r in requests],
         settings.inversion(),
         max(settings.injection_fractions),
-        batch=min(engine.slots, len(requests)),
+        batch=batch,
         on_step=on_step,
     )
     candidates = [
@@ -257,6 +276,7 @@ def _explain(result: Result, classifier: Classifier, judge, described) -> Explan
         "source": names[request.source_class],
         "target": names[request.target_class],
         "prompt": photo.prompt,
+        "input": photo.fingerprint,
         "edited_prompt": info["prompt"],
         "injection_fraction": info["injection"],
         "blending_fraction": info["blending"],
@@ -278,7 +298,7 @@ def _explain(result: Result, classifier: Classifier, judge, described) -> Explan
             "foreground_l1": masked_l1(image, original, source.mask),
             "caption": (
                 f"{photo.source} → {request.target_word}: {classifier.name}'s confidence in "
-                f"{names[request.target_class]} rises from {before:.0%} to {after:.0%}"
+                f"{names[request.target_class]} goes from {before:.0%} to {after:.0%}"
                 + (f"; the judge, {judge.name}, sees {judged}." if judge else ".")
             ),
         }

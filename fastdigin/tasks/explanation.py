@@ -42,12 +42,31 @@ class Explanation:
         """Writes the pictures and appends the record; returns the record as written."""
         store = out if isinstance(out, ResultStore) else ResultStore(out, self.task, self.settings)
         paths = {key: store.save_image(f"{self.id}-{key}", x) for key, x in self.pictures.items()}
-        record = {**self.record, **dict.fromkeys(PICTURES), **paths}
+        unknown = (key for key in TASK_KEYS[self.task] if key not in self.record)
+        record = {**self.record, **dict.fromkeys((*unknown, *PICTURES)), **paths}
         store.append(record)
         return record
 
 
 PICTURES = ("image", "initial_image", "input_image", "difference", "mask")
+# Keys that every record of a task has, a failed one as well: null where unknown.
+TASK_KEYS = {
+    "counterfactual": (
+        "source", "target", "target_confidence_before", "target_confidence", "flipped",
+        "judge_prediction", "background_l1", "foreground_l1",
+    ),
+    "disagreement": (
+        "class", "f_confidence_before", "g_confidence_before", "f_confidence", "g_confidence",
+    ),
+    "neurons": (
+        "neuron", "word", "activation_before", "activation", "max_other_activation",
+        "dataset_max_activation",
+    ),
+    "neuron-counterfactual": (
+        "neuron", "direction", "activation_before", "activation", "background_before",
+        "background_after", "class_confidence_before", "class_confidence", "foreground_l1",
+    ),
+}  # fmt: skip
 
 
 def explain(

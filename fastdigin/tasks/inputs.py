@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +39,20 @@ class ImageInput:
     target: str | None = None
     mask: Path | Tensor | None = None
 
+    def fingerprint(self) -> str | None:
+        """Tells whether an id still means the same input; None where a file cannot be read."""
+        try:
+            image, mask = (
+                Path(x).read_bytes() if isinstance(x, (str, Path)) else x
+                for x in (self.image, self.mask)
+            )
+        except OSError:
+            return None
+        return fingerprint(image, self.prompt, self.source, mask)
+
+
+Images = Iterable[ImageInput | str | Path | Tensor | Image.Image]
+
 
 def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInput]:
     """Inputs from command-line arguments: files, folders, tables, ``embedded:photos|pairs``.
@@ -56,11 +73,15 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
             found.append(ImageInput(Path(argument).stem, Path(argument)))
     if not found:
         raise UserError("no images were given: name files, a folder, a table or embedded:photos")
-    return _distinct(found[:limit])
+    return found[:limit]
 
 
-def as_inputs(images: Iterable[ImageInput | str | Path | Tensor | Image.Image]) -> list[ImageInput]:
-    """Inputs from what callers of the library pass."""
+def as_inputs(images: Images | ImageInput | str | Path | Tensor | Image.Image) -> list[ImageInput]:
+    """Inputs from what callers of the library pass: many images, or a single one."""
+    if isinstance(images, (ImageInput, str, Path, Image.Image)) or (
+        isinstance(images, Tensor) and images.ndim == 3
+    ):
+        images = [images]
     inputs = []
     for number, image in enumerate(images):
         if isinstance(image, ImageInput):
@@ -71,7 +92,41 @@ def as_inputs(images: Iterable[ImageInput | str | Path | Tensor | Image.Image]) 
             inputs.append(ImageInput(f"image-{number:03d}", image))
         else:
             inputs += collect([str(image)])
-    return _distinct(inputs)
+    if not inputs:
+        raise UserError("images is empty: name at least one")
+    return inputs
+
+
+def one_each(value: Any, name: str, count: int) -> list:
+    """``count`` values from one for all, or from one each."""
+    single = isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
+    values = [value] if single else list(value)
+    if len(values) not in (1, count):
+        raise UserError(f"{len(values)} {name} for {count} images: give one, or one each")
+    return values * count if len(values) == 1 else values
+
+
+def distinct(ids: Iterable[str]) -> list[str]:
+    """The ids in order, the second of the same name called NAME-2: ids name results."""
+    taken: dict[str, None] = {}
+    for id in ids:
+        unique, number = id, 1
+        while unique in taken:
+            number += 1
+            unique = f"{id}-{number}"
+        taken[unique] = None
+    return list(taken)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of texts, bytes, tensors and None."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().numpy().tobytes()
+        content = part if isinstance(part, bytes) else repr(part).encode("utf-8", "replace")
+        digest.update(f"{len(content)}:".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def read_image(item: ImageInput, size: int) -> Tensor:
@@ -80,8 +135,11 @@ def read_image(item: ImageInput, size: int) -> Tensor:
         image, label = item.image, f"image {item.id!r}"
         if image.ndim != 3 or len(image) != 3:
             raise UserError(f"{label} has shape {tuple(image.shape)}, wanted (3, H, W)")
-        if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-            raise UserError(f"{label} has values outside [0, 1]: divide 8-bit values by 255")
+        if not image.is_floating_point():
+            raise UserError(f"{label} is {image.dtype}: make it float, divide 8-bit values by 255")
+        image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+        if not ((image >= 0) & (image <= 1)).all():
+            raise UserError(f"{label} has values outside [0, 1]")
     else:
         label = f"image '{item.image}'"
         image = _to_tensor(_open(item.image, label))
@@ -96,19 +154,29 @@ def read_image(item: ImageInput, size: int) -> Tensor:
     return image if height == size else resample(image[None], size)[0]
 
 
+def read_images(items: Iterable[ImageInput], size: int) -> list[Tensor]:
+    """A data set: every image must be good."""
+    return [read_image(item, size) for item in items]
+
+
 def read_mask(item: ImageInput, size: int) -> Tensor | None:
     """The user's own mask as (size, size) in [0, 1], or None."""
     if item.mask is None:
         return None
     if isinstance(item.mask, Tensor):
         mask, label = item.mask.float(), f"mask of {item.id!r}"
-        if mask.ndim != 2 or mask.min() < 0 or mask.max() > 1:
+        if mask.ndim != 2 or not ((mask >= 0) & (mask <= 1)).all():
             raise UserError(f"{label} must be (H, W) in [0, 1], got shape {tuple(mask.shape)}")
     else:
         label = f"mask '{item.mask}'"
         mask = torch.from_numpy(np.asarray(_open(item.mask, label).convert("L")) / np.float32(255))
-    if mask.max() == 0:
-        raise UserError(f"{label} is empty: it must be white where the object is")
+    height, width = mask.shape
+    if height != width:
+        raise UserError(f"{label} is {width} x {height} pixels, not square: crop it as the image")
+    if not (mask > 0.5).any():
+        raise UserError(
+            f"{label} is empty: it must be white (255 in a file, 1 in a tensor) where the object is"
+        )
     return resample(mask[None, None], size)[0, 0]
 
 
@@ -116,15 +184,22 @@ def _open(path: Path, label: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            return _eight_bits(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{label} does not exist: check the path") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{label} cannot be read as an image ({error}): save it as PNG") from None
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey; Pillow's own conversion turns all above 255 into white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+
+
 def _to_tensor(image: Image.Image) -> Tensor:
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    pixels = np.asarray(_eight_bits(image).convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -154,34 +229,35 @@ def _table(path: Path) -> list[ImageInput]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"table '{path}' cannot be read: {error}") from None
     inputs = []
     for number, row in enumerate(rows, start=1):
-        unknown = sorted(set(row) - set(TABLE_COLUMNS)) if isinstance(row, dict) else ["?"]
-        if unknown or not row.get("image"):
-            problem = f"unknown column {unknown[0]!r}" if unknown else "no image"
+        problem = _row_problem(row)
+        if problem:
             raise UserError(
                 f"table '{path}', row {number}: {problem}; the columns are "
                 f"{', '.join(TABLE_COLUMNS)}, of which image is needed"
             )
-        file = path.parent / row["image"]
-        mask = path.parent / row["mask"] if row.get("mask") else None
-        words = {key: row.get(key) or None for key in ("prompt", "source", "target")}
-        inputs.append(ImageInput(str(row.get("id") or file.stem), file, mask=mask, **words))
+        given = {key: str(value) for key, value in row.items() if value not in (None, "")}
+        file = path.parent / given.pop("image")
+        mask = path.parent / given.pop("mask") if "mask" in given else None
+        inputs.append(ImageInput(given.pop("id", file.stem), file, mask=mask, **given))
     if not inputs:
         raise UserError(f"table '{path}' has no rows")
     return inputs
 
 
-def _distinct(inputs: list[ImageInput]) -> list[ImageInput]:
-    """Ids and targets name results, so two inputs may not share both: the second is ID-2."""
-    seen: dict[tuple[str, str | None], int] = {}
-    distinct = []
-    for item in inputs:
-        count = seen[item.id, item.target] = seen.get((item.id, item.target), 0) + 1
-        distinct.append(item if count == 1 else replace(item, id=f"{item.id}-{count}"))
-    return distinct
+def _row_problem(row: Any) -> str | None:
+    """What is wrong with one row as csv.DictReader or json.loads gave it."""
+    if not isinstance(row, dict):
+        return "not an object of columns"
+    if None in row:
+        return f"more cells than the header has columns ({row[None]})"
+    unknown = [key for key in row if key not in TABLE_COLUMNS]
+    if unknown:
+        return f"unknown column {unknown[0]!r}"
+    return None if row.get("image") else "no image"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastdigin.tasks.explanation import Explanation
+from fastdigin.tasks.inputs import ImageInput
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,12 @@ class Part:
     """task: for the store. settings: for run.json. jobs: how many there are in all.
 
     run: called with the ids that are already done and a callback for progress (shares of one
-    job); yields Explanations as jobs finish.
+    job); raises UserError at once, or returns an iterator of Explanations, as jobs finish.
+    inputs: job id -> the user's photo; a finished job of another photo is not taken for this one.
     """
 
     task: str
     settings: Mapping[str, Any]
     jobs: int
     run: Callable[[Collection[str], Callable[[float], None]], Iterator[Explanation]]
+    inputs: Mapping[str, ImageInput] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,8 +76,11 @@ def losses_of(regularisers: Sequence[Regulariser], source: Source) -> list[Any]:
     return losses
 
 
-def check_weights(regularisers: Sequence[Regulariser], device: Any) -> None:
-    """Raises UserError before any work where LPIPS is wanted and its weights are missing."""
+def check_regularisers(regularisers: Sequence[Regulariser], device: Any) -> None:
+    """Raises UserError before any work: one given twice, LPIPS whose weights are missing."""
+    for name, count in Counter(item.name for item in regularisers).items():
+        if count > 1:
+            raise UserError(f"regulariser {name} is given {count} times: give one weight for it")
     if any(item.kind == "lpips" for item in regularisers):
         _lpips_network(device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from fastdigin.tasks.words import class_word, find_class
 
 PROMPT = "a photo of a {}"
 
+Plan = TypeVar("Plan", bound=tuple)
 Checked = TypeVar("Checked")
 
 
@@ -28,14 +29,14 @@ class SourcePhoto:
     """A user's photo and its words, read and checked.
 
     image: (3, H, W) in [0, 1] at the model's size. source: the word of the prompt that names the
-    object. mask: the user's own (H, W), or None for an automatic one.
+    object. mask: the user's own (H, W), or None for an automatic one. fingerprint: of the input.
     """
 
-    id: str
     image: Tensor
     prompt: str
     source: str
     mask: Tensor | None
+    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,38 @@ def read_photo(
 ) -> tuple[SourcePhoto, int]:
     """Reads and checks one input: the photo and the class of its object.
 
-    Without a source class it is what the classifier sees; without a prompt it is PROMPT.
+    Without a source class it is what the classifier sees; without a prompt it is PROMPT. A source
+    given as an index, or with all its synonyms, is called by its first synonym.
     Raises UserError for anything that would fail later.
     """
     image = read_image(item, model.image_size)
     source = find_class(classifier, image, item.source)
-    word = item.source or class_word(classifier, source)
+    given = (item.source or "").strip()
+    word = class_word(classifier, source) if given.isdecimal() or "," in given else given
+    word = word or class_word(classifier, source)
     prompt = item.prompt or PROMPT.format(word)
     phrase_tokens(model, prompt, word)
-    return SourcePhoto(item.id, image, prompt, word, read_mask(item, model.image_size)), source
+    mask = read_mask(item, model.image_size)
+    return SourcePhoto(image, prompt, word, mask, item.fingerprint()), source
 
 
 def check_each(
-    inputs: Sequence[ImageInput], check: Callable[[ImageInput], Checked]
-) -> tuple[list[Checked], list[tuple[ImageInput, UserError]]]:
-    """(what ``check`` returned, inputs that raised UserError); raises if no input is good."""
+    plans: Sequence[Plan], check: Callable[[Plan], Checked], skip: Collection[str]
+) -> tuple[list[Checked], list[tuple[str, UserError]]]:
+    """(what ``check`` returned, ids of jobs that raised UserError); raises if all did.
+
+    plans: tuples that begin with the job's id. Those in ``skip`` are not looked at.
+    """
     good, bad = [], []
-    for item in inputs:
+    for plan in plans:
+        if plan[0] in skip:
+            continue
         try:
-            good.append(check(item))
+            good.append(check(plan))
         except UserError as error:
-            bad.append((item, error))
-    if not good:
-        raise bad[0][1] if bad else UserError("images is empty: name at least one")
+            bad.append((plan[0], error))
+    if len(bad) == len(plans):
+        raise bad[0][1]
     return good, bad
 
 
