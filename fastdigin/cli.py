@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
     logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
+    logging.getLogger("fastdigin.report").setLevel(logging.WARNING)
     # Imported late, so that --help and usage errors answer at once.
     from fastdigin import commands
 

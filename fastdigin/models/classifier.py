@@ -166,7 +166,7 @@ class Classifier:
 
     def check_neuron(self, neuron: int | str) -> int:
         """The neuron's index as int, if the layer has it; UserError with the range otherwise."""
-        if not str(neuron).isdigit() or int(neuron) >= self.num_neurons:
+        if not str(neuron).isdecimal() or int(neuron) >= self.num_neurons:
             raise UserError(
                 f"neuron {neuron} does not exist: {self.name} has neurons 0 to "
                 f"{self.num_neurons - 1} in layer {self.layer or 'before the last nn.Linear'}."
@@ -183,7 +183,7 @@ class Classifier:
         if not isinstance(name_or_index, str):
             return self._check_class(int(name_or_index))
         found = self._names.get(_plain(name_or_index), [])
-        if not found and name_or_index.strip().isdigit():
+        if not found and name_or_index.strip().isdecimal():
             return self._check_class(int(name_or_index))
         if len(found) == 1:
             return found[0]

@@ -59,8 +59,8 @@ class LatentDiffusion:
                 )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"model {source!r} cannot be loaded: {_first_line(error)} Use 'embedded', a local "
-                "diffusers folder of Stable Diffusion 1.x or 2.x with safetensors weights, or a "
+                f"model {source!r} cannot be loaded: {_first_sentence(error)} Use 'embedded', a "
+                "local diffusers folder of Stable Diffusion 1.x or 2.x with safetensors weights, or a "
                 "hub id (which needs a connection the first time)."
             ) from error
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -189,6 +189,6 @@ def _resolve(source: str) -> str:
     return source
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(".") + "."
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".") + "."

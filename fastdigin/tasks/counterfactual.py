@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,11 +25,12 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.objectives.classification import FORMS
-from fastdigin.tasks.explanation import Explanation, explain, failure, masked_l1, plain
+from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
 from fastdigin.tasks.inputs import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.tasks.monitors import Confidence
+from fastdigin.tasks.photo_run import run_photo_jobs
 from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
-from fastdigin.tasks.sources import Source, SourcePhoto, check_each, chunks, prepare, read_photo
+from fastdigin.tasks.sources import Source, SourcePhoto, check_each, check_photo, prepare
 from fastdigin.tasks.words import class_word
 
 TASK = "counterfactual"
@@ -129,24 +131,12 @@ def counterfactuals(
     plans = list(zip(job_ids(inputs, classifier), inputs, strict=True))
     requests, failures = check_each(plans, lambda plan: _check(engine, *plan, classifier), skip)
 
-    share = 1 / (settings.optimisation.iterations + 3)  # inversion and search weigh two iterations
-
-    prepared = on_progress and (lambda count: on_progress(2 * share * count))
-    batch = min(engine.slots, len(requests))
-
-    def jobs() -> Iterator[Job]:
-        for part in chunks(requests, engine.slots):
-            yield from _jobs(engine, part, classifier, settings, seed, batch, prepared)
-
-    advance = on_progress and (lambda count: on_progress(share * count))
-
-    def explanations() -> Iterator[Explanation]:
-        for id, error in failures:
-            yield failure(TASK, id, seed, str(error), described)
-        for result in engine.run(jobs(), on_iteration=advance):
-            yield _explain(result, classifier, judge, described)
-
-    return explanations()
+    return run_photo_jobs(
+        engine, TASK, requests, failures,
+        partial(_jobs, engine, classifier=classifier, settings=settings, seed=seed),
+        partial(_explain, classifier=classifier, judge=judge, described=described),
+        described, on_progress,
+    )  # fmt: skip
 
 
 def default_settings(model: LatentDiffusion) -> CounterfactualSettings:
@@ -194,7 +184,7 @@ def _check(engine: Engine, id: str, item: ImageInput, classifier: Classifier) ->
     if item.target is None:
         raise UserError(f"image {item.id!r} has no target: give --target, or a target column")
     goal = classifier.class_index(item.target)
-    photo, source = read_photo(engine.model, classifier, item)
+    photo, source = check_photo(engine.model, classifier, item)
     if source == goal:
         raise UserError(
             f"image {item.id!r}: source and target are both {classifier.classes[goal]!r}; "
@@ -206,7 +196,7 @@ def _check(engine: Engine, id: str, item: ImageInput, classifier: Classifier) ->
     return _Request(id, photo, source, goal, target_word)
 
 
-def _jobs(engine, requests, classifier, settings, seed, batch, on_step) -> list[Job]:
+def _jobs(engine, requests, *, classifier, settings, seed, batch, on_step) -> list[Job]:
     """Inverts at most ``batch`` photos and returns the best candidate job of each."""
     sources = prepare(
         engine.model,
@@ -222,14 +212,12 @@ def _jobs(engine, requests, classifier, settings, seed, batch, on_step) -> list[
         for injection in settings.injection_fractions
         for blend in settings.blending_fractions
     ]
-    evaluated = engine.evaluate(candidates)
+    losses = [_plain_loss(result) for result in engine.evaluate(candidates)]
     per_photo = len(candidates) // len(requests)
-    return [
-        min(zip(results, jobs, strict=True), key=lambda pair: _plain_loss(pair[0]))[1]
-        for results, jobs in zip(
-            chunks(evaluated, per_photo), chunks(candidates, per_photo), strict=True
-        )
-    ]
+    best = []
+    for start in range(0, len(candidates), per_photo):
+        best.append(min(range(start, start + per_photo), key=losses.__getitem__))
+    return [candidates[n] for n in best]
 
 
 def _plain_loss(result: Result) -> float:
@@ -267,11 +255,11 @@ def _job(engine, request: _Request, source: Source, classifier, settings, seed, 
 
 
 @torch.no_grad()
-def _explain(result: Result, classifier: Classifier, judge, described) -> Explanation:
+def _explain(result: Result, *, classifier: Classifier, judge, described) -> Explanation:
     info = result.job.info
     request, source = info["request"], info["source"]
     photo, names = source.photo, classifier.classes
-    original = photo.image.to(source.mask)
+    original = source.image
     record: dict[str, Any] = {
         "source": names[request.source_class],
         "target": names[request.target_class],
@@ -303,4 +291,4 @@ def _explain(result: Result, classifier: Classifier, judge, described) -> Explan
             ),
         }
     return explain(TASK, result, described, record, before=source.reconstruction,
-                   input_image=photo.image, mask=source.mask)  # fmt: skip
+                   input_image=source.image, mask=source.mask)  # fmt: skip

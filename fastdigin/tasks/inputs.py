@@ -199,7 +199,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    pixels = np.asarray(_eight_bits(image).convert("RGB"), dtype=np.float32) / 255
+    image = _eight_bits(image)
+    if image.has_transparency_data:  # a cut-out stands on white, as in any viewer
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

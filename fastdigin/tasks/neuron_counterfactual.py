@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +25,20 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import NeuronActivation
-from fastdigin.tasks.explanation import Explanation, explain, failure, masked_l1, plain
-from fastdigin.tasks.inputs import ImageInput, Images, as_inputs, distinct, fingerprint, one_each
+from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
+from fastdigin.tasks.inputs import (
+    ImageInput,
+    Images,
+    as_inputs,
+    distinct,
+    fingerprint,
+    one_each,
+    read_image,
+)
 from fastdigin.tasks.monitors import Activation, Confidence
+from fastdigin.tasks.photo_run import run_photo_jobs
 from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
-from fastdigin.tasks.sources import Source, SourcePhoto, check_each, chunks, prepare, read_photo
+from fastdigin.tasks.sources import Source, SourcePhoto, check_each, check_photo, prepare
 
 TASK = "neuron-counterfactual"
 
@@ -118,36 +128,21 @@ def neuron_counterfactuals(
 
     def check(plan: tuple[str, ImageInput, int, str]) -> _Request:
         id, item, neuron, direction = plan
-        return _Request(id, *read_photo(engine.model, classifier, item), neuron, direction)
+        return _Request(id, *check_photo(engine.model, classifier, item), neuron, direction)
 
     ids = job_ids(inputs, neurons, directions)
     plans = list(zip(ids, inputs, neurons, directions, strict=True))
     requests, failures = check_each(plans, check, skip)
-    dataset = dataset or [r.photo.image for r in requests]
-    scales = {n: _scale(classifier, n, dataset) for n in {r.neuron for r in requests}}
-    share = 1 / (settings.optimisation.iterations + 3)  # inversion weighs two iterations
-    prepared = on_progress and (lambda count: on_progress(2 * share * count))
-    batch = min(engine.slots, len(requests))
-
-    def jobs() -> Iterator[Job]:
-        for part in chunks(requests, engine.slots):
-            sources = prepare(
-                engine.model, [r.photo for r in part], settings.inversion(),
-                settings.injection_fraction, batch=batch, on_step=prepared,
-            )  # fmt: skip
-            for request, source in zip(part, sources, strict=True):
-                scale = scales[request.neuron]
-                yield _job(engine, request, source, classifier, scale, settings, seed)
-
-    advance = on_progress and (lambda count: on_progress(share * count))
-
-    def explanations() -> Iterator[Explanation]:
-        for id, error in failures:
-            yield failure(TASK, id, seed, str(error), described)
-        for result in engine.run(jobs(), on_iteration=advance):
-            yield _explain(result, classifier, backgrounds, described)
-
-    return explanations()
+    images_to_scale = dataset or (
+        read_image(r.photo.item, engine.model.image_size) for r in requests
+    )
+    scales = _scales(classifier, {r.neuron for r in requests}, images_to_scale)
+    return run_photo_jobs(
+        engine, TASK, requests, failures,
+        partial(_jobs, engine, classifier=classifier, scales=scales, settings=settings, seed=seed),
+        partial(_explain, classifier=classifier, backgrounds=backgrounds, described=described),
+        described, on_progress,
+    )  # fmt: skip
 
 
 def default_settings(model: LatentDiffusion) -> NeuronCounterfactualSettings:
@@ -185,10 +180,29 @@ def job_ids(
 
 
 @torch.no_grad()
-def _scale(classifier: Classifier, neuron: int, dataset: list[Tensor]) -> float:
-    device = classifier.device
-    top = max(float(classifier.activations(x[None].to(device))[0, neuron]) for x in dataset)
-    return top if top > 0 else 1.0
+def _scales(
+    classifier: Classifier, neurons: Collection[int], images: Iterable[Tensor]
+) -> dict[int, float]:
+    """Each neuron's largest activation over the images, or 1 where it never fires."""
+    top = dict.fromkeys(neurons, 0.0)
+    for image in images if neurons else ():
+        activations = classifier.activations(image[None].to(classifier.device))[0]
+        top = {n: max(value, float(activations[n])) for n, value in top.items()}
+    return {n: value if value > 0 else 1.0 for n, value in top.items()}
+
+
+def _jobs(engine, requests, *, classifier, scales, settings, seed, batch, on_step) -> Iterator[Job]:
+    sources = prepare(
+        engine.model,
+        [r.photo for r in requests],
+        settings.inversion(),
+        settings.injection_fraction,
+        batch=batch,
+        on_step=on_step,
+    )
+    for request, source in zip(requests, sources, strict=True):
+        scale = scales[request.neuron]
+        yield _job(engine, request, source, classifier, scale, settings, seed)
 
 
 def _job(engine, request: _Request, source: Source, classifier, scale, settings, seed) -> Job:
@@ -229,10 +243,10 @@ def _job(engine, request: _Request, source: Source, classifier, scale, settings,
 
 
 @torch.no_grad()
-def _explain(result, classifier, backgrounds, described) -> Explanation:
+def _explain(result, *, classifier, backgrounds, described) -> Explanation:
     request, source = result.job.info["request"], result.job.info["source"]
     neuron, direction = request.neuron, request.direction
-    photo, original = source.photo, source.photo.image.to(source.mask)
+    photo, original = source.photo, source.image
     class_name = classifier.classes[request.source_class]
     record: dict[str, Any] = {
         "neuron": neuron,
@@ -269,7 +283,7 @@ def _explain(result, classifier, backgrounds, described) -> Explanation:
             ),
         }
     return explain(TASK, result, described, record, before=source.reconstruction,
-                   input_image=photo.image, mask=source.mask)  # fmt: skip
+                   input_image=source.image, mask=source.mask)  # fmt: skip
 
 
 def _seen(backgrounds: Classifier | None, image_3hw: Tensor) -> str | None:

@@ -26,7 +26,7 @@ from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.generated import generated_job, seed_of
 from fastdigin.tasks.inputs import fingerprint
 from fastdigin.tasks.monitors import Activation
-from fastdigin.tasks.sources import PROMPT, chunks
+from fastdigin.tasks.sources import PROMPT
 
 TASK = "neurons"
 TOP_IMAGES = 9
@@ -194,8 +194,10 @@ def _search(engine, classifier, words, settings, seed, advance) -> Tensor:
     iteration's work that was just done.
     """
     numbers = range(settings.samples_per_word)
+    samples = [(word, k) for word in words for k in numbers]
     rows = []
-    for part in chunks([(word, k) for word in words for k in numbers], engine.slots):
+    for start in range(0, len(samples), engine.slots):
+        part = samples[start : start + engine.slots]
         results = engine.evaluate(
             generated_job(
                 engine.model, id=f"{word}-{k}", prompt=settings.prompt.format(word),

@@ -26,24 +26,27 @@ Checked = TypeVar("Checked")
 
 @dataclass(frozen=True)
 class SourcePhoto:
-    """A user's photo and its words, read and checked.
+    """A user's photo and its words, checked. Its pixels are read again when its turn comes.
 
-    image: (3, H, W) in [0, 1] at the model's size. source: the word of the prompt that names the
-    object. mask: the user's own (H, W), or None for an automatic one. fingerprint: of the input.
+    source: the word of the prompt that names the object. fingerprint: of the input.
     """
 
-    image: Tensor
+    item: ImageInput
     prompt: str
     source: str
-    mask: Tensor | None
     fingerprint: str | None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A photo that can be edited. reconstruction: (3, H, W); mask: (H, W), 1 on the object."""
+    """A photo that can be edited, on the model's device.
+
+    image: (3, H, W) in [0, 1] at the model's size; reconstruction: what the inversion makes of
+    it. mask: (H, W), 1 on the object: the user's own, or an automatic one.
+    """
 
     photo: SourcePhoto
+    image: Tensor
     inversion: Inversion
     attention: AttentionRecord
     reconstruction: Tensor
@@ -51,10 +54,10 @@ class Source:
     latent_mask: Tensor
 
 
-def read_photo(
+def check_photo(
     model: LatentDiffusion, classifier: Classifier, item: ImageInput
 ) -> tuple[SourcePhoto, int]:
-    """Reads and checks one input: the photo and the class of its object.
+    """Checks one input: the photo and the class of its object.
 
     Without a source class it is what the classifier sees; without a prompt it is PROMPT. A source
     given as an index, or with all its synonyms, is called by its first synonym.
@@ -67,8 +70,8 @@ def read_photo(
     word = word or class_word(classifier, source)
     prompt = item.prompt or PROMPT.format(word)
     phrase_tokens(model, prompt, word)
-    mask = read_mask(item, model.image_size)
-    return SourcePhoto(image, prompt, word, mask, item.fingerprint()), source
+    read_mask(item, model.image_size)
+    return SourcePhoto(item, prompt, word, item.fingerprint()), source
 
 
 def check_each(
@@ -100,31 +103,24 @@ def prepare(
     batch: int,
     on_step: Callable[[float], None] | None = None,
 ) -> list[Source]:
-    """Inverts photos and records what injection and masks need, ``batch`` at a time."""
-    inversions = invert(
-        model, [p.image for p in photos], [p.prompt for p in photos], settings,
-        batch=batch, on_step=on_step,
-    )  # fmt: skip
+    """Reads and inverts photos and records what injection and masks need, ``batch`` at a time."""
+    images = [read_image(p.item, model.image_size) for p in photos]
+    prompts = [p.prompt for p in photos]
+    inversions = invert(model, images, prompts, settings, batch=batch, on_step=on_step)
     records = record_attention(model, inversions, injected_fraction, batch=batch)
     return [
-        _source(model, photo, inversion, record)
-        for photo, inversion, record in zip(photos, inversions, records, strict=True)
+        _source(model, *parts) for parts in zip(photos, images, inversions, records, strict=True)
     ]
 
 
-def _source(model, photo: SourcePhoto, inversion: Inversion, record: AttentionRecord) -> Source:
-    mask = photo.mask
+def _source(
+    model, photo: SourcePhoto, image: Tensor, inversion: Inversion, record: AttentionRecord
+) -> Source:
+    mask = read_mask(photo.item, model.image_size)
     if mask is None:
         tokens = phrase_tokens(model, photo.prompt, photo.source)
         mask = foreground_mask(record.maps, tokens, model.image_size)
     mask = mask.to(inversion.encoded)
     reconstruction = model.decode(inversion.trajectory[-1:])[0].detach().to(mask)
-    return Source(
-        photo, inversion, record, reconstruction, mask, latent_mask(mask, model.latent_shape[-1])
-    )
-
-
-def chunks(items: Sequence, size: int):
-    """Consecutive parts of at most ``size`` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    small = latent_mask(mask, model.latent_shape[-1])
+    return Source(photo, image.to(mask), inversion, record, reconstruction, mask, small)

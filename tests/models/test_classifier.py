@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+from fastdigin.embedded import model_folder
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.resampling import resample
@@ -226,22 +227,16 @@ def test_timm_weights_that_cannot_be_had(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A random CLIP model of the smallest size, and a tokenizer of letters."""
+    """A random CLIP model of the smallest size, with the embedded model's tokenizer."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(
-        vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt")
-    ).save_pretrained(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
+    tokenizer.save_pretrained(folder)
     small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     small["num_attention_heads"] = 2
-    text = {**small, "vocab_size": len(tokens), "max_position_embeddings": 24}
-    text |= {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     vision = {**small, "image_size": 16, "patch_size": 8}
     torch.manual_seed(0)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
@@ -257,6 +252,8 @@ def test_zero_shot_agrees_with_the_whole_clip_model(clip_folder):
     classifier = Classifier.load(f"clip:{clip_folder}", classes=classes)
     assert classifier.classes == classes and classifier.size == 16
     images = random_images(2, 16)
+    cat, dog, _ = classifier.logits(images).unbind(1)
+    assert not torch.allclose(cat, dog)  # the words reach the text encoder
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     model = CLIPModel.from_pretrained(clip_folder)
     prompts = [f"a photo of a {name}" for name in classes]

@@ -1,0 +1,35 @@
+"""Models that many tests share. Nobody changes them."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A tiny random Stable Diffusion in fp64 that predicts noise (tests/tiny.py)."""
+    from tiny import build_tiny
+
+    return build_tiny()
+
+
+@pytest.fixture(scope="session")
+def tiny_v():
+    """The same, predicting velocity."""
+    from tiny import build_tiny
+
+    return build_tiny("v_prediction")
+
+
+@pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
+def either(request):
+    """Both in turn."""
+    return request.getfixturevalue("tiny" if request.param == "epsilon" else "tiny_v")
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The packaged model in fp32 on the CPU."""
+    from fastdigin.models.diffusion import LatentDiffusion
+
+    return LatentDiffusion.load("embedded", device="cpu")

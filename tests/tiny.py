@@ -1,0 +1,232 @@
+"""A tiny random Stable Diffusion in fp64: large enough to be wrong, small enough to be fast.
+
+Weights are drawn anew and made large, so that attention is far from uniform and every gradient is
+far from zero. Each ``Tiny`` holds two copies of the networks: ``model`` with fastdigin's attention
+processors, ``pipe`` with diffusers' own, for tests/reference.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fastdigin.editing.attention_record import record_attention
+from fastdigin.editing.inversion import Inversion
+from fastdigin.editing.prompts import token_mapping
+from fastdigin.embedded import model_folder
+from fastdigin.engine.job import Blending, Injection, Job, Settings
+from fastdigin.models.attention import SourceAttention, attention_map
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import Distance
+
+LATENT_SHAPE = (4, 8, 8)
+IMAGE_SHAPE = (3, 16, 16)
+CLASSES = ("sneaker", "boot", "bag")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """model: what is tested. pipe: unet, vae, text_encoder, tokenizer and scheduler, untouched."""
+
+    model: LatentDiffusion
+    pipe: SimpleNamespace
+
+
+def build_tiny(prediction_type: str = "epsilon") -> Tiny:
+    """Both copies have the same weights."""
+    model, pipe = _networks(prediction_type), _networks(prediction_type)
+    # diffusers empties the dict it is given; reference.hook_cross_attention reads its own after.
+    set_processors = pipe.unet.set_attn_processor
+    pipe.unet.set_attn_processor = lambda processors: set_processors(dict(processors))
+    return Tiny(LatentDiffusion(**vars(model), name="tiny"), pipe)
+
+
+def _networks(prediction_type: str) -> SimpleNamespace:
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.7,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=604,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=602,
+            eos_token_id=603,
+            pad_token_id=603,
+        )
+    )
+    for seed, network in enumerate((unet, vae, text_encoder)):
+        network.double().eval().requires_grad_(False)
+        _draw_weights(network, seed)
+    vae.decoder.conv_out.weight *= 0.8  # few pixels leave [0, 1] and are clamped
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
+    return SimpleNamespace(
+        unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+    )
+
+
+def _draw_weights(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.ndim == 1:  # biases and the affine parts of norms
+            parameter.copy_((1 if "norm" in name and "weight" in name else 0) + 0.2 * noise)
+        elif "embedding" in name and "time" not in name:
+            parameter.copy_(noise)
+        else:
+            fan_in = parameter[0].numel()
+            gain = 2.0 if "to_q" in name or "to_k" in name else 1.0
+            parameter.copy_(gain * noise / fan_in**0.5)
+
+
+class _Network(nn.Module):
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.SiLU())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images):
+        return self.head(self.features(images).mean(dim=(2, 3)))
+
+
+def build_classifier(seed: int = 0, name: str = "tiny") -> Classifier:
+    """A random smooth classifier of CLASSES with six neurons that looks at 12 px, in fp64."""
+    network = _Network(len(CLASSES), width=6).double().requires_grad_(False)
+    _draw_weights(network, 100 + seed)
+    network.head.weight *= 3
+    half = (0.5, 0.5, 0.5)
+    return Classifier(network, size=12, mean=half, std=half, classes=CLASSES, name=name)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_job(
+    model: LatentDiffusion,
+    id: str = "job",
+    *,
+    seed: int = 0,
+    prompt: str = "a photo of a boot",
+    losses: Sequence | None = None,
+    injection: Injection | None = None,
+    blending: Blending | None = None,
+    monitors: dict | None = None,
+    **settings,
+) -> Job:
+    """A job of 4 steps and 2 iterations towards a random image, unless told otherwise."""
+    conditioning, null_text = model.encode_prompts([prompt, ""])
+    if losses is None:
+        losses = [Distance(uniform(*IMAGE_SHAPE, seed=1000 + seed))]
+    return Job(
+        id=id,
+        latents=normal(*LATENT_SHAPE, seed=seed),
+        conditioning=conditioning,
+        null_text=null_text,
+        losses=losses,
+        settings=Settings(**{"steps": 4, "iterations": 2, **settings}),
+        seed=seed,
+        injection=injection,
+        blending=blending,
+        monitors=monitors or {},
+    )
+
+
+def make_source(model: LatentDiffusion, prompt: str, steps: int, seed: int = 0) -> Inversion:
+    """Some trajectory to take attention and latents from; no image was inverted."""
+    conditioning, null_text = model.encode_prompts([prompt, ""])
+    latents = normal(steps + 2, *LATENT_SHAPE, seed=2000 + seed)
+    return Inversion(
+        prompt, latents[:-1], conditioning, null_text.expand(steps, -1, -1), latents[-1]
+    )
+
+
+def make_injection(
+    model: LatentDiffusion,
+    source: Inversion,
+    prompt: str,
+    weights: Sequence[float],
+    form: str = "queries",
+) -> Injection:
+    """Injects ``source`` into ``prompt``, from stored "queries" or a stored "map"."""
+    fraction = sum(w > 0 for w in weights) / len(weights)
+    (record,) = record_attention(model, [source], fraction, batch=1)
+    layers = dict(record.layers)
+    if form == "map":
+        for name, kept in layers.items():
+            assert kept.keys is not None
+            layers[name] = SourceAttention(attention_map(kept.tensor, kept.keys), None)
+    mapping = token_mapping(model, source.prompt, prompt).double()
+    return Injection(layers, mapping, tuple(weights))
+
+
+def make_blending(source: Inversion, weights: Sequence[float], seed: int = 0) -> Blending:
+    """Blends towards ``source`` under a random soft mask."""
+    mask = uniform(*LATENT_SHAPE[1:], seed=3000 + seed)
+    return Blending(mask, source.trajectory[:-1], tuple(weights))
+
+
+def reference_editing(job: Job, source: Inversion | None) -> dict:
+    """The editing arguments of reference.sample for a job that edits ``source``."""
+    editing = {}
+    if job.injection is not None:
+        latents = [z[None] for z in source.trajectory[:-1]]
+        editing["injection"] = (
+            job.injection.weights, source.conditioning[None], latents, job.injection.mapping
+        )  # fmt: skip
+    if job.blending is not None:
+        latents = [z[None] for z in job.blending.source_latents]
+        editing["blend"] = (job.blending.weights, job.blending.mask, latents)
+    return editing
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, relative: float) -> None:
+    """The largest error is at most ``relative`` of the largest expected value, which is not 0."""
+    largest = expected.abs().max()
+    assert largest > 1e-6, f"nothing to compare with: all values are below {largest:.1e}"
+    error = (actual - expected).abs().max()
+    assert error <= relative * largest, f"relative error {error / largest:.2e}"
