@@ -60,8 +60,8 @@ class LatentDiffusion:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"model {source!r} cannot be loaded: {_first_sentence(error)} Use 'embedded', a "
-                "local diffusers folder of Stable Diffusion 1.x or 2.x with safetensors weights, or a "
-                "hub id (which needs a connection the first time)."
+                "local diffusers folder of Stable Diffusion 1.x or 2.x with safetensors weights, "
+                "or a hub id (which needs a connection the first time)."
             ) from error
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         for network in (pipe.unet, pipe.vae, pipe.text_encoder):

@@ -1,0 +1,220 @@
+"""Inversion against a plain loop over one image, and on a packaged photo."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from PIL import Image
+from tiny import IMAGE_SHAPE, LATENT_SHAPE, assert_near, normal, uniform
+
+from fastdigin.editing import inversion as module
+from fastdigin.editing.inversion import InversionSettings, ddim_inversion, invert
+from fastdigin.embedded import photos
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Settings
+from fastdigin.errors import UserError
+from fastdigin.objectives import Distance
+
+STEPS = 4
+PROMPTS = ["a photo of a red sneaker", "a blue bag on grass", "a cat"]
+
+
+def plain_ddim_inversion(pipe, z, text, steps):
+    """Upwards with the noise read at the lower latent: (z of every level, noise first)."""
+    pipe.scheduler.set_timesteps(steps)
+    levels = [float(pipe.scheduler.alphas_cumprod[int(t)]) for t in pipe.scheduler.timesteps]
+    levels.append(float(pipe.scheduler.final_alpha_cumprod))
+    path = [z]
+    with torch.no_grad():
+        for i in reversed(range(steps)):
+            noise = pipe.unet(z, pipe.scheduler.timesteps[i], text).sample
+            high, low = levels[i], levels[i + 1]
+            x0 = (z - (1 - low) ** 0.5 * noise) / low**0.5
+            z = high**0.5 * x0 + (1 - high) ** 0.5 * noise
+            path.append(z)
+    return path[::-1]
+
+
+def plain_null_text_inversion(model, pipe, image, prompt, settings):
+    """Mokady et al., algorithm 1, one image: (trajectory, null texts, updates per timestep)."""
+    cond, null = (model.encode_prompts([p]) for p in (prompt, ""))
+    upward = plain_ddim_inversion(pipe, model.encode_image(image)[None], cond, settings.steps)
+    z, trajectory, nulls, counts = upward[0], [upward[0]], [], []
+    for i, t in enumerate(pipe.scheduler.timesteps):
+        null = null.detach().clone().requires_grad_()
+        rate = settings.learning_rate * (1 - 0.5 * i / settings.steps)
+        adam = torch.optim.Adam([null], lr=rate)
+        with torch.no_grad():
+            noise = pipe.unet(z, t, cond).sample
+        count = 0
+        while True:
+            empty = pipe.unet(z, t, null).sample
+            output = empty + settings.guidance_scale * (noise - empty)
+            z_prev, _ = reference.ddim_step(pipe.scheduler, i, z, output)
+            loss = (z_prev - upward[i + 1]).square().mean()
+            if loss < settings.tolerance * (1 + 2 * i) or count == settings.null_text_steps:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            count += 1
+        z = z_prev.detach()
+        trajectory.append(z)
+        nulls.append(null.detach())
+        counts.append(count)
+    return torch.cat(trajectory), torch.cat(nulls), counts
+
+
+@pytest.fixture
+def images():
+    return [uniform(*IMAGE_SHAPE, seed=s) for s in range(3)]
+
+
+def test_ddim_inversion_equals_the_plain_loop(tiny):
+    z, cond = normal(2, *LATENT_SHAPE), tiny.model.encode_prompts(PROMPTS[:2])
+    upward = ddim_inversion(tiny.model, z, cond, STEPS)
+    assert upward.shape == (2, STEPS + 1, *LATENT_SHAPE)
+    for b in range(2):
+        expected = plain_ddim_inversion(tiny.pipe, z[b : b + 1], cond[b : b + 1], STEPS)
+        assert_near(upward[b], torch.cat(expected), 1e-9)
+    assert torch.equal(upward[:, -1], z)
+
+
+# Some timesteps of these images come this near in time, some do not.
+PACED = InversionSettings(STEPS, null_text_steps=6, learning_rate=0.05, tolerance=0.6)
+
+
+def test_null_text_optimisation_equals_the_plain_loop(tiny, images):
+    """Three images side by side, each with its own pace."""
+    found = invert(tiny.model, images, PROMPTS, PACED, batch=3)
+    paces = []
+    for image, prompt, inversion in zip(images, PROMPTS, found, strict=True):
+        expected = plain_null_text_inversion(tiny.model, tiny.pipe, image, prompt, PACED)
+        assert_near(inversion.trajectory, expected[0], 1e-6)
+        assert_near(inversion.null_text, expected[1], 1e-6)
+        assert torch.equal(inversion.encoded, tiny.model.encode_image(image))
+        assert torch.equal(inversion.conditioning, tiny.model.encode_prompts([prompt])[0])
+        assert inversion.prompt == prompt
+        paces.append(tuple(expected[2]))
+    counts = [count for pace in paces for count in pace]
+    assert len(set(paces)) > 1, "the images keep the same pace: nothing is tested"
+    assert min(counts) < 6 == max(counts), counts
+
+
+def test_stopping_early_saves_the_updates(tiny, images, monkeypatch):
+    """As many Adam updates as the plain loops make, none for an image that is through."""
+    updates = []
+    original = module._Adam.update
+    monkeypatch.setattr(
+        module._Adam, "update", lambda self, *args: updates.append(1) or original(self, *args)
+    )
+    invert(tiny.model, images, PROMPTS, PACED, batch=3)
+    expected = sum(
+        sum(plain_null_text_inversion(tiny.model, tiny.pipe, image, prompt, PACED)[2])
+        for image, prompt in zip(images, PROMPTS, strict=True)
+    )
+    assert len(updates) == expected < 3 * STEPS * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"tolerance": 1e9}, STEPS * (1 + 2)),  # upwards; then conditional and null once a step
+        ({"null_text_steps": 0}, STEPS * (1 + 2)),
+        ({"null_text_steps": 3, "tolerance": 0.0}, STEPS * (1 + 1 + 4)),
+        ({"guidance_scale": 1.0}, STEPS * 2),
+    ],
+    ids=str,
+)
+def test_unet_calls(tiny, images, monkeypatch, options, calls):
+    counted = []
+    original = tiny.model.predict
+    monkeypatch.setattr(tiny.model, "predict", lambda *args: counted.append(1) or original(*args))
+    (inversion,) = invert(
+        tiny.model, images[:1], PROMPTS[:1], InversionSettings(STEPS, **options), batch=1
+    )
+    assert len(counted) == calls
+    if options.get("null_text_steps") == 0 or "tolerance" in options and options["tolerance"] > 1:
+        empty = tiny.model.encode_prompts([""])
+        assert torch.equal(inversion.null_text, empty.expand(STEPS, -1, -1))
+
+
+def test_an_inversion_does_not_depend_on_its_neighbours(tiny, images):
+    """Any place in the batch, any neighbours, alone in a padded batch: bit for bit."""
+
+    def inverted(order, batch=4):
+        found = invert(
+            tiny.model, [images[n] for n in order], [PROMPTS[n] for n in order], PACED,
+            batch=batch,
+        )  # fmt: skip
+        assert len(found) == len(order)
+        return list(zip(order, found, strict=True))
+
+    expected = dict(inverted([0, 1, 2]))
+    for order in ([2, 0, 1], [1], [1, 1, 0, 2], [0, 1, 2, 2, 1, 0]):
+        for n, inversion in inverted(order):
+            for name in ("trajectory", "null_text", "conditioning", "encoded"):
+                a, e = getattr(inversion, name), getattr(expected[n], name)
+                assert torch.equal(a, e), (order, n, name)
+
+
+def test_progress_adds_up_to_the_number_of_images(tiny, images):
+    for guidance in (3.0, 1.0):
+        done = []
+        settings = InversionSettings(2, guidance, null_text_steps=1)
+        invert(tiny.model, images, PROMPTS, settings, batch=2, on_step=done.append)
+        assert sum(done) == pytest.approx(3)
+
+
+def engine_last_z(model, inversion, steps, guidance):
+    """Where the engine's sampler ends with what an inversion found, and where it decodes."""
+    job = Job(
+        "again", inversion.trajectory[0], inversion.conditioning, inversion.null_text,
+        [Distance(torch.zeros(3, model.image_size, model.image_size))],
+        Settings(steps=steps, guidance_scale=guidance, iterations=0),
+    )  # fmt: skip
+    (result,) = Engine(model, slots=1).run([job])
+    return result
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_the_engine_follows_the_trajectory(either, images, guidance):
+    """Sampling from z_T with the null texts found ends where the inversion says."""
+    settings = InversionSettings(STEPS, guidance, null_text_steps=2)
+    (inversion,) = invert(either.model, images[:1], PROMPTS[:1], settings, batch=1)
+    assert (inversion.null_text is None) == (guidance == 1)
+    either.pipe.scheduler.set_timesteps(STEPS)
+    null = inversion.null_text if guidance != 1 else [None] * STEPS
+    last, x0s = reference.sample(
+        either.pipe.unet, either.pipe.scheduler, inversion.trajectory[:1],
+        [inversion.conditioning[None]] * STEPS, [n if n is None else n[None] for n in null],
+        guidance,
+    )  # fmt: skip
+    assert_near(last, inversion.trajectory[-1:], 1e-9)
+    result = engine_last_z(either.model, inversion, STEPS, guidance)
+    assert_near(result.image, either.model.decode(x0s[-1])[0], 1e-9)
+
+
+def test_a_photo_is_reconstructed(embedded):
+    """Null-text optimisation brings the guided sample back to the photo."""
+    photo = photos()[18]
+    pixels = np.array(Image.open(photo.path).convert("RGB"))
+    image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+    def error(null_text_steps, guidance=3.0):
+        settings = InversionSettings(10, guidance, null_text_steps)
+        (inversion,) = invert(embedded, [image], [photo.prompt], settings, batch=1)
+        difference = inversion.trajectory[-1] - inversion.encoded
+        return float(difference.square().mean() / inversion.encoded.var())
+
+    optimised, plain, unguided = error(10), error(0), error(0, guidance=1.0)
+    assert unguided < 0.05
+    assert optimised < 0.05
+    assert optimised < plain / 2
+
+
+def test_null_text_steps_are_checked():
+    with pytest.raises(UserError, match="null_text_steps"):
+        InversionSettings(null_text_steps=-1)

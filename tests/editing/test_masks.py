@@ -1,0 +1,169 @@
+"""Foreground masks from planted attention, and what blending makes of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import LATENT_SHAPE, make_job, make_source, normal, uniform
+
+from fastdigin.editing.masks import blending, foreground_mask, latent_mask, soften
+from fastdigin.engine.batch import BatchSteps
+from fastdigin.engine.sampler import guided_step, unrolled_forward
+
+SIZE = 128
+
+
+def planted(scale=1.0, offset=0.0):
+    """Maps (tokens, 16, 16): token 1 looks at a square of the image, the others elsewhere."""
+    maps = 0.05 * uniform(6, 16, 16)
+    maps[1, 4:9, 5:12] = 1.0
+    maps[2, 12:, :4] = 5.0
+    return scale * maps + offset
+
+
+def square(size, grow=0):
+    """The planted square in pixels, larger by ``grow`` on every side."""
+    step = size // 16
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[4 * step - grow : 9 * step + grow, 5 * step - grow : 12 * step + grow] = True
+    return mask
+
+
+@pytest.mark.parametrize("size", [64, SIZE, 512])
+def test_the_mask_covers_the_object(size):
+    mask = foreground_mask(planted(), [1], size)
+    assert mask.shape == (size, size) and mask.min() >= 0 and mask.max() <= 1
+    assert (mask[square(size)] > 0.5).all()
+    assert mask[square(size)].mean() > 0.9
+    # Beyond the dilation of 20 px of 512, half an attention cell and the blur there is nothing.
+    assert mask[~square(size, grow=round(size * 0.16))].max() < 0.2
+
+
+def test_other_tokens_do_not_count():
+    assert foreground_mask(planted(), [1], SIZE)[14 * 8 :, : 2 * 8].max() < 0.2
+    both = foreground_mask(planted(), [1, 2], SIZE)
+    assert both[14 * 8 :, : 2 * 8].min() > 0.8
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (100.0, 0.0), (0.5, 3.0)])
+def test_the_range_of_the_attention_does_not_matter(scale, offset):
+    torch.testing.assert_close(
+        foreground_mask(planted(scale, offset), [1], SIZE), foreground_mask(planted(), [1], SIZE)
+    )
+
+
+def test_constant_attention_gives_no_nan():
+    assert foreground_mask(torch.ones(3, 16, 16), [0], 64).isfinite().all()
+
+
+def test_tokens_are_averaged():
+    maps = planted()
+    maps[3] = 2 * maps[1]
+    mean = torch.stack([maps[1], maps[3]]).mean(0)[None]
+    torch.testing.assert_close(
+        foreground_mask(maps, [1, 3], SIZE), foreground_mask(mean, [0], SIZE)
+    )
+
+
+def extent(mask):
+    return int((mask[mask.shape[0] // 2] > 0.5).sum())
+
+
+@pytest.mark.parametrize("size", [192, 512])
+def test_sizes_scale_with_the_image(size):
+    """A square grows by 20 - 3 px of 512 on each side; a dot is eroded away."""
+    part = size // 8
+    mask = torch.zeros(size, size, dtype=torch.float64)
+    mask[3 * part : 5 * part, 3 * part : 5 * part] = 1
+    grown = extent(soften(mask)) - 2 * part
+    assert grown == pytest.approx(2 * 17 * size / 512, abs=3)
+    dot = torch.zeros(size, size, dtype=torch.float64)
+    width = round(4 * size / 512)  # no more than the erosion removes
+    dot[: 2 * width : 1, size // 2 : size // 2 + width] = 1
+    assert soften(dot).max() == 0
+
+
+def test_softening_equals_its_definition():
+    """Minimum, maximum and Gaussian mean over square windows, written out."""
+    size = 64
+    mask = (uniform(size, size) > 0.6).double()
+    scale = size / 512
+    erosion, dilation = round(3 * scale), round(20 * scale)
+    expected = window(window(mask, erosion, torch.amin), dilation, torch.amax)
+    radius = max(int(45 * scale / 2), 1)
+    offsets = torch.arange(-radius, radius + 1).double()
+    kernel = torch.exp(-(offsets**2) / (2 * (30 * scale) ** 2))
+    kernel = torch.outer(kernel, kernel) / kernel.sum() ** 2
+    padded = torch.nn.functional.pad(expected[None, None], (radius,) * 4, mode="replicate")[0, 0]
+    for y, x in ((0, 0), (5, 60), (30, 31), (63, 17)):
+        patch = padded[y : y + 2 * radius + 1, x : x + 2 * radius + 1]
+        assert float(soften(mask)[y, x]) == pytest.approx(float((patch * kernel).sum()), abs=1e-12)
+
+
+def window(mask, radius, reduce):
+    result = mask.clone()
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            patch = mask[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+            result[y, x] = reduce(patch, dim=(0, 1))
+    return result
+
+
+def test_a_full_and_an_empty_mask_stay():
+    for value in (0.0, 1.0):
+        mask = torch.full((64, 64), value, dtype=torch.float64)
+        torch.testing.assert_close(soften(mask), mask)
+
+
+def test_latent_mask_averages():
+    mask = uniform(64, 64)
+    small = latent_mask(mask, 8)
+    assert small.shape == (8, 8)
+    torch.testing.assert_close(small[2, 3], mask[16:24, 24:32].mean())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [(0.0, 0), (0.3, 2), (0.4, 2), (0.41, 3), (1.0, 5), (0.2, 1)],
+)
+def test_blending_window(fraction, expected):
+    """w_i = 1 while i / T is below the fraction."""
+    trajectory = normal(6, *LATENT_SHAPE)
+    blend = blending(torch.ones(8, 8), trajectory, fraction)
+    assert blend.weights == (1.0,) * expected + (0.0,) * (5 - expected)
+    assert torch.equal(blend.source_latents, trajectory[:-1])
+
+
+def test_the_source_is_kept_where_the_mask_is_one(tiny):
+    """Within the window every step starts from the source there, and from its own z elsewhere."""
+    model, steps = tiny.model, 5
+    source = make_source(model, "a bag", steps)
+    mask = torch.zeros(8, 8, dtype=torch.float64)
+    mask[2:6, 1:5] = 1
+    blend = blending(mask, source.trajectory, 0.5)
+    job = make_job(model, steps=steps, blending=blend)
+    plain_job = make_job(model, steps=steps)
+    table = BatchSteps(model, [job], torch.float64)
+    plain = BatchSteps(model, [plain_job], torch.float64)
+    texts = [x[None, None].expand(-1, steps, -1, -1) for x in (job.conditioning, job.null_text)]
+    run = unrolled_forward(model, job.latents[None], *texts, table, 1)
+
+    for i in range(steps):
+        z = run.inputs[i]
+        if i < 3:
+            z = torch.where(mask.bool(), source.trajectory[i], z)
+        expected, _ = guided_step(model, z, texts[0][:, i], texts[1][:, i], plain[i])
+        after = run.inputs[i + 1] if i + 1 < steps else run.last
+        torch.testing.assert_close(after, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_blending_everything_all_the_time_gives_the_source_back(tiny):
+    """Until the last step, which is the model's own."""
+    model, steps = tiny.model, 4
+    source = make_source(model, "a bag", steps)
+    job = make_job(model, blending=blending(torch.ones(8, 8).double(), source.trajectory, 1.0))
+    other = make_job(model, seed=7, blending=job.blending)
+    texts = [x[None, None].expand(2, steps, -1, -1) for x in (job.conditioning, job.null_text)]
+    z = torch.stack([job.latents, other.latents])
+    run = unrolled_forward(model, z, *texts, BatchSteps(model, [job, other], torch.float64), 1)
+    torch.testing.assert_close(run.last[0], run.last[1], rtol=1e-12, atol=1e-12)

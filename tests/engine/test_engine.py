@@ -1,0 +1,239 @@
+"""What the engine does when: evaluations, refills, early stops, and how much work that takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import IMAGE_SHAPE, build_classifier, make_job, uniform
+
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Candidate, EarlyStop
+from fastdigin.errors import UserError
+from fastdigin.objectives import ClassConfidence, Cutouts, Distance
+
+STEPS = 4
+
+
+class Counter:
+    """A loss that remembers what it was asked."""
+
+    name, weight = "counted", 2.0
+
+    def __init__(self, value=None):
+        self.keys, self.gradients_wanted, self.value = [], [], value
+
+    def __call__(self, candidate: Candidate):
+        self.keys.append(candidate.key)
+        self.gradients_wanted.append(candidate.image.requires_grad)
+        loss = candidate.image.square().mean() + candidate.latents.square().mean()
+        return loss if self.value is None else loss * 0 + self.value(len(self.keys))
+
+
+@pytest.fixture
+def calls(tiny, monkeypatch):
+    """Counts calls of the model: U-Net calls, those with a graph, and decodes."""
+    counts = {"unet": 0, "unet with graph": 0, "decode": 0, "decode with graph": 0}
+    for kind, name in (("unet", "predict"), ("decode", "decode")):
+        original = getattr(tiny.model, name)
+
+        def counted(*args, kind=kind, original=original):
+            counts[kind] += 1
+            counts[kind + " with graph"] += torch.is_grad_enabled()
+            return original(*args)
+
+        monkeypatch.setattr(tiny.model, name, counted, raising=True)
+    return counts
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("last_steps", [1, 3])
+def test_work_per_iteration(tiny, calls, iterations, last_steps):
+    """T calls forward and T again for each update; one decode per x0; nothing for the last one."""
+    loss = Counter()
+    job = make_job(
+        tiny.model, losses=[loss], iterations=iterations, last_steps=last_steps, seed=7
+    )  # fmt: skip
+    (result,) = Engine(tiny.model, slots=2).run([job])
+    assert len(result.history) == iterations + 1 and result.iterations == iterations
+    assert calls["unet"] == STEPS * (2 * iterations + 1)
+    assert calls["unet with graph"] == STEPS * iterations
+    assert calls["decode"] == last_steps * iterations + 1
+    assert calls["decode with graph"] == last_steps * iterations
+    # Every x0 with its key, the last one plain as well, on the same decode; at the end plain only.
+    expected = []
+    for i in range(iterations):
+        keys = [(7, i, k) for k in range(last_steps)]
+        expected += [*keys[:-1], None, keys[-1]]
+    assert loss.keys == [*expected, None]
+    assert loss.gradients_wanted == [key is not None for key in loss.keys]
+
+
+def test_history_is_the_plain_loss(tiny):
+    """Not that on crops; unweighted terms, weighted total."""
+    classifier, target = build_classifier(), uniform(*IMAGE_SHAPE)
+    losses = [
+        ClassConfidence(classifier, 1, cutouts=Cutouts(count=4), weight=3.0),
+        Distance(target, weight=0.5),
+    ]
+    job = make_job(tiny.model, losses=losses, monitors={"mean": lambda image: image.mean()}, seed=2)
+    (result,) = Engine(tiny.model).run([job])
+    for row, image in ((result.history[0], result.initial_image),
+                       (result.history[result.best_iteration], result.image)):  # fmt: skip
+        confidence = -classifier.probabilities(image[None])[0, 1].log()
+        distance = (image - target).square().mean()
+        assert row["confidence"] == pytest.approx(float(confidence), rel=1e-12)
+        assert row["distance"] == pytest.approx(float(distance), rel=1e-12)
+        assert row["total"] == pytest.approx(float(3 * confidence + 0.5 * distance), rel=1e-12)
+        assert row["mean"] == float(image.mean())
+    assert result.best_iteration == min(
+        range(len(result.history)), key=lambda i: result.history[i]["total"]
+    )
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_the_result_reproduces_its_image(tiny, guidance):
+    job = make_job(tiny.model, iterations=3, learning_rate=0.05, guidance_scale=guidance)
+    (result,) = Engine(tiny.model).run([job])
+    assert result.best_iteration > 0
+    x0 = Engine(tiny.model).sample(
+        result.latents[None],
+        result.conditioning[None],
+        None if guidance == 1 else result.null_text[None],
+        steps=STEPS,
+        guidance_scale=guidance,
+    )
+    torch.testing.assert_close(tiny.model.decode(x0)[0], result.image, rtol=0, atol=1e-12)
+    assert (result.null_text is None) == (guidance == 1)
+
+
+def test_zero_iterations_only_evaluate(tiny):
+    job = make_job(tiny.model, iterations=0)
+    (result,) = Engine(tiny.model).run([job])
+    assert result.status == "done" and result.iterations == 0 and result.best_iteration == 0
+    assert torch.equal(result.image, result.initial_image)
+    assert torch.equal(result.latents, job.latents)
+    assert torch.equal(result.conditioning, job.conditioning.expand(STEPS, -1, -1))
+
+
+def test_evaluate_keeps_the_order_and_does_not_optimise(tiny, calls):
+    jobs = [make_job(tiny.model, str(n), seed=n, iterations=9, steps=2 + n % 2) for n in range(5)]
+    results = Engine(tiny.model, slots=2).evaluate(jobs)
+    assert [r.id for r in results] == [job.id for job in jobs]
+    assert all(len(r.history) == 1 for r in results)
+    assert calls["unet with graph"] == 0
+    (optimised,) = Engine(tiny.model, slots=1).run([replace(jobs[0], settings=replace(
+        jobs[0].settings, iterations=1))])  # fmt: skip
+    assert results[0].history[0]["total"] == pytest.approx(optimised.history[0]["total"])
+
+
+def test_evaluate_of_the_same_job_twice(tiny):
+    job = make_job(tiny.model)
+    first, second = Engine(tiny.model, slots=2).evaluate([job, job])
+    assert first.history == second.history
+
+
+def test_early_stop_counts_in_a_row(tiny):
+    """Totals are twice the value: below 1 at the third, fifth and sixth evaluation."""
+    plain = iter([3.0, 2.0, 0.4, 0.6, 0.4, 0.4, 0.1, 0.1])
+
+    class Scripted(Counter):
+        def __call__(self, candidate):
+            loss = super().__call__(candidate)
+            return loss * 0 + next(plain) if candidate.key is None else loss
+
+    job = make_job(
+        tiny.model, losses=[Scripted()], iterations=7, early_stop=EarlyStop(1.0, held_for=2)
+    )
+    (result,) = Engine(tiny.model).run([job])
+    assert result.status == "done"
+    assert [row["total"] for row in result.history] == [6.0, 4.0, 0.8, 1.2, 0.8, 0.8]
+    assert result.best_iteration == 2
+
+
+def test_early_stop_at_once_costs_no_backward(tiny, calls):
+    job = make_job(tiny.model, iterations=5, early_stop=EarlyStop(1e9))
+    (result,) = Engine(tiny.model).run([job])
+    assert len(result.history) == 1
+    assert calls["unet"] == STEPS and calls["unet with graph"] == 0
+
+
+def test_refilled_slots_keep_the_batch_full(tiny, monkeypatch):
+    """Five jobs of 1 to 3 iterations in two slots: as few U-Net calls as that takes."""
+    sizes = []
+    original = tiny.model.predict
+    monkeypatch.setattr(
+        tiny.model, "predict", lambda z, *args: sizes.append(len(z)) or original(z, *args)
+    )
+    lengths = [3, 1, 2, 1, 2]
+    jobs = [make_job(tiny.model, str(n), seed=n, iterations=i) for n, i in enumerate(lengths)]
+    advanced = []
+    results = list(Engine(tiny.model, slots=2).run(jobs, on_iteration=advanced.append))
+    assert [r.iterations for r in sorted(results, key=lambda r: r.id)] == lengths
+    assert set(sizes) == {4}, "two slots with two branches each, always"
+    # Slot 0: jobs 0 (4 evaluations), 3 (2), 4 (3). Slot 1: jobs 1 (2), 2 (3); then it is empty.
+    assert advanced == [2, 2, 2, 2, 2, 1, 1, 1] or sum(advanced) == sum(lengths) + len(jobs)
+    assert [r.id for r in results][:2] == ["1", "0"]
+
+
+def test_results_stream_and_jobs_are_taken_lazily(tiny):
+    taken = []
+
+    def jobs():
+        for n in range(6):
+            taken.append(n)
+            yield make_job(tiny.model, str(n), seed=n, iterations=1)
+
+    stream = Engine(tiny.model, slots=2).run(jobs())
+    next(stream)
+    assert len(taken) <= 3
+    assert len(list(stream)) == 5
+
+
+def test_jobs_that_cannot_share_a_batch_take_turns(tiny):
+    """Other numbers of steps, guidance off, other text lengths."""
+    model = tiny.model
+    short = make_job(model, "short text", seed=4)
+    short = replace(short, conditioning=short.conditioning[:9], null_text=short.null_text[:9])
+    jobs = [
+        make_job(model, "four steps", seed=1),
+        make_job(model, "two steps", seed=2, steps=2),
+        make_job(model, "unguided", seed=3, guidance_scale=1.0),
+        short,
+        make_job(model, "four again", seed=5),
+    ]
+    results = {r.id: r for r in Engine(model, slots=3).run(jobs)}
+    assert set(results) == {job.id for job in jobs}
+    for job in jobs:
+        (single,) = Engine(model, slots=1).run([job])
+        assert results[job.id].status == "done"
+        torch.testing.assert_close(results[job.id].image, single.image, rtol=0, atol=1e-8)
+
+
+def test_no_jobs(tiny):
+    assert list(Engine(tiny.model).run([])) == []
+    assert Engine(tiny.model).evaluate([]) == []
+
+
+def test_slots_must_be_positive(tiny):
+    with pytest.raises(UserError, match="slots must be at least 1"):
+        Engine(tiny.model, slots=0)
+
+
+def test_jobs_are_not_changed(tiny):
+    """Neither their tensors nor those of the caller's classifier."""
+    job = make_job(tiny.model)
+    before = [x.clone() for x in (job.latents, job.conditioning, job.null_text)]
+    list(Engine(tiny.model).run([job]))
+    for x, y in zip((job.latents, job.conditioning, job.null_text), before, strict=True):
+        assert torch.equal(x, y) and not x.requires_grad
+
+
+def test_run_works_inside_no_grad(tiny):
+    job = make_job(tiny.model)
+    (expected,) = Engine(tiny.model).run([job])
+    with torch.no_grad():
+        (actual,) = Engine(tiny.model).run([job])
+    assert actual.status == "done", actual.error
+    assert actual.history == expected.history

@@ -1,0 +1,338 @@
+"""The unrolled sampler against plain autograd, against diffusers, and its memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import reference
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from tiny import (
+    LATENT_SHAPE,
+    assert_near,
+    build_tiny,
+    make_blending,
+    make_injection,
+    make_job,
+    make_source,
+    normal,
+    reference_editing,
+)
+
+from fastdigin.engine.batch import BatchSteps
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.sampler import UnrolledSampler, unrolled_backward, unrolled_forward
+from fastdigin.errors import UserError
+
+STEPS = 4
+SOURCE_PROMPT, PROMPT = "a photo of a red sneaker", "a photo of a cat"
+FRONT, FADING = (1.0, 1.0, 0.0, 0.0), (1.0, 0.7, 0.25, 0.0)
+EDITS = {
+    "none": {},
+    "injected queries": {"injection": (FRONT, "queries")},
+    "injected map": {"injection": (FRONT, "map")},
+    "partly injected queries": {"injection": (FADING, "queries")},
+    "partly injected map": {"injection": (FADING, "map")},
+    "blended": {"blending": FRONT},
+    "partly blended": {"blending": FADING},
+    "injected and blended": {"injection": (FADING, "queries"), "blending": FRONT},
+}
+
+
+def edited_job(model, edit, seed, guidance):
+    """A job with a different text at every step, and the source it edits."""
+    source = make_source(model, SOURCE_PROMPT, STEPS, seed)
+    wanted = EDITS[edit]
+    job = make_job(
+        model,
+        seed=seed,
+        prompt=PROMPT,
+        steps=STEPS,
+        guidance_scale=guidance,
+        injection=make_injection(model, source, PROMPT, *wanted["injection"])
+        if "injection" in wanted
+        else None,
+        blending=make_blending(source, wanted["blending"], seed) if "blending" in wanted else None,
+    )
+    texts = {
+        name: getattr(job, name) + 0.2 * normal(STEPS, *job.conditioning.shape, seed=seed + offset)
+        for offset, name in ((10, "conditioning"), (20, "null_text"))
+    }
+    return replace(job, **texts), source
+
+
+def probes(shape, count):
+    """Arbitrary incoming gradients."""
+    return [torch.cos(torch.arange(4 * 64) * (k + 1.0)).view(shape).double() for k in range(count)]
+
+
+def reference_gradients(pipe, job, source, last_steps):
+    """(last z, gradients of z_T, conditioning and null text) of one job by plain autograd."""
+    z = job.latents[None].clone().requires_grad_()
+    cond = job.conditioning.clone().requires_grad_()
+    null = job.null_text.clone().requires_grad_()
+    last, x0s = reference.sample(
+        pipe.unet,
+        pipe.scheduler,
+        z,
+        [c[None] for c in cond],
+        [n[None] for n in null],
+        job.settings.guidance_scale,
+        **reference_editing(job, source),
+    )
+    outputs = [*x0s[-last_steps:], last]
+    incoming = [p[None] for p in probes(LATENT_SHAPE, len(outputs))]
+    wanted = [z, cond, null] if job.settings.guided else [z, cond]
+    gradients = torch.autograd.grad(outputs, wanted, incoming)
+    return [x.detach() for x in outputs], gradients
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timesteps_of_the_reference(tiny, tiny_v):
+    for each in (tiny, tiny_v):
+        each.pipe.scheduler.set_timesteps(STEPS)
+
+
+@pytest.mark.parametrize(("guidance", "last_steps"), [(3.0, 3), (3.0, 1), (1.0, 3)])
+@pytest.mark.parametrize("edit", EDITS)
+def test_gradients_equal_plain_autograd(either, edit, guidance, last_steps):
+    """For two jobs side by side, of which only one is edited."""
+    pairs = [
+        edited_job(either.model, edit, seed=0, guidance=guidance),
+        edited_job(either.model, "none", seed=1, guidance=2 * guidance - 1),
+    ]
+    jobs = [job for job, _ in pairs]
+    z = torch.stack([job.latents for job in jobs])
+    cond = torch.stack([job.conditioning for job in jobs])
+    null = torch.stack([job.null_text for job in jobs]) if guidance != 1 else None
+    steps = BatchSteps(either.model, jobs, torch.float64)
+
+    run = unrolled_forward(either.model, z, cond, null, steps, last_steps)
+    outputs = [*run.x0s, run.last]
+    incoming = [p.expand(2, *LATENT_SHAPE) for p in probes(LATENT_SHAPE, len(outputs))]
+    gradients = unrolled_backward(
+        either.model, run.inputs, cond, null, steps, incoming[:-1], incoming[-1]
+    )
+    assert len(run.x0s) == last_steps
+    assert (gradients[2] is None) == (guidance == 1)
+    for i, (job, source) in enumerate(pairs):
+        expected_outputs, expected = reference_gradients(either.pipe, job, source, last_steps)
+        for actual, wanted in zip(outputs, expected_outputs, strict=True):
+            assert_near(actual[i : i + 1], wanted, 1e-9)
+        assert_near(gradients[0][i : i + 1], expected[0], 1e-9)
+        assert_near(gradients[1][i], expected[1], 1e-9)
+        if guidance != 1:
+            assert_near(gradients[2][i], expected[2], 1e-9)
+
+
+def test_edits_change_the_sample(tiny):
+    """Or the test above would compare nothing."""
+
+    def last(edit):
+        job, _ = edited_job(tiny.model, edit, seed=0, guidance=3.0)
+        steps = BatchSteps(tiny.model, [job], torch.float64)
+        texts = job.conditioning[None], job.null_text[None]
+        return unrolled_forward(tiny.model, job.latents[None], *texts, steps, 1).last
+
+    results = {edit: last(edit) for edit in EDITS}
+    torch.testing.assert_close(results["injected queries"], results["injected map"])
+    torch.testing.assert_close(results["partly injected queries"], results["partly injected map"])
+    for edit in ("injected queries", "partly injected queries", "blended", "partly blended"):
+        assert (results[edit] - results["none"]).abs().max() > 1e-2, edit
+
+
+def test_gradient_of_the_last_x0_alone(tiny):
+    """Without a gradient of the last z, as the engine calls it."""
+    job, source = edited_job(tiny.model, "none", seed=0, guidance=3.0)
+    steps = BatchSteps(tiny.model, [job], torch.float64)
+    z, cond, null = job.latents[None], job.conditioning[None], job.null_text[None]
+    run = unrolled_forward(tiny.model, z, cond, null, steps, 2)
+    incoming = [p[None] for p in probes(LATENT_SHAPE, 2)]
+    gradients = unrolled_backward(tiny.model, run.inputs, cond, null, steps, incoming)
+    zeros = torch.zeros_like(z)
+    expected = unrolled_backward(tiny.model, run.inputs, cond, null, steps, incoming, zeros)
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert_near(actual, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("per_timestep", [False, True])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+@pytest.mark.parametrize("last_steps", [1, 3])
+def test_sample_is_differentiable(either, per_timestep, guidance, last_steps):
+    """The public function, for two different samples, against the reference one by one."""
+    model, shape = either.model, (2, STEPS) if per_timestep else (2,)
+    text = model.encode_prompts([PROMPT, ""])
+    z = normal(2, *LATENT_SHAPE).requires_grad_()
+    cond = (text[0] + 0.2 * normal(*shape, *text.shape[1:], seed=1)).requires_grad_()
+    null = (text[1] + 0.2 * normal(*shape, *text.shape[1:], seed=2)).requires_grad_()
+    x0s = Engine(model).sample(
+        z, cond, null, steps=STEPS, guidance_scale=guidance, last_steps=last_steps
+    )
+    assert x0s.shape == ((last_steps, 2) if last_steps > 1 else (2,)) + LATENT_SHAPE
+    probe = normal(*x0s.shape, seed=3)
+    wanted = [z, cond, null] if guidance != 1 else [z, cond]
+    gradients = torch.autograd.grad((x0s * probe).sum(), wanted)
+
+    rows = []
+    for b in range(2):
+        steps = [(slice(b, b + 1), i) if per_timestep else slice(b, b + 1) for i in range(STEPS)]
+        _, expected = reference.sample(
+            either.pipe.unet, either.pipe.scheduler, z[b : b + 1],
+            [cond[s] for s in steps], [null[s] for s in steps], guidance,
+        )  # fmt: skip
+        rows.append(torch.stack(expected[-last_steps:]))
+    expected = torch.cat(rows, dim=1) if last_steps > 1 else torch.cat(rows, dim=1)[0]
+    assert_near(x0s, expected, 1e-9)
+    for actual, truth in zip(
+        gradients, torch.autograd.grad((expected * probe).sum(), wanted), strict=True
+    ):
+        assert_near(actual, truth, 1e-9)
+
+
+def test_null_text_defaults_to_the_empty_prompt(tiny):
+    engine, z = Engine(tiny.model), normal(2, *LATENT_SHAPE)
+    cond = tiny.model.encode_prompts([PROMPT, "a bag"])
+    empty = tiny.model.encode_prompts(["", ""])
+    default = engine.sample(z, cond, steps=STEPS)
+    assert torch.equal(default, engine.sample(z, cond, empty, steps=STEPS))
+
+
+def test_fewer_steps_than_x0s_asked_for(tiny):
+    z, cond = normal(1, *LATENT_SHAPE), tiny.model.encode_prompts([PROMPT])
+    assert Engine(tiny.model).sample(z, cond, steps=2, last_steps=3).shape[0] == 2
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_differentiating_twice_is_refused(tiny, power):
+    z = normal(1, *LATENT_SHAPE).requires_grad_()
+    x0 = Engine(tiny.model).sample(z, tiny.model.encode_prompts([PROMPT]), steps=2)
+    (gradient,) = torch.autograd.grad((x0**power).sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), z, retain_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("network", ["unet", "vae", "text_encoder"])
+def test_trainable_or_training_networks_are_refused(network):
+    model = build_tiny().model
+    engine = Engine(model)
+    z, cond = normal(1, *LATENT_SHAPE), model.encode_prompts([PROMPT])
+    for spoil, message in (
+        (lambda n: next(n.parameters()).requires_grad_(True), "trainable weights"),
+        (lambda n: n.requires_grad_(False).train(), "training mode"),
+    ):
+        spoil(getattr(model, network))
+        with pytest.raises(UserError, match=message):
+            engine.sample(z, cond, steps=2)
+        with pytest.raises(UserError, match=message):
+            Engine(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latents": normal(1, 4, 8, 4)}, r"latents have shape \(1, 4, 8, 4\)"),
+        ({"latents": normal(*LATENT_SHAPE)}, "latents have shape"),
+        ({"conditioning": normal(2, 16, 16)}, "conditioning has shape"),
+        ({"conditioning": normal(1, 3, 16, 16)}, "T = 2"),
+        ({"null_text": normal(16, 16)}, "null_text has shape"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 1001}, "steps must lie in"),
+        ({"last_steps": 0}, "last_steps must be at least 1"),
+    ],
+)
+def test_bad_arguments_of_sample(tiny, arguments, message):
+    defaults = {
+        "latents": normal(1, *LATENT_SHAPE), "conditioning": normal(1, 16, 16), "steps": 2
+    }  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        Engine(tiny.model).sample(**{**defaults, **arguments})
+
+
+def pipeline_last_z(networks, z, cond, null, guidance, steps):
+    """The last z of diffusers' own pipeline and scheduler."""
+    pipeline = StableDiffusionPipeline(
+        **networks, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    assert isinstance(pipeline.scheduler, DDIMScheduler)
+    with torch.no_grad():
+        return pipeline(
+            prompt_embeds=cond, negative_prompt_embeds=null, latents=z, guidance_scale=guidance,
+            num_inference_steps=steps, eta=0.0, output_type="latent",
+        ).images  # fmt: skip
+
+
+def last_z(model, z, cond, null, guidance, steps):
+    jobs = [make_job(model, steps=steps, guidance_scale=guidance, prompt="") for _ in range(len(z))]
+    table = BatchSteps(model, jobs, z.dtype)
+    per_step = [x[:, None].expand(-1, steps, -1, -1) for x in (cond, null)]
+    if guidance == 1:
+        per_step[1] = None
+    return UnrolledSampler.apply(model, table, 1, z, *per_step)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_last_z_equals_that_of_the_diffusers_pipeline(either, guidance, steps):
+    z = normal(2, *LATENT_SHAPE)
+    cond, null = either.model.encode_prompts([PROMPT, ""])[:, None].expand(-1, 2, -1, -1)
+    scheduler = DDIMScheduler.from_config(either.pipe.scheduler.config)
+    # Its arithmetic then is fp64: random networks amplify what fp32 coefficients lose.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    networks = vars(either.pipe) | {"scheduler": scheduler}
+    expected = pipeline_last_z(networks, z, cond, null, guidance, steps)
+    assert_near(last_z(either.model, z, cond, null, guidance, steps), expected, 1e-9)
+
+
+def test_last_z_of_the_embedded_model_equals_that_of_the_pipeline(embedded):
+    from fastdigin.embedded import model_folder
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model_folder(), torch_dtype=torch.float32, safety_checker=None
+    )
+    networks = {
+        name: getattr(pipeline, name)
+        for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    }
+    z = normal(1, *embedded.latent_shape).float()
+    cond = embedded.encode_prompts(["a photo of a red sneaker on grass"])
+    null = embedded.encode_prompts([""])
+    expected = pipeline_last_z(networks, z, cond, null, 3.0, 10)
+    assert_near(last_z(embedded, z, cond, null, 3.0, 10), expected, 1e-5)
+
+
+def saved_tensors(model, steps):
+    """(most tensors saved at once during the loop, during its backward too) for ``steps`` steps."""
+    alive: set[int] = set()
+    peak = 0
+
+    class Saved:
+        def __init__(self, tensor):
+            nonlocal peak
+            self.tensor = tensor
+            alive.add(id(self))
+            weakref.finalize(self, alive.discard, id(self))
+            peak = max(peak, len(alive))
+
+    z = normal(1, *LATENT_SHAPE).requires_grad_()
+    cond = model.encode_prompts([PROMPT])
+    gc.collect()
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        x0 = Engine(model).sample(z, cond, steps=steps)
+        after_forward = peak
+        x0.sum().backward()
+    return after_forward, peak
+
+
+def test_memory_grows_by_one_latent_a_step(tiny):
+    forward_4, peak_4 = saved_tensors(tiny.model, 4)
+    forward_12, peak_12 = saved_tensors(tiny.model, 12)
+    assert forward_12 - forward_4 == 8, "the forward stores more than the latents"
+    assert peak_12 - peak_4 <= 8, "the backward keeps more than one step's graph"
+    assert peak_4 > forward_4 + 50, "the backward's own graph was not seen: nothing is tested"

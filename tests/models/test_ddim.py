@@ -1,0 +1,148 @@
+"""The sampler's coefficient table against diffusers' scheduler, step by step."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from tiny import normal
+
+from fastdigin.errors import UserError
+from fastdigin.models.ddim import ddim_table
+
+KINDS = ("epsilon", "v_prediction")
+
+
+def make_scheduler(prediction_type="epsilon", **changes):
+    """Stable Diffusion 1.x's settings."""
+    options = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "prediction_type": prediction_type,
+    }
+    return DDIMScheduler(**{**options, **changes})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 20, 50, 333, 999])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"set_alpha_to_one": True, "steps_offset": 0},
+        {"beta_schedule": "linear"},
+        {"timestep_spacing": "trailing"},
+        {"timestep_spacing": "linspace"},
+    ],
+    ids=str,
+)
+def test_steps_equal_those_of_diffusers(kind, steps, changes):
+    scheduler = make_scheduler(kind, **changes)
+    table = ddim_table(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = torch.as_tensor(scheduler.final_alpha_cumprod).double()
+    assert len(table) == steps
+    assert torch.equal(table.timesteps, scheduler.timesteps)
+    z, output = normal(4, 8, 8), normal(4, 8, 8, seed=1)
+    checked = {*range(min(3, steps)), steps // 2, *range(max(steps - 3, 0), steps)}
+    for i in sorted(checked):
+        expected = scheduler.step(output, scheduler.timesteps[i], z, eta=0.0)
+        a, b, c, d = table.step[i]
+        torch.testing.assert_close(a * z + b * output, expected.prev_sample, rtol=1e-9, atol=1e-9)
+        x0 = expected.pred_original_sample
+        torch.testing.assert_close(c * z + d * output, x0, rtol=1e-9, atol=1e-9)
+
+
+EXACT = pytest.mark.xfail(strict=True, reason="inverse reads v at the wrong latent")
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 999])
+@pytest.mark.parametrize("kind", ["epsilon", pytest.param("v_prediction", marks=EXACT)])
+def test_a_step_up_and_a_step_down_cancel(kind, steps):
+    """With the same model output; the table documents ``inverse`` as the step run backwards."""
+    table = ddim_table(make_scheduler(kind), steps)
+    z, output = normal(4, 8, 8), normal(4, 8, 8, seed=1)
+    for i in range(steps):
+        e, f = table.inverse[i]
+        a, b, _, _ = table.step[i]
+        up = e * z + f * output
+        torch.testing.assert_close(a * up + b * output, z, rtol=1e-9, atol=1e-9)
+        down = a * z + b * output
+        torch.testing.assert_close(e * down + f * output, z, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [("epsilon", 0.28), pytest.param("v_prediction", 0.275, marks=EXACT)],
+)
+def test_inversion_with_a_perfect_model_of_one_image(kind, largest):
+    """Every latent goes up to nearly the noise it came from; v, being smoother, more nearly."""
+    image, noise = normal(4, 8, 8), normal(4, 8, 8, seed=1)
+    scheduler = make_scheduler(kind)
+    table = ddim_table(scheduler, 500)
+    abar = scheduler.alphas_cumprod.double()
+    start = scheduler.final_alpha_cumprod.double()
+    z = start.sqrt() * image + (1 - start).sqrt() * noise
+    for i in reversed(range(len(table))):
+        signal, spread = abar[table.timesteps[i]].sqrt(), (1 - abar[table.timesteps[i]]).sqrt()
+        predicted = (z - signal * image) / spread
+        output = predicted if kind == "epsilon" else signal * predicted - spread * image
+        z = table.inverse[i, 0] * z + table.inverse[i, 1] * output
+    error = (z - signal * image - spread * noise).square().mean().sqrt()
+    assert error < largest
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="its timestep 1000 does not exist")
+def test_as_many_steps_as_training_timesteps():
+    """Or a UserError: with steps_offset 1 the first timestep would be 1000 of 0..999."""
+    with contextlib.suppress(UserError):
+        assert len(ddim_table(make_scheduler(), 1000)) == 1000
+
+
+def test_zero_terminal_snr_stays_finite():
+    """Stable Diffusion 2.x variants with v-prediction start from pure noise."""
+    scheduler = make_scheduler(
+        "v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    table = ddim_table(scheduler, 10)
+    assert scheduler.alphas_cumprod[table.timesteps[0]] < 1e-6
+    assert table.step.isfinite().all() and table.inverse.isfinite().all()
+    assert table.step.abs().max() < 1.01
+
+
+def test_types():
+    table = ddim_table(make_scheduler(), 7)
+    assert table.timesteps.dtype == torch.int64
+    assert table.step.dtype == table.inverse.dtype == torch.float64
+    assert table.step.shape == (7, 4) and table.inverse.shape == (7, 2)
+    assert (table.timesteps.diff() < 0).all()
+
+
+def test_the_scheduler_is_left_alone():
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(13)
+    before = scheduler.timesteps.clone()
+    ddim_table(scheduler, 5)
+    assert torch.equal(scheduler.timesteps, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "message"),
+    [
+        ({}, 0, "steps must lie in 1..1000, got 0"),
+        ({}, 1001, "steps must lie in 1..1000, got 1001"),
+        ({"prediction_type": "sample"}, 5, "'sample'"),
+        ({"clip_sample": True}, 5, "clip_sample"),
+        ({"thresholding": True}, 5, "thresholding"),
+    ],
+)
+def test_what_is_refused(changes, steps, message):
+    with pytest.raises(UserError, match=message):
+        ddim_table(make_scheduler(**changes), steps)
