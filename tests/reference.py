@@ -33,7 +33,7 @@ class MapProcessor:
 def hook_cross_attention(unet):
     """Replaces every processor of ``unet``; returns those of the cross-attention layers."""
     processors = {name: MapProcessor() for name in unet.attn_processors}
-    unet.set_attn_processor(processors)
+    unet.set_attn_processor(dict(processors))  # diffusers empties the dict it is given
     return [p for name, p in processors.items() if "attn2" in name]
 
 

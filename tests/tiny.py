@@ -42,9 +42,6 @@ class Tiny:
 def build_tiny(prediction_type: str = "epsilon") -> Tiny:
     """Both copies have the same weights."""
     model, pipe = _networks(prediction_type), _networks(prediction_type)
-    # diffusers empties the dict it is given; reference.hook_cross_attention reads its own after.
-    set_processors = pipe.unet.set_attn_processor
-    pipe.unet.set_attn_processor = lambda processors: set_processors(dict(processors))
     return Tiny(LatentDiffusion(**vars(model), name="tiny"), pipe)
 
 

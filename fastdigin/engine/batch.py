@@ -18,14 +18,13 @@ ROW_BLOCK = 4
 def padded(rows: Sequence, width: int = 1, copies: int = 1) -> list:
     """``rows`` with the last repeated, to ``width`` and until the batch keeps its samples apart.
 
-    copies: how often each row stands in the batch (twice with a null branch).
-
     A matrix product handles rows in blocks (of four, in MKL) and rounds those of a last, partial
     block differently, so that a sample's bits would depend on its place in the batch. Batches of
-    up to one block and of whole blocks do not have that.
+    whole blocks do not have that, and one sample alone has no other place.
+    copies: how often each row stands in the batch (twice with a null branch).
     """
     width = max(width, len(rows))
-    while width * copies > ROW_BLOCK and width * copies % ROW_BLOCK:
+    while width > 1 and width * copies % ROW_BLOCK:
         width += 1
     return [*rows, *[rows[-1]] * (width - len(rows))]
 

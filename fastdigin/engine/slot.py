@@ -163,6 +163,7 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
     """Raises UserError where a job's shapes do not fit the model or its own settings."""
     steps = job.settings.steps
     width = model.text_encoder.config.hidden_size
+    model.ddim_table(steps)  # raises for more steps than the model was trained with
     texts = {"conditioning": job.conditioning}
     if tuple(job.latents.shape) != model.latent_shape:
         raise UserError(
@@ -186,6 +187,15 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
                 f"job {job.id!r}: {name} has shape {tuple(text.shape)}, wanted (L, {width}) or "
                 f"(T, L, {width}) with T = {steps} steps"
             )
+        if text.shape[-2] != job.conditioning.shape[-2]:
+            raise UserError(
+                f"job {job.id!r}: {name} has {text.shape[-2]} tokens, the conditioning has "
+                f"{job.conditioning.shape[-2]}"
+            )
+    if not job.settings.guided and set(job.settings.variables) == {"null_text"}:
+        raise UserError(
+            f"job {job.id!r}: guidance_scale 1 has no null text, the only one of variables"
+        )
     for name, edit in (("injection", job.injection), ("blending", job.blending)):
         if edit is not None and len(edit.weights) != steps:
             raise UserError(
@@ -228,11 +238,13 @@ def _check_injection(job: Job, model: LatentDiffusion) -> None:
             f"job {job.id!r}: injection weights reach step {needed}, but only {recorded} steps "
             "of the source were recorded"
         )
-    if len(injection.mapping) != length:
-        raise UserError(
-            f"job {job.id!r}: injection maps onto {len(injection.mapping)} target tokens, the "
-            f"conditioning has {length}"
-        )
+    for source in injection.layers.values():
+        tokens = source.tensor.shape[-1] if source.keys is None else source.keys.shape[-2]
+        if tuple(injection.mapping.shape) != (length, tokens):
+            raise UserError(
+                f"job {job.id!r}: injection maps {tuple(injection.mapping.shape)} target x source "
+                f"tokens, wanted {(length, tokens)}"
+            )
 
 
 def _per_step(text: Tensor, steps: int) -> Tensor:

@@ -60,6 +60,11 @@ def ddim_table(scheduler: DDIMScheduler, steps: int) -> DDIMTable:
     scheduler = DDIMScheduler.from_config(config)
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps
+    if int(timesteps.max()) >= config.num_train_timesteps:
+        raise UserError(
+            f"steps {steps} makes the scheduler start at timestep {int(timesteps.max())} of "
+            f"0..{config.num_train_timesteps - 1}: take fewer"
+        )
     previous = timesteps - config.num_train_timesteps // steps
     abar = scheduler.alphas_cumprod.double()
     final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
@@ -77,8 +82,6 @@ def ddim_table(scheduler: DDIMScheduler, steps: int) -> DDIMTable:
     step = torch.stack(
         [signal_prev * c + noise_prev * e, signal_prev * d + noise_prev * f, c, d], dim=1
     )
-    # Upwards: the clean estimate at the lower level, noised again to the higher one; the noise is
-    # read from the output as if z_prev already stood at the higher level.
-    up_z, up_eps = signal / signal_prev, noise - signal * noise_prev / signal_prev
-    inverse = torch.stack([up_z + up_eps * e, up_eps * f], dim=1)
+    a, b = step[:, :2].unbind(1)
+    inverse = torch.stack([1 / a, -b / a], dim=1)
     return DDIMTable(timesteps, step, inverse)

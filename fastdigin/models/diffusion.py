@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fastdigin.errors import UserError
@@ -57,7 +58,11 @@ class LatentDiffusion:
                     feature_extractor=None,
                     requires_safety_checker=False,
                 )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if len(pipe.tokenizer) < 3:  # transformers makes an empty one up where there is none
+                raise ValueError("its tokenizer has no vocabulary.")
+        except (
+            OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError
+        ) as error:  # fmt: skip
             raise UserError(
                 f"model {source!r} cannot be loaded: {_first_sentence(error)} Use 'embedded', a "
                 "local diffusers folder of Stable Diffusion 1.x or 2.x with safetensors weights, "
@@ -172,7 +177,12 @@ def _resolve(source: str) -> str:
                 f"model folder {source!r} has no model_index.json: it must be a diffusers folder "
                 "as written by pipeline.save_pretrained()"
             )
-        name = json.loads((path / "model_index.json").read_text()).get("_class_name")
+        try:
+            name = json.loads((path / "model_index.json").read_text())["_class_name"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"model folder {source!r}: model_index.json is not an index of a diffusers pipeline"
+            ) from error
         if name != "StableDiffusionPipeline":
             raise UserError(
                 f"model folder {source!r} holds a {name}; only StableDiffusionPipeline (Stable "

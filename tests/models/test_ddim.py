@@ -60,11 +60,8 @@ def test_steps_equal_those_of_diffusers(kind, steps, changes):
         torch.testing.assert_close(c * z + d * output, x0, rtol=1e-9, atol=1e-9)
 
 
-EXACT = pytest.mark.xfail(strict=True, reason="inverse reads v at the wrong latent")
-
-
 @pytest.mark.parametrize("steps", [1, 4, 20, 999])
-@pytest.mark.parametrize("kind", ["epsilon", pytest.param("v_prediction", marks=EXACT)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_up_and_a_step_down_cancel(kind, steps):
     """With the same model output; the table documents ``inverse`` as the step run backwards."""
     table = ddim_table(make_scheduler(kind), steps)
@@ -80,7 +77,7 @@ def test_a_step_up_and_a_step_down_cancel(kind, steps):
 
 @pytest.mark.parametrize(
     ("kind", "largest"),
-    [("epsilon", 0.28), pytest.param("v_prediction", 0.275, marks=EXACT)],
+    [("epsilon", 0.28), ("v_prediction", 0.275)],
 )
 def test_inversion_with_a_perfect_model_of_one_image(kind, largest):
     """Every latent goes up to nearly the noise it came from; v, being smoother, more nearly."""
@@ -99,7 +96,6 @@ def test_inversion_with_a_perfect_model_of_one_image(kind, largest):
     assert error < largest
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="its timestep 1000 does not exist")
 def test_as_many_steps_as_training_timesteps():
     """Or a UserError: with steps_offset 1 the first timestep would be 1000 of 0..999."""
     with contextlib.suppress(UserError):
