@@ -119,7 +119,11 @@ def _plans() -> Iterator[tuple[ImageInput, int, str]]:
         if choice >= len(suitable):
             return
         p = suitable[choice]
-        yield ImageInput(p.id, p.path, p.prompt, p.garment), neuron_of[background], direction
+        yield (
+            ImageInput(p.id, p.path, p.prompt, p.garment, background=p.background),
+            neuron_of[background],
+            direction,
+        )
 
 
 def _dataset(engine: Engine) -> list[Tensor]:

@@ -85,11 +85,11 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype  # diffusers' own property walks all modules
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ target is raised while the background is kept (DiG-IN, section 4.2 and supplemen
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +31,7 @@ from fastdigin.tasks.inputs import ImageInput, Images, as_inputs, distinct, one_
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_run import run_photo_jobs
 from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
+from fastdigin.tasks.search import best_candidates
 from fastdigin.tasks.sources import Source, SourcePhoto, check_each, check_photo, prepare
 from fastdigin.tasks.words import class_word
 
@@ -206,22 +208,14 @@ def _jobs(engine, requests, *, classifier, settings, seed, batch, on_step) -> li
         batch=batch,
         on_step=on_step,
     )
-    candidates = [
-        _job(engine, request, source, classifier, settings, seed, injection, blend)
-        for request, source in zip(requests, sources, strict=True)
-        for injection in settings.injection_fractions
-        for blend in settings.blending_fractions
-    ]
-    losses = [_plain_loss(result) for result in engine.evaluate(candidates)]
-    per_photo = len(candidates) // len(requests)
-    best = []
-    for start in range(0, len(candidates), per_photo):
-        best.append(min(range(start, start + per_photo), key=losses.__getitem__))
-    return [candidates[n] for n in best]
-
-
-def _plain_loss(result: Result) -> float:
-    return result.history[0]["total"] if result.history else float("inf")
+    schedules = list(itertools.product(settings.injection_fractions, settings.blending_fractions))
+    return best_candidates(
+        engine,
+        [
+            [_job(engine, request, source, classifier, settings, seed, *s) for s in schedules]
+            for request, source in zip(requests, sources, strict=True)
+        ],
+    )
 
 
 def _job(engine, request: _Request, source: Source, classifier, settings, seed, injected, blended):

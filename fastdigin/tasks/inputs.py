@@ -21,7 +21,7 @@ from fastdigin.models.resampling import resample
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 TABLE_SUFFIXES = {".csv", ".jsonl"}
-TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask")
+TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ImageInput:
 
     image: a file, or a tensor (3, H, W) in [0, 1]. prompt: describes the image. source, target:
     class names. mask: the user's own foreground mask, a file or a tensor (H, W) in [0, 1].
+    background: the phrase of the prompt that names the background (for neuron counterfactuals).
     """
 
     id: str
@@ -38,6 +39,7 @@ class ImageInput:
     source: str | None = None
     target: str | None = None
     mask: Path | Tensor | None = None
+    background: str | None = None
 
     def fingerprint(self) -> str | None:
         """Tells whether an id still means the same input; None where a file cannot be read."""
@@ -48,7 +50,7 @@ class ImageInput:
             )
         except OSError:
             return None
-        return fingerprint(image, self.prompt, self.source, mask)
+        return fingerprint(image, self.prompt, self.source, self.background, mask)
 
 
 Images = Iterable[ImageInput | str | Path | Tensor | Image.Image]
@@ -212,7 +214,8 @@ def _embedded(argument: str) -> list[ImageInput]:
 
     if argument == "embedded:photos":
         return [
-            ImageInput(p.id, p.path, prompt=p.prompt, source=p.garment) for p in embedded.photos()
+            ImageInput(p.id, p.path, p.prompt, p.garment, background=p.background)
+            for p in embedded.photos()
         ]
     if argument == "embedded:pairs":
         return [

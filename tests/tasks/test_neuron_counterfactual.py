@@ -111,3 +111,22 @@ def test_without_injection_and_blending(engine, spurious, settings, dataset):
         engine, PHOTO.path, spurious, 76, "min", dataset=dataset, settings=settings
     )
     assert e.status == "done" and e.result.job.injection is None
+
+
+def test_the_best_background_word_is_the_start(engine, spurious, settings, dataset):
+    """Of the unchanged prompt and the others, the one with the smallest loss before any update."""
+    settings = replace(settings, injection_fraction=0.0, blending_fraction=0.0)
+    item = fd.ImageInput("x", PHOTO.path, PHOTO.prompt, "sneaker", background="grass")
+
+    def first_loss(item, words):
+        (e,) = fd.neuron_counterfactuals(
+            engine, item, spurious, 76, "min", dataset=dataset,
+            settings=replace(settings, background_words=words),
+        )  # fmt: skip
+        return e.record["edited_prompt"], e.record["history"][0]["total"]
+
+    losses = dict(first_loss(item, words) for words in ((), ("brick",), ("gravel",), ("plain",)))
+    assert PHOTO.prompt in losses
+    chosen, loss = first_loss(item, ("grass", "brick", "gravel", "plain"))
+    assert losses[chosen] == loss == min(losses.values())
+    assert first_loss(replace(item, background=None), ("brick",))[0] == PHOTO.prompt
