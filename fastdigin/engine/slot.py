@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastdigin.engine.job import Candidate, Job, Result, Settings
 from fastdigin.errors import UserError
-from fastdigin.models.attention import cross_attention_layers
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -225,11 +224,14 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
 def _check_injection(job: Job, model: LatentDiffusion) -> None:
     """A source recorded with another model, or for fewer steps, would break the whole batch."""
     injection, length = job.injection, job.conditioning.shape[-2]
-    missing = set(cross_attention_layers(model.unet)) ^ set(injection.layers)
-    if missing:
+    wanted = model.cross_attention_shapes()
+    given = {layer: tuple(s.tensor.shape[1:3]) for layer, s in injection.layers.items()}
+    if given != wanted:
+        layer, _ = min(set(given.items()) ^ set(wanted.items()))
         raise UserError(
             f"job {job.id!r}: injection does not fit the cross-attention layers of model "
-            f"{model.name!r} (first difference: {min(missing)})"
+            f"{model.name!r}, in (heads, queries): {layer} is {given.get(layer)}, "
+            f"wanted {wanted.get(layer)}"
         )
     needed = max((i + 1 for i, w in enumerate(injection.weights) if w), default=0)
     recorded = min(len(source.tensor) for source in injection.layers.values())

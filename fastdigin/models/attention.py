@@ -68,7 +68,7 @@ class AttentionProcessor:
     is_cross: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.is_cross = _is_cross(self.layer)
+        self.is_cross = self.layer.endswith("attn2")
 
     def __call__(
         self,
@@ -116,16 +116,6 @@ class AttentionProcessor:
 def attention_map(queries: Tensor, keys: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)): (..., N, d) and (..., L, d) to (..., N, L)."""
     return torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, dim=-1)
-
-
-def cross_attention_layers(unet) -> list[str]:
-    """Names of the cross-attention layers, as controls and records use them."""
-    names = (name.removesuffix(".processor") for name in unet.attn_processors)
-    return [name for name in names if _is_cross(name)]
-
-
-def _is_cross(layer: str) -> bool:
-    return layer.endswith("attn2")
 
 
 def install_processors(unet) -> None:

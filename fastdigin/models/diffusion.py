@@ -116,6 +116,18 @@ class LatentDiffusion:
         """The sampler's coefficients for ``steps`` steps (models/ddim.py)."""
         return ddim_table(self.scheduler, steps)
 
+    @lru_cache(maxsize=1)  # noqa: B019
+    @torch.no_grad()
+    def cross_attention_shapes(self) -> dict[str, tuple[int, int]]:
+        """Cross-attention layer -> (heads, queries N), found by one U-Net call."""
+        record: dict[str, tuple[Tensor, Tensor]] = {}
+        place = {"device": self.device, "dtype": self.dtype}
+        text = torch.zeros(1, 1, self.unet.config.cross_attention_dim, **place)
+        timestep = torch.zeros(1, dtype=torch.long, device=self.device)
+        latents = torch.zeros(1, *self.latent_shape, **place)
+        self.predict(latents, timestep, text, AttentionControl(record=record))
+        return {layer: tuple(queries.shape[1:3]) for layer, (queries, _) in record.items()}
+
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids, padded to ``text_length``. UserError if the prompt is too long."""
         ids = self.tokenizer(prompt, padding="max_length", max_length=self.text_length).input_ids
