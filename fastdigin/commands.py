@@ -256,6 +256,8 @@ def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput
     """The inputs of the command line, with whatever its options say of all of them."""
     described = {"source": options.source, "prompt": options.prompt, **also}
     given = {key: value for key, value in described.items() if value is not None}
+    if options.prompt is not None:
+        given["background"] = None  # the table's may not occur in the new prompt
     return [replace(item, **given) for item in collect(options.images, options.limit)]
 
 

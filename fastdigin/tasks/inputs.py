@@ -219,7 +219,10 @@ def _embedded(argument: str) -> list[ImageInput]:
         ]
     if argument == "embedded:pairs":
         return [
-            ImageInput(p.photo.id, p.photo.path, p.prompt, p.source, p.target)
+            ImageInput(
+                p.photo.id, p.photo.path, p.prompt, p.source, p.target,
+                background=p.photo.background,
+            )  # fmt: skip
             for p in embedded.pairs()
         ]
     raise UserError(f"{argument!r} does not exist: write embedded:photos or embedded:pairs")
