@@ -17,6 +17,7 @@ PER_TASK = 2
 
 
 def main() -> None:
+    """Draws the picture and says where it is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder of a finished demo")
     out = parser.parse_args().out

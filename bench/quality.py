@@ -37,6 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 
 
 def main() -> None:
+    """Runs what is not done yet, then prints and keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=24, help="per task and classifier")
     parser.add_argument("--out", type=Path, default=Path("quality"))

@@ -38,6 +38,7 @@ def demo_parts(engine: Engine, per_task: int, seed: int) -> list[Part]:
 
 
 def counterfactual_part(engine, classifier, judge, count, seed) -> Part:
+    """The first ``count`` packaged pairs: every beginning of them is a good mix."""
     settings = cf.default_settings(engine.model)
     inputs = collect(["embedded:pairs"], count)
     return Part(
