@@ -108,7 +108,6 @@ def _counterfactual_figures(model, records, out: Path) -> dict:
         "target confidence": _mean(r["target_confidence"] for r in records),
         "background L1": _mean(changed),
         "background L1 of the autoencoder": _mean(own),
-        "seconds an image": _mean(r["seconds"] for r in records),
     }
 
 
