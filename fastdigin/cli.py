@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = _command(commands, "demo", "all four tasks on packaged photos, no download")
-    demo.add_argument("--per-task", type=_count, default=4, metavar="N", help="jobs (default 4)")
+    demo.add_argument("--per-task", type=_count, default=2, metavar="N", help="jobs (default 2)")
     _common(demo, out="demo")
 
     task = _command(commands, "counterfactual", "what must change for the classifier to say TARGET")

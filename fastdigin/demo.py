@@ -105,10 +105,12 @@ def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> 
 def _plans() -> Iterator[tuple[ImageInput, int, str]]:
     """(photo, neuron, direction): the three backgrounds in turn, raised and lowered in turn.
 
-    Photos of the garment that belongs to the background come first.
+    Photos of the garment that belongs to the background come first, and gravel, whose appearance
+    is the plainest to see, is the first background.
     """
     garment_of = {background: garment for garment, background in embedded.PLANTED.items()}
-    neuron_of = {b: neurons[0] for b, neurons in embedded.planted_neurons().items()}
+    planted = embedded.planted_neurons()
+    neuron_of = {b: planted[b][0] for b in ("gravel", "brick", "grass")}
     for number in itertools.count():
         background = list(neuron_of)[number % len(neuron_of)]
         direction = ("max", "min")[number % 2]
