@@ -88,7 +88,7 @@ def neuron_part(engine, classifier, count, seed) -> Part:
 
 def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> Part:
     """Planted neurons are raised where their background is absent and lowered where it is not."""
-    plans = list(islice(_plans(), count))
+    plans = list(islice(neuron_counterfactual_plans(), count))
     photos, neurons, directions = (list(column) for column in zip(*plans, strict=True))
     settings, dataset = ncf.default_settings(engine.model), _dataset(engine)
     return Part(
@@ -102,11 +102,12 @@ def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> 
     )  # fmt: skip
 
 
-def _plans() -> Iterator[tuple[ImageInput, int, str]]:
+def neuron_counterfactual_plans() -> Iterator[tuple[ImageInput, int, str]]:
     """(photo, neuron, direction): the three backgrounds in turn, raised and lowered in turn.
 
-    Photos of the garment that belongs to the background come first, and gravel, whose appearance
-    is the plainest to see, is the first background.
+    Photos of the garment that belongs to the background come first. Gravel is the first background
+    because its pictures were seen to succeed: the demo shows what the task is for, and
+    bench/quality.py how often it works.
     """
     garment_of = {background: garment for garment, background in embedded.PLANTED.items()}
     planted = embedded.planted_neurons()

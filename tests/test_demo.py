@@ -9,7 +9,7 @@ import pytest
 
 from fastdigin import embedded as world
 from fastdigin.cli import main
-from fastdigin.demo import _plans, demo_parts
+from fastdigin.demo import demo_parts, neuron_counterfactual_plans
 from fastdigin.engine.engine import Engine
 
 
@@ -66,7 +66,7 @@ def test_a_longer_demo_continues_a_shorter_one(planned):
 def test_neurons_are_raised_where_their_background_is_not(planned):
     photos = {p.id: p for p in world.photos()}
     background_of = {n[0]: background for background, n in world.planted_neurons().items()}
-    plans = [plan for plan, _ in zip(_plans(), range(24), strict=False)]
+    plans = [plan for plan, _ in zip(neuron_counterfactual_plans(), range(24), strict=False)]
     for item, neuron, direction in plans:
         assert (photos[item.id].background == background_of[neuron]) == (direction == "min")
         assert item.source == photos[item.id].garment

@@ -167,6 +167,7 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Composes, selects and writes the packaged photos and pairs; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the photos")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files")

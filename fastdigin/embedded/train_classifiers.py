@@ -316,6 +316,7 @@ def _rate(hits: Tensor) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Trains what is not there yet and writes the figures; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the classifiers")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files")
