@@ -35,11 +35,12 @@ class Engine:
     Raises UserError if a network of the model is trainable or in training mode.
     """
 
-    def __init__(self, model: LatentDiffusion, *, slots: int = DEFAULT_SLOTS):
-        if slots < 1:
-            raise UserError(f"slots must be at least 1, got {slots}")
+    def __init__(self, model: LatentDiffusion, *, slots: int = DEFAULT_SLOTS, kept_steps: int = 0):
+        for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
         _check_frozen(model)
-        self.model, self.slots = model, slots
+        self.model, self.slots, self.kept_steps = model, slots, kept_steps
 
     def sample(
         self,
@@ -80,7 +81,13 @@ class Engine:
         cond = _with_steps(conditioning, "conditioning", batch, steps)
         null = _with_steps(null_text, "null_text", batch, steps) if settings.guided else None
         _, x0s = UnrolledSampler.apply(
-            self.model, constants, min(last_steps, steps), latents, cond, null
+            self.model,
+            constants,
+            min(last_steps, steps),
+            min(self.kept_steps, steps),
+            latents,
+            cond,
+            null,
         )
         return x0s if last_steps > 1 else x0s[-1]
 
@@ -137,7 +144,9 @@ class Engine:
         null = torch.stack([slot.null_text for slot in rows]) if guided else None
         steps = BatchSteps(self.model, [slot.job for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
-        run = unrolled_forward(self.model, z, cond, null, steps, last_steps)
+        goes_on = any(slot.active and slot.updates_left for slot in slots)
+        kept = min(self.kept_steps, len(steps)) if goes_on else 0
+        run = unrolled_forward(self.model, z, cond, null, steps, last_steps, kept)
 
         grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
         for i, slot in enumerate(slots):
@@ -150,7 +159,9 @@ class Engine:
                     yield slot.result()
         if not any(slot.active for slot in slots):
             return
-        grads = unrolled_backward(self.model, run.inputs, cond, null, steps, grad_x0s)
+        grads = unrolled_backward(
+            self.model, run.inputs, cond, null, steps, grad_x0s, kept=run.kept
+        )
         for i, slot in enumerate(slots):
             if slot.active:
                 names = ("latents", "conditioning", "null_text")

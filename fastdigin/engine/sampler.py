@@ -2,7 +2,8 @@
 
 The forward runs without a graph and keeps the latent at the input of each step. The backward walks
 the steps in reverse; each is recomputed with a graph and differentiated at once, so memory is T
-latents plus one U-Net call, whatever T.
+latents plus one U-Net call, whatever T. Where there is more memory, the last ``kept_steps`` steps
+keep their graphs from the forward and need no recomputing: 2 instead of 3 forward-equivalents.
 """
 
 from __future__ import annotations
@@ -59,12 +60,28 @@ def guided_step(
 
 
 @dataclass(frozen=True)
+class StepGraph:
+    """One step's outputs with the graph that leads from ``variables`` to them.
+
+    variables: the leaves z (B, C, h, w), cond (B, L, D) and, with guidance, null (B, L, D).
+    """
+
+    variables: tuple[Tensor, ...]
+    z_prev: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True)
 class Forward:
-    """What the loop leaves behind: inputs (T of (B, C, h, w)), the last K x0, and the last z."""
+    """What the loop leaves behind: inputs (T of (B, C, h, w)), the last K x0, and the last z.
+
+    kept: the graphs of the last steps, in order, as many as were asked for.
+    """
 
     inputs: Sequence[Tensor]
     x0s: Sequence[Tensor]
     last: Tensor
+    kept: Sequence[StepGraph] = ()
 
 
 @torch.no_grad()
@@ -75,15 +92,26 @@ def unrolled_forward(
     null_btld: Tensor | None,
     steps: Sequence[Step],
     last_steps: int,
+    kept_steps: int = 0,
 ) -> Forward:
-    """Runs the loop; cond and null are (B, T, L, D)."""
-    inputs, x0s = [], []
+    """Runs the loop; cond and null are (B, T, L, D).
+
+    The last steps are the ones to keep: attention injected into the first would add to what a
+    graph holds, and the graphs that are made last are the first to be consumed.
+    """
+    inputs, x0s, kept = [], [], []
     for i, step in enumerate(steps):
         inputs.append(z_bchw)
-        z_bchw, x0 = guided_step(model, z_bchw, cond_btld[:, i], _at(null_btld, i), step)
+        step_inputs = z_bchw, cond_btld[:, i], _at(null_btld, i), step
+        if i >= len(steps) - kept_steps:
+            graph = _record(model, *step_inputs)
+            kept.append(graph)
+            z_bchw, x0 = graph.z_prev.detach(), graph.x0.detach()
+        else:
+            z_bchw, x0 = guided_step(model, *step_inputs)
         if i >= len(steps) - last_steps:
             x0s.append(x0)
-    return Forward(inputs, x0s, z_bchw)
+    return Forward(inputs, x0s, z_bchw, kept)
 
 
 def unrolled_backward(
@@ -94,31 +122,47 @@ def unrolled_backward(
     steps: Sequence[Step],
     grad_x0s: Sequence[Tensor],
     grad_last: Tensor | None = None,
+    kept: Sequence[StepGraph] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients for (z_T, cond, null) from those of the last K x0 and of the last z."""
+    """Gradients for (z_T, cond, null) from those of the last K x0 and of the last z.
+
+    The graphs in ``kept`` are consumed: each is freed as soon as it has served.
+    """
     grad_cond = torch.zeros_like(cond_btld)
     grad_null = None if null_btld is None else torch.zeros_like(null_btld)
     grad_z = grad_last
     first_loss_step = len(steps) - len(grad_x0s)
+    first_kept_step = len(steps) - len(kept)
     for i in reversed(range(len(steps))):
         grad_x0 = grad_x0s[i - first_loss_step] if i >= first_loss_step else None
-        grad_z, grad_cond[:, i], null_part = _step_vjp(
-            model, forward_inputs[i], cond_btld[:, i], _at(null_btld, i), steps[i], grad_z, grad_x0
-        )
+        if i >= first_kept_step:
+            graph = kept[i - first_kept_step]
+        else:
+            step_inputs = forward_inputs[i], cond_btld[:, i], _at(null_btld, i), steps[i]
+            graph = _record(model, *step_inputs)
+        grad_z, grad_cond[:, i], *null_part = _pull_back(graph, grad_z, grad_x0)
         if grad_null is not None:
-            grad_null[:, i] = null_part
+            grad_null[:, i] = null_part[0]
     return grad_z, grad_cond, grad_null
 
 
-def _step_vjp(model, z, cond, null, step: Step, grad_z_prev, grad_x0):
-    """Recomputes one step and pulls its gradients back: the joint function of the backward."""
+@torch.enable_grad()
+def _record(model, z, cond, null, step: Step) -> StepGraph:
+    """Runs one step with a graph."""
     variables = [x.detach().requires_grad_() for x in (z, cond, null) if x is not None]
-    with torch.enable_grad():
-        z_prev, x0 = guided_step(model, *variables, *([None] if null is None else []), step)
-        pulled = [(o, g) for o, g in ((z_prev, grad_z_prev), (x0, grad_x0)) if g is not None]
-        outputs, gradients = zip(*pulled, strict=True)
-        found = torch.autograd.grad(outputs, variables, gradients)
-    return found if null is not None else (*found, None)
+    z_prev, x0 = guided_step(model, *variables, *([None] if null is None else []), step)
+    return StepGraph(tuple(variables), z_prev, x0)
+
+
+def _pull_back(graph: StepGraph, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
+    """The vector-Jacobian product of a recorded step, for each of its variables."""
+    pairs = [
+        (output, gradient)
+        for output, gradient in ((graph.z_prev, grad_z_prev), (graph.x0, grad_x0))
+        if gradient is not None
+    ]
+    outputs, gradients = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, graph.variables, gradients)
 
 
 def _at(text_btld: Tensor | None, i: int) -> Tensor | None:
@@ -126,12 +170,16 @@ def _at(text_btld: Tensor | None, i: int) -> Tensor | None:
 
 
 class UnrolledSampler(torch.autograd.Function):
-    """``apply(model, steps, last_steps, z, cond, null)`` -> (last z, x0s (K, B, C, h, w))."""
+    """``apply(model, steps, last_steps, kept_steps, z, cond, null)``.
+
+    Returns (last z, x0s (K, B, C, h, w)). Steps are only kept where a gradient is wanted.
+    """
 
     @staticmethod
-    def forward(ctx, model, steps, last_steps, z, cond, null):
-        run = unrolled_forward(model, z, cond, null, steps, last_steps)
-        ctx.model, ctx.steps = model, steps
+    def forward(ctx, model, steps, last_steps, kept_steps, z, cond, null):
+        kept_steps = kept_steps if any(ctx.needs_input_grad) else 0
+        run = unrolled_forward(model, z, cond, null, steps, last_steps, kept_steps)
+        ctx.model, ctx.steps, ctx.kept = model, steps, run.kept
         ctx.save_for_backward(cond, null, *run.inputs)
         return run.last, torch.stack(list(run.x0s))
 
@@ -139,7 +187,8 @@ class UnrolledSampler(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_last, grad_x0s):
         cond, null, *inputs = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, ()  # another backward (retain_graph) recomputes every step
         grads = unrolled_backward(
-            ctx.model, inputs, cond, null, ctx.steps, list(grad_x0s), grad_last
+            ctx.model, inputs, cond, null, ctx.steps, list(grad_x0s), grad_last, kept
         )
-        return (None, None, None, *grads)
+        return (None, None, None, None, *grads)

@@ -98,7 +98,8 @@ def timesteps_of_the_reference(tiny, tiny_v):
 
 @pytest.mark.parametrize(("guidance", "last_steps"), [(3.0, 3), (3.0, 1), (1.0, 3)])
 @pytest.mark.parametrize("edit", EDITS)
-def test_gradients_equal_plain_autograd(either, edit, guidance, last_steps):
+@pytest.mark.parametrize("kept_steps", [0, 3])
+def test_gradients_equal_plain_autograd(either, kept_steps, edit, guidance, last_steps):
     """For two jobs side by side, of which only one is edited."""
     pairs = [
         edited_job(either.model, edit, seed=0, guidance=guidance),
@@ -110,11 +111,12 @@ def test_gradients_equal_plain_autograd(either, edit, guidance, last_steps):
     null = torch.stack([job.null_text for job in jobs]) if guidance != 1 else None
     steps = BatchSteps(either.model, jobs, torch.float64)
 
-    run = unrolled_forward(either.model, z, cond, null, steps, last_steps)
+    run = unrolled_forward(either.model, z, cond, null, steps, last_steps, kept_steps)
+    assert len(run.kept) == kept_steps
     outputs = [*run.x0s, run.last]
     incoming = [p.expand(2, *LATENT_SHAPE) for p in probes(LATENT_SHAPE, len(outputs))]
     gradients = unrolled_backward(
-        either.model, run.inputs, cond, null, steps, incoming[:-1], incoming[-1]
+        either.model, run.inputs, cond, null, steps, incoming[:-1], incoming[-1], run.kept
     )
     assert len(run.x0s) == last_steps
     assert (gradients[2] is None) == (guidance == 1)
@@ -232,6 +234,55 @@ def test_trainable_or_training_networks_are_refused(network):
             Engine(model)
 
 
+def test_kept_steps_save_calls_and_change_no_bit(tiny):
+    """T calls forward and one for each step that was not kept; again after retain_graph."""
+    text = tiny.model.encode_prompts([PROMPT])
+    calls = []
+    handle = tiny.model.unet.register_forward_hook(lambda *_: calls.append(1))
+    found = {}
+    for kept in (0, 1, STEPS, 50):
+        z, cond = normal(1, *LATENT_SHAPE).requires_grad_(), text.clone().requires_grad_()
+        x0 = Engine(tiny.model, kept_steps=kept).sample(z, cond, steps=STEPS)
+        calls.clear()
+        gradients = torch.autograd.grad(x0.sin().sum(), (z, cond), retain_graph=True)
+        assert len(calls) == STEPS - min(kept, STEPS)
+        again = torch.autograd.grad(x0.sin().sum(), (z, cond))
+        assert len(calls) == 2 * STEPS - min(kept, STEPS)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+        found[kept] = gradients
+    handle.remove()
+    for gradients in found.values():
+        assert all(torch.equal(a, b) for a, b in zip(gradients, found[0], strict=True))
+
+
+def test_kept_steps_are_freed_as_they_are_consumed(tiny):
+    """And without a backward, with the forward's result."""
+    job, _ = edited_job(tiny.model, "none", seed=0, guidance=3.0)
+    steps = BatchSteps(tiny.model, [job], torch.float64)
+    texts = job.conditioning[None], job.null_text[None]
+    saved = []
+
+    def watch(tensor):
+        # Without its grad_fn: a node that saved its own output would hold itself.
+        packed = tensor.detach()
+        saved.append(weakref.ref(packed))
+        return packed
+
+    for consume in (True, False):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(watch, lambda tensor: tensor):
+            run = unrolled_forward(tiny.model, job.latents[None], *texts, steps, 1, STEPS)
+        alive = [ref for ref in saved if ref() is not None]
+        assert len(alive) > 100
+        if consume:
+            incoming = [torch.ones_like(run.x0s[0])]
+            unrolled_backward(tiny.model, run.inputs, *texts, steps, incoming, kept=run.kept)
+        else:
+            del run
+        gc.collect()
+        assert sum(ref() is not None for ref in saved) < 0.1 * len(alive)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -273,7 +324,7 @@ def last_z(model, z, cond, null, guidance, steps):
     per_step = [x[:, None].expand(-1, steps, -1, -1) for x in (cond, null)]
     if guidance == 1:
         per_step[1] = None
-    return UnrolledSampler.apply(model, table, 1, z, *per_step)[0]
+    return UnrolledSampler.apply(model, table, 1, 0, z, *per_step)[0]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 20])
