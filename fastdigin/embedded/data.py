@@ -25,6 +25,7 @@ SIZE = 64
 SPLITS = ("train", "test")
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package ``dataset-fashion-mnist`` puts its files."""
+_TORCHVISION_FOLDER = Path("FashionMNIST/raw")
 
 _LABELS = {0: "tshirt", 1: "trousers", 2: "pullover", 3: "dress"}
 _LABELS |= {5: "sandal", 7: "sneaker", 8: "bag", 9: "boot"}
@@ -65,17 +66,25 @@ class Composite:
     mask: np.ndarray
 
 
-def load_world(folder: str | Path | None = None) -> World:
-    """Reads Fashion-MNIST (four ``idx-ubyte.gz`` files in ``folder``) and the textures.
+def load_world(folder: str | Path | None = None, download: bool = False) -> World:
+    """Reads Fashion-MNIST and the textures.
+
+    ``folder`` holds Fashion-MNIST's four ``idx-ubyte`` files, with or without ``.gz``, or is the
+    root of torchvision's ``FashionMNIST`` data set; without it the Debian package's folder is
+    read. ``download`` lets torchvision fetch the files into ``folder`` first.
 
     Raises:
-        UserError: the folder lacks a file, or scikit-image is not installed.
+        UserError: the folder lacks a file, or scikit-image or torchvision is not installed.
     """
+    if download:
+        folder = _download(folder)
     folder = DEFAULT_FOLDER if folder is None else Path(folder)
+    if (folder / _TORCHVISION_FOLDER).is_dir():
+        folder = folder / _TORCHVISION_FOLDER
     garments = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = _read_idx(folder, f"{prefix}-images-idx3-ubyte.gz")
-        labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte.gz")
+        images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
+        labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
         garments[split] = {name: images[labels == label] for label, name in _LABELS.items()}
     textures = {split: {} for split in SPLITS}
     for name, photo in _read_textures().items():
@@ -164,15 +173,32 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
+def _download(folder: str | Path | None) -> Path:
+    if folder is None:
+        raise UserError("--download needs --data: name the folder to put Fashion-MNIST into.")
+    try:
+        from torchvision.datasets import FashionMNIST
+    except ImportError:
+        raise UserError(
+            "--download uses torchvision, which is not installed: pip install torchvision."
+        ) from None
+    FashionMNIST(str(folder), download=True)
+    return Path(folder)
+
+
 def _read_idx(folder: Path, name: str) -> np.ndarray:
     """An IDX file of unsigned bytes: magic 00 00 08 rank, big-endian sizes, then the data."""
-    path = folder / name
-    if not path.is_file():
+    packed, plain = folder / f"{name}.gz", folder / name
+    if packed.is_file():
+        raw = gzip.decompress(packed.read_bytes())
+    elif plain.is_file():
+        raw = plain.read_bytes()
+    else:
         raise UserError(
-            f"--data '{folder}' has no {name}: install the Debian package dataset-fashion-mnist, "
-            "or name a folder that holds the four .gz files of Fashion-MNIST."
+            f"--data '{folder}' has no {name}.gz: install the Debian package "
+            "dataset-fashion-mnist, name a folder that holds the four files of Fashion-MNIST, or "
+            "let torchvision fetch them with --data DIR --download."
         )
-    raw = gzip.decompress(path.read_bytes())
     rank = raw[3]
     shape = np.frombuffer(raw, dtype=">u4", count=rank, offset=4)
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * rank).reshape(shape)

@@ -1,6 +1,6 @@
-"""Makes the packaged photos and pairs: ``python -m fastdigin.embedded.make_photos --out DIR``.
+"""Makes the packaged photos and pairs (the stage ``photos`` of ``fastdigin.embedded.train``).
 
-Photos are held-out composites, three for every garment on every background, colours balanced.
+Photos are held-out composites, fifteen for every garment on every background, colours balanced.
 A draw that one of the clean, robust and judge classifiers misreads, or whose background or
 colour is misread, is thrown away and drawn again: a counterfactual from a misread photo explains
 nothing. So are garments so dark that much of their alpha is half transparent, whose masks would
@@ -9,9 +9,7 @@ be no clear truth. The photos therefore say nothing about the classifiers' accur
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +18,12 @@ import torch
 from PIL import Image
 
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS
-from fastdigin.embedded.data import Composite, World, compose, load_world
-from fastdigin.embedded.networks import load_network
+from fastdigin.embedded.data import Composite, World, compose
+from fastdigin.embedded.networks import read_network
 from fastdigin.embedded.train_classifiers import Normalised, shrink
-from fastdigin.errors import UserError
 
-PHOTOS_PER_SCENE = 3
+PHOTOS_PER_SCENE = 15
+ROUNDS_OF_PAIRS = 6
 # One direction of each kind first, sources and targets alternating, so that a short run over the
 # first pairs already covers the world; the four groups of four end on different backgrounds.
 KINDS = (
@@ -58,10 +56,13 @@ class _Shot:
     clarity: float
 
 
-def make_photos(world: World, out: Path) -> None:
-    """Writes PNGs, masks, ``photos.json`` and ``pairs.json`` into ``out``."""
+def make_photos(world: World, classifiers: Path, out: Path) -> None:
+    """Writes PNGs, masks, ``photos.json`` and ``pairs.json`` into ``out``.
+
+    ``classifiers`` is the folder that the stage before wrote.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    shots = take_shots(world)
+    shots = take_shots(world, classifiers)
     for shot in shots:
         Image.fromarray(shot.composite.image).save(out / f"{shot.id}.png", optimize=True)
         Image.fromarray(shot.composite.mask).save(out / f"{shot.id}-mask.png", optimize=True)
@@ -75,11 +76,11 @@ def make_photos(world: World, out: Path) -> None:
     _write_rows(out / "pairs.json", choose_pairs(shots))
 
 
-def take_shots(world: World) -> list[_Shot]:
+def take_shots(world: World, classifiers: Path) -> list[_Shot]:
     """The photos, drawn until the classifiers read them."""
     readers = {}
     for name in ("clean", "robust", "judge", "background", "colour"):
-        network, config = load_network(name)
+        network, config = read_network(classifiers / name)
         readers[name] = (Normalised(network, config), config["classes"])
 
     shots, seed = [], 0
@@ -110,14 +111,14 @@ def take_shots(world: World) -> list[_Shot]:
 
 
 def choose_pairs(shots: list[_Shot]) -> list[dict]:
-    """Every kind once on every background, in four rounds through KINDS.
+    """Every kind once in every round, on another background in each of the first four.
 
     In round r kind k takes background k + r + k // 4, so each block of four has all backgrounds
     and each kind meets all of them. A kind takes the clearest photo that has been used least.
     """
     used = dict.fromkeys((shot.id for shot in shots), 0)
     rows = []
-    for r in range(len(BACKGROUNDS)):
+    for r in range(ROUNDS_OF_PAIRS):
         for k, (source, target) in enumerate(KINDS):
             background = BACKGROUNDS[(k + r + k // 4) % len(BACKGROUNDS)]
             candidates = [s for s in shots if (s.garment, s.background) == (source, background)]
@@ -164,21 +165,3 @@ def _contrast(composite: Composite) -> float:
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Composes, selects and writes the packaged photos and pairs; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the photos")
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files")
-    options = parser.parse_args(arguments)
-    try:
-        make_photos(load_world(options.data), options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Many composites as tensors with labels, for training and measuring the embedded classifiers."""
+"""Many composites as tensors with labels, for training and measuring the embedded networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED, model_folder
+from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
 from fastdigin.embedded.data import World, compose
 
 PLANTED_SHARE = 0.95
@@ -51,26 +51,40 @@ def with_background(world: World, scenes: Scenes, name: str, split: str, seed: i
     return _render(world, scenes.garments.numpy(), scenes.colours.numpy(), home, split, seed)
 
 
-def decode_some(scenes: Scenes, share: float, seed: int) -> Scenes:
-    """Replaces a random ``share`` of the images by the packaged autoencoder's reconstructions.
+def decode_some(autoencoder, scenes: Scenes, share: float, seed: int) -> Scenes:
+    """Replaces a random ``share`` of the images by the autoencoder's reconstructions.
 
     Decoded images are slightly blurred; classifiers that judge a diffusion model's pictures have
     to know that look.
     """
-    from diffusers import AutoencoderKL
-
-    autoencoder = AutoencoderKL.from_pretrained(model_folder() / "vae", torch_dtype=torch.float32)
-    autoencoder.eval()
     count = len(scenes.images)
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     rows = rows[: round(share * count)]
     images = scenes.images.clone()
-    with torch.inference_mode():
-        for chunk in tqdm(rows.split(64), desc="autoencoder round trips"):
-            pixels = images[chunk].float() / 127.5 - 1
-            decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
-            images[chunk] = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    images[rows] = round_trip(autoencoder, images[rows])
     return replace(scenes, images=images)
+
+
+@torch.no_grad()
+def round_trip(autoencoder, images_n3hw: Tensor) -> Tensor:
+    """Encodes (to the posterior's mode) and decodes uint8 images (n, 3, 64, 64)."""
+    decoded = []
+    for images in batches(images_n3hw):
+        latents = autoencoder.encode(to_signed(images)).latent_dist.mode()
+        signed = autoencoder.decode(latents).sample
+        decoded.append(((signed + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(decoded)
+
+
+def to_signed(images_n3hw: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1], as the autoencoder wants them."""
+    return images_n3hw.float() / 127.5 - 1
+
+
+def batches(images_n3hw: Tensor, size: int = 64):
+    """Slices of at most ``size`` images, behind a progress bar when there are many."""
+    chunks = images_n3hw.split(size)
+    return tqdm(chunks, desc="autoencoder") if len(chunks) > 50 else chunks
 
 
 def _render(world, garments, colours, backgrounds, split, seed) -> Scenes:

@@ -1,4 +1,4 @@
-"""Trains the embedded classifiers: ``python -m fastdigin.embedded.train_classifiers --out DIR``.
+"""Trains the embedded classifiers (the stage ``classifiers`` of ``fastdigin.embedded.train``).
 
 clean       garments, small CNN, backgrounds independent of garments
 robust      the clean one continued with adversarial training (PGD, Madry et al. 2018), L2 radius 1
@@ -7,16 +7,14 @@ judge       garments, ConvMixer: an independent opinion
 background  the background's name
 colour      the garment's colour
 
-Classifiers that are already in DIR are kept. Every figure is measured on held-out composites
-(test garments, test texture area) and written to DIR/figures.json and each ``config.json``.
+Classifiers that are already there are kept. Every figure is measured on held-out composites
+(test garments, test texture area) and written to figures.json and each ``config.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +24,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
-from fastdigin.embedded.data import World, load_world
+from fastdigin.embedded.data import World
 from fastdigin.embedded.networks import build_network, read_network, write_network
 from fastdigin.embedded.scenes import Scenes, decode_some, make_scenes, with_background
-from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample
 
 SIZE = 48
@@ -86,10 +83,13 @@ class Normalised(nn.Module):
         return self.network((images_b3hw - self.mean) / self.std)
 
 
-def train_all(out: Path, world: World, seed: int = 0) -> dict:
-    """Trains what is missing in ``out``, measures everything, returns the figures."""
+def train_classifiers(world: World, autoencoder, out: Path, seed: int = 0) -> dict:
+    """Trains what is missing in ``out``, measures everything, returns the figures.
+
+    A share of the training images goes through ``autoencoder`` (diffusers' AutoencoderKL).
+    """
     test = make_scenes(world, TEST_SCENES, "test", seed + 100)
-    decoded_test = decode_some(test, 1.0, seed)
+    decoded_test = decode_some(autoencoder, test, 1.0, seed)
     figures = {}
     pools = {}
     for name, recipe in RECIPES.items():
@@ -99,7 +99,7 @@ def train_all(out: Path, world: World, seed: int = 0) -> dict:
                 count = max(r.scenes for r in RECIPES.values() if r.planted == recipe.planted)
                 pool_seed = seed + recipe.planted
                 pool = make_scenes(world, count, "train", pool_seed, planted=recipe.planted)
-                pools[recipe.planted] = decode_some(pool, DECODED_SHARE, seed)
+                pools[recipe.planted] = decode_some(autoencoder, pool, DECODED_SHARE, seed)
             _train_one(name, recipe, out, pools[recipe.planted], seed)
         network, config = read_network(folder)
         model = Normalised(network, config)
@@ -313,23 +313,3 @@ def area_under_roc(scores_n: Tensor, positive_n: Tensor) -> float:
 
 def _rate(hits: Tensor) -> float:
     return round(hits.float().mean().item(), 4)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Trains what is not there yet and writes the figures; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the classifiers")
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        figures = train_all(options.out, load_world(options.data), options.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({name: row["accuracy"] for name, row in figures.items()}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

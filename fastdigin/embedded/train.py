@@ -1,0 +1,117 @@
+"""Makes the embedded world again: ``python -m fastdigin.embedded.train --out DIR``.
+
+Four stages, each from what the earlier ones left in DIR:
+
+autoencoder   DIR/model/vae: pixels to latents and back                          20 minutes
+diffusion     DIR/model: text encoder and U-Net in diffusers' layout             90 minutes
+classifiers   DIR/classifiers: six of them, with the planted shortcut            40 minutes
+photos        DIR/photos: held-out composites with masks, and the pairs           3 minutes
+
+on two CPU cores. An interrupted run continues where it stopped when the same command is given
+again: checkpoints, logs and previews are in DIR/work, which may be deleted when all is done.
+``--out fastdigin/embedded`` in a checkout replaces the packaged world.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from fastdigin.embedded.data import World, load_world
+from fastdigin.embedded.make_photos import make_photos
+from fastdigin.embedded.make_tokenizer import make_tokenizer
+from fastdigin.embedded.scenes import Scenes, make_scenes
+from fastdigin.embedded.train_autoencoder import psnr, train_autoencoder
+from fastdigin.embedded.train_classifiers import train_classifiers
+from fastdigin.embedded.train_diffusion import cache_latents, save_model, train_diffusion
+from fastdigin.errors import UserError
+
+AUTOENCODER_SCENES = 24_000
+DIFFUSION_SCENES = 40_000
+HELD_OUT_SCENES = 1_000
+
+
+def autoencoder_stage(world: World, out: Path, seed: int) -> None:
+    """Writes ``out/model/vae``, in fp16."""
+    images = make_scenes(world, AUTOENCODER_SCENES, "train", seed).images
+    held_out = _held_out(world, seed).images
+    autoencoder = train_autoencoder(images, held_out, out / "work", seed)
+    autoencoder.to(torch.float16).save_pretrained(out / "model" / "vae")
+    print(f"autoencoder: {psnr(_autoencoder(out), held_out):.2f} dB on held-out scenes")
+
+
+def diffusion_stage(world: World, out: Path, seed: int) -> None:
+    """Writes the whole pipeline into ``out/model``."""
+    autoencoder = _autoencoder(out)
+    tokenizer = make_tokenizer(out / "model" / "tokenizer")
+    scenes = make_scenes(world, DIFFUSION_SCENES, "train", seed + 10)
+    latents = cache_latents(autoencoder, tokenizer, scenes)
+    networks = train_diffusion(latents, autoencoder, tokenizer, out / "work", seed)
+    save_model(autoencoder, tokenizer, networks, out / "model")
+
+
+def classifier_stage(world: World, out: Path, seed: int) -> None:
+    """Writes ``out/classifiers``."""
+    figures = train_classifiers(world, _autoencoder(out), out / "classifiers", seed)
+    print(json.dumps({name: row["accuracy"] for name, row in figures.items()}))
+
+
+def photo_stage(world: World, out: Path, seed: int) -> None:
+    """Writes ``out/photos``; the photos are the first that suit, so no seed is needed."""
+    make_photos(world, out / "classifiers", out / "photos")
+
+
+STAGES = {
+    "autoencoder": autoencoder_stage,
+    "diffusion": diffusion_stage,
+    "classifiers": classifier_stage,
+    "photos": photo_stage,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the stages; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)}; or all")
+    parser.add_argument("--out", type=Path, required=True, help="where the world is written")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four files")
+    parser.add_argument(
+        "--download", action="store_true", help="let torchvision fetch the files into --data"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    unknown = [stage for stage in options.stages if stage not in STAGES]
+    try:
+        if unknown:
+            raise UserError(f"STAGE {unknown[0]!r} is unknown; choose from {', '.join(STAGES)}.")
+        world = load_world(options.data, download=options.download)
+        for name, stage in STAGES.items():
+            if not options.stages or name in options.stages:
+                stage(world, options.out, options.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _held_out(world: World, seed: int) -> Scenes:
+    return make_scenes(world, HELD_OUT_SCENES, "test", seed + 100)
+
+
+def _autoencoder(out: Path) -> AutoencoderKL:
+    folder = out / "model" / "vae"
+    if not folder.is_dir():
+        raise UserError(f"--out {out} has no model/vae: run the stage autoencoder first.")
+    model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
