@@ -79,9 +79,8 @@ def invert(
 
 
 def _invert_batch(model, images, prompts, settings, real, on_step) -> list[Inversion]:
-    dtype = torch.float64 if model.dtype is torch.float64 else torch.float32
-    encoded = torch.stack([model.encode_image(image) for image in images]).to(dtype)
-    cond = model.encode_prompts(prompts).to(dtype)
+    encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
+    cond = model.encode_prompts(prompts).to(model.state_dtype)
     share = real / (2 if settings.guidance_scale != 1.0 else 1)
     upward = ddim_inversion(model, encoded, cond, settings.steps)
     if on_step is not None:

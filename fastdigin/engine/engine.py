@@ -3,6 +3,9 @@
 A slot whose job has finished is refilled at the next iteration boundary. With the same number of
 slots and threads, a result is bit-identical in any slot, beside any neighbours, in any order:
 everything but the U-Net runs slot by slot, and the U-Net's batch never changes its size.
+
+Memory runs out all the same, where others use it too: then the iteration is taken again with half
+the kept steps, and when there are none, with half the slots at a time. Nothing is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ import torch
 from torch import Tensor
 
 from fastdigin.engine.batch import BatchSteps, padded
-from fastdigin.engine.job import Candidate, Job, Result, Settings
+from fastdigin.engine.decoding import decode_one, loss_gradient
+from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.memory import is_out_of_memory, release
+from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.sampler import Step, UnrolledSampler, unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
@@ -24,23 +30,52 @@ from fastdigin.models.diffusion import LatentDiffusion
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SLOTS = 8
-
 
 class Engine:
     """Optimises Jobs through a frozen latent diffusion model.
 
-    slots: how many jobs share a U-Net batch. A queue shorter than that is run in fewer slots. The
-        batch is filled up to whole blocks of rows (``padded``), so an even number wastes nothing.
-    Raises UserError if a network of the model is trainable or in training mode.
+    memory: how much the engine may use beyond the model itself: "12GiB", a number of bytes, or
+        "auto" for most of what is free.
+    slots: how many jobs share a U-Net batch; planned from the memory when None. A queue shorter
+        than that is run in fewer slots. The batch is filled up to whole blocks of rows
+        (``padded``), so an even number wastes nothing.
+    kept_steps: how many steps of an iteration keep their graphs from the forward instead of being
+        recomputed; planned when None, for each batch of jobs.
+    ``plan`` is that of the latest batch. Raises UserError if a network of the model is trainable
+    or in training mode, or if an argument is malformed.
     """
 
-    def __init__(self, model: LatentDiffusion, *, slots: int = DEFAULT_SLOTS, kept_steps: int = 0):
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        *,
+        memory: str | int = "auto",
+        slots: int | None = None,
+        kept_steps: int | None = None,
+    ):
         for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
-            if value < least:
+            if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         _check_frozen(model)
-        self.model, self.slots, self.kept_steps = model, slots, kept_steps
+        self.model: LatentDiffusion = model
+        self.plan: Plan | None = None
+        self._kept_steps = kept_steps or 0
+        self._advanced = self._places = 0
+        self._planner = Planner(model, memory, slots, kept_steps)
+
+    @property
+    def slots(self) -> int:
+        """How many jobs share a batch, at most."""
+        return self._planner.slots
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots, over all iterations so far, that advanced a job; 1 is the best.
+
+        A slot idles when no job is left that fits into its batch: towards the end of a queue. The
+        batch is not made smaller then: another size would change the last bits of the results.
+        """
+        return self._advanced / max(self._places, 1)
 
     def sample(
         self,
@@ -58,7 +93,8 @@ class Engine:
         null_text defaults to the empty prompt. Returns the predicted x0 (B, C, h, w), or with
         ``last_steps=K`` the last K of them, (K, B, C, h, w), earliest first. Gradients reach
         latents, conditioning and null_text; memory does not grow with ``steps`` but for the
-        latents. Differentiating twice raises RuntimeError.
+        latents, unless the engine was given ``kept_steps``. Differentiating twice raises
+        RuntimeError.
         """
         _check_frozen(self.model)
         settings = Settings(steps=steps, guidance_scale=guidance_scale, last_steps=last_steps)
@@ -84,7 +120,7 @@ class Engine:
             self.model,
             constants,
             min(last_steps, steps),
-            min(self.kept_steps, steps),
+            min(self._kept_steps, steps),
             latents,
             cond,
             null,
@@ -113,8 +149,13 @@ class Engine:
             slots: list[Slot] = []
             while len(slots) < self.slots and _batch_key(queue.peek()) == key:
                 yield from self._fill(slots, len(slots), queue)
+            if slots:
+                self.plan = self._planner.plan(slots)
+                log.info("%s", self.plan)
             while any(slot.active for slot in slots):
                 advanced = sum(slot.active for slot in slots)
+                self._advanced += advanced
+                self._places += len(slots)
                 yield from self._iterate(slots)
                 if on_iteration is not None:
                     on_iteration(advanced)
@@ -134,6 +175,55 @@ class Engine:
     def _iterate(self, slots: Sequence[Slot]) -> Iterator[Result]:
         """Evaluates every slot once and updates those that go on.
 
+        All slots at once, or the plan's number at a time where memory did not hold them all.
+        """
+        names = ("latents", "conditioning", "null_text")
+        for part, gradients in self._gradients_of_parts(slots):
+            for i, slot in enumerate(part):
+                if slot.active and gradients is not None:
+                    with _failing_alone(slot):
+                        slot.update(
+                            {
+                                name: None if g is None else g[i]
+                                for name, g in zip(names, gradients, strict=True)
+                            }
+                        )
+        for slot in slots:
+            if not slot.active and not slot.reported:
+                slot.reported = True
+                yield slot.result()
+
+    def _gradients_of_parts(self, slots: Sequence[Slot]) -> Iterator[tuple[Sequence[Slot], tuple]]:
+        """``_gradients`` of the slots in turn; out of memory, again with less kept or fewer."""
+        start = 0
+        while start < len(slots):
+            part = slots[start : start + self.plan.slots]
+            before = [slot.progress for slot in part]
+            try:
+                gradients = self._gradients(part)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                gradients = None
+                for slot, progress in zip(part, before, strict=True):
+                    slot.progress = progress
+                smaller = self.plan.halved()
+                if smaller is None:
+                    part[0].fail(f"out of memory even alone: {error}")
+            else:
+                smaller = None
+            # Outside of the handler: there the exception would keep the graphs alive.
+            if smaller is not None:
+                log.warning("out of memory with %s; going on with %s", self.plan, smaller)
+                self.plan = smaller
+                release(self.model.device)
+                continue
+            yield part, gradients
+            start += len(part)
+
+    def _gradients(self, slots: Sequence[Slot]) -> tuple | None:
+        """Evaluates the slots; gradients of (z, conditioning, null text), if any slot goes on.
+
         A slot that is not active keeps its place with its last state, so that shapes stay as
         they are; whatever it computes is dropped.
         """
@@ -145,7 +235,7 @@ class Engine:
         steps = BatchSteps(self.model, [slot.job for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
-        kept = min(self.kept_steps, len(steps)) if goes_on else 0
+        kept = min(self.plan.kept_steps, len(steps)) if goes_on else 0
         run = unrolled_forward(self.model, z, cond, null, steps, last_steps, kept)
 
         grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
@@ -155,22 +245,9 @@ class Engine:
                 with _failing_alone(slot):
                     for grad_x0, grad in zip(grad_x0s, self._losses(slot, x0s), strict=True):
                         grad_x0[i] = grad
-                if not slot.active:
-                    yield slot.result()
         if not any(slot.active for slot in slots):
-            return
-        grads = unrolled_backward(
-            self.model, run.inputs, cond, null, steps, grad_x0s, kept=run.kept
-        )
-        for i, slot in enumerate(slots):
-            if slot.active:
-                names = ("latents", "conditioning", "null_text")
-                with _failing_alone(slot):
-                    slot.update(
-                        {n: None if g is None else g[i] for n, g in zip(names, grads, strict=True)}
-                    )
-                if not slot.active:
-                    yield slot.result()
+            return None
+        return unrolled_backward(self.model, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
 
     def _losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
         """Records the plain image of the last x0; returns the gradient for each x0.
@@ -190,14 +267,13 @@ class Engine:
                 continue
             with torch.set_grad_enabled(slot.updates_left):
                 x0 = x0.detach().requires_grad_(slot.updates_left)
-                image = self.model.decode(x0[None])[0].to(x0.dtype)
+                decoded = decode_one(self.model, x0)
             if last:
-                slot.record(image.detach(), x0.detach())
+                slot.record(decoded.detach(), x0.detach())
                 if not slot.active:
                     return [torch.zeros_like(x) for x in x0s]
-            with torch.enable_grad():
-                total, _ = slot.loss(Candidate(image, x0, (slot.job.seed, slot.iteration, k)))
-                gradients.append(torch.autograd.grad(weight * total, x0)[0])
+            key = slot.job.seed, slot.iteration, k
+            gradients.append(loss_gradient(slot, decoded, x0, weight, key))
         return gradients
 
 
@@ -206,9 +282,9 @@ def _failing_alone(slot: Slot) -> Iterator[None]:
     """Turns whatever a job's own losses raise into that job's failure."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         log.warning(
             "job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError)
         )

@@ -44,13 +44,26 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Ends a job when its plain total loss is below ``loss_below`` ``held_for`` times in a row."""
+    """Ends a job when a figure was good enough ``held_for`` times in a row.
 
-    loss_below: float
+    of: "total", or the name of one of the job's losses (unweighted) or monitors, all of the plain
+        image. Good enough is smaller than ``below`` or greater than ``above``; give one.
+    """
+
+    below: float | None = None
+    above: float | None = None
+    of: str = "total"
     held_for: int = 1
 
     def __post_init__(self) -> None:
         _require(self.held_for >= 1, "held_for", self.held_for, "a count of at least 1")
+        bounds = (self.below, self.above)
+        _require(bounds.count(None) == 1, "below and above", bounds, "one bound and one None")
+
+    def is_met(self, row: Mapping[str, float]) -> bool:
+        """Whether an entry of the history is good enough."""
+        value = row[self.of]
+        return value < self.below if self.above is None else value > self.above
 
 
 @dataclass(frozen=True)

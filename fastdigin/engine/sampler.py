@@ -104,7 +104,7 @@ def unrolled_forward(
         inputs.append(z_bchw)
         step_inputs = z_bchw, cond_btld[:, i], _at(null_btld, i), step
         if i >= len(steps) - kept_steps:
-            graph = _record(model, *step_inputs)
+            graph = record_step(model, *step_inputs)
             kept.append(graph)
             z_bchw, x0 = graph.z_prev.detach(), graph.x0.detach()
         else:
@@ -133,36 +133,62 @@ def unrolled_backward(
     grad_z = grad_last
     first_loss_step = len(steps) - len(grad_x0s)
     first_kept_step = len(steps) - len(kept)
+    rescale = model.dtype != cond_btld.dtype
     for i in reversed(range(len(steps))):
         grad_x0 = grad_x0s[i - first_loss_step] if i >= first_loss_step else None
         if i >= first_kept_step:
             graph = kept[i - first_kept_step]
         else:
             step_inputs = forward_inputs[i], cond_btld[:, i], _at(null_btld, i), steps[i]
-            graph = _record(model, *step_inputs)
-        grad_z, grad_cond[:, i], *null_part = _pull_back(graph, grad_z, grad_x0)
+            graph = record_step(model, *step_inputs)
+        grad_z, grad_cond[:, i], *null_part = pull_back(graph, grad_z, grad_x0, rescale)
         if grad_null is not None:
             grad_null[:, i] = null_part[0]
     return grad_z, grad_cond, grad_null
 
 
 @torch.enable_grad()
-def _record(model, z, cond, null, step: Step) -> StepGraph:
+def record_step(model, z, cond, null, step: Step) -> StepGraph:
     """Runs one step with a graph."""
     variables = [x.detach().requires_grad_() for x in (z, cond, null) if x is not None]
     z_prev, x0 = guided_step(model, *variables, *([None] if null is None else []), step)
     return StepGraph(tuple(variables), z_prev, x0)
 
 
-def _pull_back(graph: StepGraph, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
-    """The vector-Jacobian product of a recorded step, for each of its variables."""
+def pull_back(
+    graph: StepGraph, grad_z_prev: Tensor | None, grad_x0: Tensor | None, rescale: bool = False
+) -> tuple[Tensor, ...]:
+    """The vector-Jacobian product of a recorded step, for each of its variables.
+
+    rescale: brings each sample's incoming gradient near 1 and undoes it, so that a network in
+    half precision neither underflows nor overflows on the way. Both are exact: the product is
+    linear, the factor a power of two.
+    """
     pairs = [
         (output, gradient)
         for output, gradient in ((graph.z_prev, grad_z_prev), (graph.x0, grad_x0))
         if gradient is not None
     ]
     outputs, gradients = zip(*pairs, strict=True)
-    return torch.autograd.grad(outputs, graph.variables, gradients)
+    if not rescale:
+        return torch.autograd.grad(outputs, graph.variables, gradients)
+    scale = power_of_two_near(*gradients)
+    scaled = [g * _over(scale, g) for g in gradients]
+    found = torch.autograd.grad(outputs, graph.variables, scaled)
+    return tuple(g / _over(scale, g) for g in found)
+
+
+def power_of_two_near(*gradients: Tensor) -> Tensor:
+    """(B,) powers of two that bring each sample's largest element into [0.5, 1); 1 for zeros."""
+    largest = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients]).amax(dim=0)
+    # The bounds keep the factor and its inverse finite; fp32 has little beyond them.
+    exponent = torch.frexp(largest).exponent.clamp(-120, 120)
+    return torch.ldexp(torch.ones_like(largest), -exponent)
+
+
+def _over(scale_b: Tensor, tensor: Tensor) -> Tensor:
+    """``scale_b`` shaped to multiply a tensor with leading dimension B."""
+    return scale_b.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _at(text_btld: Tensor | None, i: int) -> Tensor | None:

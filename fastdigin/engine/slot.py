@@ -19,22 +19,22 @@ class Slot:
 
     State is kept per slot, not in one batched tensor: a slot's arithmetic is then the same
     whatever its neighbours are, torch.optim serves as it is, and the cost beside a U-Net call is
-    nil. State is fp32 (fp64 for an fp64 model), whatever the networks' precision.
+    nil. State has the model's ``state_dtype``, whatever the networks' precision.
     """
 
     def __init__(self, job: Job, model: LatentDiffusion):
         check_job(job, model)
         settings = job.settings
         self.job, self.model, self.iteration = job, model, 0
-        self.history: list[dict[str, float]] = []
+        self.history: tuple[dict[str, float], ...] = ()
+        self.reported = False
         self.error: str | None = None
         self.best: dict | None = None
         self.initial_image: Tensor | None = None
         self._started = time.perf_counter()
-        self._below = 0  # how often in a row the early-stop rule was met
+        self._held = 0  # how often in a row the early-stop rule was met
 
-        dtype = torch.float64 if model.dtype is torch.float64 else torch.float32
-        place = {"device": model.device, "dtype": dtype}
+        place = {"device": model.device, "dtype": model.state_dtype}
         self.z = job.latents.detach().to(**place, copy=True)
         self._norm = self.z.norm()
         self._base = {"conditioning": _per_step(job.conditioning, settings.steps).to(**place)}
@@ -64,10 +64,19 @@ class Slot:
     def active(self) -> bool:
         """Whether the job goes on: not failed, not at its last evaluation, not stopped early."""
         stop = self.job.settings.early_stop
-        stopped = stop is not None and self._below >= stop.held_for
+        stopped = stop is not None and self._held >= stop.held_for
         return (
             self.error is None and not stopped and len(self.history) <= self.job.settings.iterations
         )
+
+    @property
+    def progress(self) -> tuple:
+        """What an evaluation changes; set it to what it was to take the evaluation back."""
+        return self.history, self.best, self.initial_image, self._held
+
+    @progress.setter
+    def progress(self, progress: tuple) -> None:
+        self.history, self.best, self.initial_image, self._held = progress
 
     def fail(self, reason: str) -> None:
         """Ends the job with an error."""
@@ -98,23 +107,26 @@ class Slot:
                 raise FloatingPointError(
                     f"loss {name!r} is {row[name]} at iteration {self.iteration}"
                 )
-        self.history.append(row)
+        self.history += (row,)
         if self.initial_image is None:
             self.initial_image = image_3hw.detach().cpu()
         if self.best is None or row["total"] < self.history[self.best["iteration"]]["total"]:
             self.best = {
                 "iteration": self.iteration,
                 "image": image_3hw.detach().cpu(),
-                "latents": self.z.detach().cpu(),
+                # A copy also where z is on the CPU already: the next update changes it in place.
+                "latents": self.z.detach().to("cpu", copy=True),
                 "conditioning": self.conditioning.cpu(),
                 "null_text": None if self.null_text is None else self.null_text.cpu(),
             }
         stop = self.job.settings.early_stop
-        self._below = self._below + 1 if stop and row["total"] < stop.loss_below else 0
+        self._held = self._held + 1 if stop and stop.is_met(row) else 0
 
     @torch.no_grad()
     def update(self, gradients: Mapping[str, Tensor | None]) -> None:
         """One optimiser step from gradients of "latents" (C, h, w) and the texts (T, L, D).
+
+        The gradients may be changed in place.
 
         Raises FloatingPointError if a gradient is not finite.
         """
@@ -127,7 +139,7 @@ class Slot:
                 raise FloatingPointError(
                     f"the gradient of {name} is not finite at iteration {self.iteration}"
                 )
-            variable.grad = gradient.clone()
+            variable.grad = gradient
             if settings.normalise_gradients:
                 variable.grad /= variable.grad.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
             if settings.clip_gradients is not None:
@@ -135,6 +147,7 @@ class Slot:
                     [variable], settings.clip_gradients, norm_type=math.inf
                 )
         self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)  # else it would live as long as the next run
         self._schedule.step()
         if "latents" in self._optimised:
             self.z.mul_(self._norm / self.z.norm())
@@ -149,7 +162,7 @@ class Slot:
             error=self.error,
             image=best.get("image"),
             initial_image=self.initial_image,
-            history=tuple(self.history),
+            history=self.history,
             best_iteration=best.get("iteration"),
             seconds=time.perf_counter() - self._started,
             latents=best.get("latents"),
@@ -218,6 +231,12 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
         raise UserError(
             f"job {job.id!r}: losses and monitors need distinct names other than 'total', "
             f"got {', '.join(names)}"
+        )
+    stop = job.settings.early_stop
+    if stop is not None and stop.of not in ("total", *names):
+        raise UserError(
+            f"job {job.id!r}: early_stop is of {stop.of!r}, but there are only total, "
+            f"{', '.join(names)}"
         )
 
 

@@ -92,6 +92,11 @@ class LatentDiffusion:
         return next(self.unet.parameters()).dtype  # diffusers' own property walks all modules
 
     @property
+    def state_dtype(self) -> torch.dtype:
+        """Of latents, embeddings and coefficients: fp32, or fp64 for an fp64 model."""
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""
         size = self.unet.config.sample_size

@@ -55,7 +55,7 @@ def test_work_per_iteration(tiny, calls, iterations, last_steps):
     job = make_job(
         tiny.model, losses=[loss], iterations=iterations, last_steps=last_steps, seed=7
     )  # fmt: skip
-    (result,) = Engine(tiny.model, slots=2).run([job])
+    (result,) = Engine(tiny.model, slots=2, kept_steps=0).run([job])
     assert len(result.history) == iterations + 1 and result.iterations == iterations
     assert calls["unet"] == STEPS * (2 * iterations + 1)
     assert calls["unet with graph"] == STEPS * iterations
@@ -92,10 +92,29 @@ def test_history_is_the_plain_loss(tiny):
     )
 
 
+class BestAtTheSecond:
+    """A loss that pushes on after its best plain image."""
+
+    name, weight = "scripted", 1.0
+
+    def __init__(self):
+        self.plain = 0
+
+    def __call__(self, candidate: Candidate):
+        loss = candidate.image.square().mean()
+        if candidate.key is not None:
+            return loss
+        self.plain += 1
+        return loss + abs(self.plain - 2)
+
+
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_the_result_reproduces_its_image(tiny, guidance):
-    job = make_job(tiny.model, iterations=3, learning_rate=0.05, guidance_scale=guidance)
-    (result,) = Engine(tiny.model).run([job])
+@pytest.mark.parametrize("make_losses", [lambda: None, lambda: [BestAtTheSecond()]])
+def test_the_result_reproduces_its_image(tiny, guidance, make_losses):
+    job = make_job(
+        tiny.model, losses=make_losses(), iterations=3, learning_rate=0.05, guidance_scale=guidance
+    )
+    (result,) = Engine(tiny.model, slots=1, kept_steps=0).run([job])
     assert result.best_iteration > 0
     x0 = Engine(tiny.model).sample(
         result.latents[None],
@@ -152,9 +171,22 @@ def test_early_stop_counts_in_a_row(tiny):
     assert result.best_iteration == 2
 
 
+def test_early_stop_on_a_monitor(tiny):
+    """Above the bound at the second, fourth and fifth evaluation."""
+    read = iter([0.1, 0.95, 0.2, 0.92, 0.97, 0.99])
+    job = make_job(
+        tiny.model,
+        iterations=5,
+        monitors={"confidence": lambda image: next(read)},
+        early_stop=EarlyStop(above=0.9, of="confidence", held_for=2),
+    )
+    (result,) = Engine(tiny.model, slots=1, kept_steps=0).run([job])
+    assert [row["confidence"] for row in result.history] == [0.1, 0.95, 0.2, 0.92, 0.97]
+
+
 def test_early_stop_at_once_costs_no_backward(tiny, calls):
     job = make_job(tiny.model, iterations=5, early_stop=EarlyStop(1e9))
-    (result,) = Engine(tiny.model).run([job])
+    (result,) = Engine(tiny.model, slots=1, kept_steps=0).run([job])
     assert len(result.history) == 1
     assert calls["unet"] == STEPS and calls["unet with graph"] == 0
 
@@ -169,7 +201,9 @@ def test_refilled_slots_keep_the_batch_full(tiny, monkeypatch):
     lengths = [3, 1, 2, 1, 2]
     jobs = [make_job(tiny.model, str(n), seed=n, iterations=i) for n, i in enumerate(lengths)]
     advanced = []
-    results = list(Engine(tiny.model, slots=2).run(jobs, on_iteration=advanced.append))
+    results = list(
+        Engine(tiny.model, slots=2, kept_steps=0).run(jobs, on_iteration=advanced.append)
+    )
     assert [r.iterations for r in sorted(results, key=lambda r: r.id)] == lengths
     assert set(sizes) == {4}, "two slots with two branches each, always"
     # Slot 0: jobs 0 (4 evaluations), 3 (2), 4 (3). Slot 1: jobs 1 (2), 2 (3); then it is empty.

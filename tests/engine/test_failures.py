@@ -265,6 +265,12 @@ def test_settings_are_checked(option, value):
     assert repr(value) in str(error.value) or "latent" in str(error.value)
 
 
-def test_early_stop_is_checked():
+def test_early_stop_is_checked(tiny):
     with pytest.raises(UserError, match="held_for"):
         EarlyStop(0.1, held_for=0)
+    for bounds in ({}, {"below": 1.0, "above": 0.0}):
+        with pytest.raises(UserError, match="below and above"):
+            EarlyStop(**bounds)
+    job = make_job(tiny.model, early_stop=EarlyStop(above=0.9, of="confidense"))
+    (result,) = Engine(tiny.model, slots=1, kept_steps=0).run([job])
+    assert result.status == "failed" and "early_stop is of 'confidense'" in result.error

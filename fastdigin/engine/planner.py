@@ -1,0 +1,194 @@
+"""Slots and kept steps for a memory budget.
+
+Recomputing a step costs a forward; keeping it costs its saved activations. More slots cost
+activations as well, and pay until the batch fills the machine. The planner measures one step and
+one image's loss, then takes the (slots, kept steps) that give most images per second within the
+budget. Kept steps change no bit of a result; another number of slots changes the last ones, so
+whoever wants the same bits on every machine gives ``slots``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.costs import (
+    SLOTS_TRIED,
+    WORTHWHILE,
+    Costs,
+    measure_costs,
+    predict,
+    tensor_bytes,
+)
+from fastdigin.engine.decoding import decode_one, loss_gradient
+from fastdigin.engine.memory import measure, parse_memory, show_bytes
+from fastdigin.engine.slot import Slot
+from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
+
+log = logging.getLogger(__name__)
+
+_USUAL_STEPS = 20
+"""Slots are planned before any job is known: for as many steps as the defaults take."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``predicted`` is the most bytes alive in an iteration beyond what lived before it.
+
+    It and ``budget`` are None where both numbers were given, or found by running out of memory.
+    """
+
+    slots: int
+    kept_steps: int
+    predicted: int | None = None
+    budget: int | None = None
+
+    def halved(self) -> Plan | None:
+        """What to try when memory has run out all the same; None when nothing is left to halve."""
+        if self.kept_steps:
+            return Plan(self.slots, self.kept_steps // 2)
+        return Plan((self.slots + 1) // 2, 0) if self.slots > 1 else None
+
+    def __str__(self) -> str:
+        text = f"{self.slots} slots, {self.kept_steps} kept steps"
+        if self.predicted is None:
+            return text
+        return f"{text}: {show_bytes(self.predicted)} of {show_bytes(self.budget)}"
+
+
+class Planner:
+    """Measures when it must, and plans. None asks for the best of what the memory allows.
+
+    Raises UserError for a malformed ``memory``, and when planning if an explicit budget is too
+    small for even the least; "auto" goes on with the least and a warning.
+    """
+
+    def __init__(
+        self, model: LatentDiffusion, memory: str | int, slots: int | None, kept_steps: int | None
+    ):
+        parse_memory(memory, model.device)
+        self._model, self._memory = model, memory
+        self._slots, self._kept_steps = slots, kept_steps
+        self._costs: dict[tuple, Costs] = {}
+
+    @property
+    def slots(self) -> int:
+        """How many jobs share a batch, at most."""
+        if self._slots is None:
+            self._slots = self._plan_slots()
+        return self._slots
+
+    def _plan_slots(self) -> int:
+        """For a usual job: the losses are not known yet, only the decode is."""
+        length = self._model.text_length
+        loss = self._peak_of(lambda x0: torch.autograd.grad(decode_one(self._model, x0).sum(), x0))
+        costs = self._costs_of(True, length, most=SLOTS_TRIED[-1])
+
+        def predicted(slots: int, kept_steps: int) -> int:
+            return predict(self._model, costs, slots, kept_steps, _USUAL_STEPS, loss, 0, length)
+
+        kept_steps = self._kept_choices(_USUAL_STEPS)
+        found = fastest(self._budget(), costs, predicted, kept_steps, _USUAL_STEPS)
+        return self._or_too_small(found, predicted, 1, kept_steps[0])[0]
+
+    def plan(self, slots: Sequence[Slot]) -> Plan:
+        """Kept steps for these very jobs; the slots are as many as there are."""
+        slot, count = slots[0], len(slots)
+        settings, length = slot.job.settings, slot.job.conditioning.shape[-2]
+        kept_steps = self._kept_choices(settings.steps)
+        if not any(each.updates_left for each in slots):
+            return Plan(count, 0)  # only evaluated: there is no backward to keep anything for
+        if len(kept_steps) == 1 and self._memory == "auto":
+            return Plan(count, kept_steps[0])
+
+        loss = self._peak_of(
+            lambda x0: loss_gradient(
+                slot, decode_one(self._model, x0), x0, 1.0, (slot.job.seed, 0, 0)
+            )
+        )
+        held = max(tensor_bytes(each.job) for each in slots)
+        costs = self._costs_of(settings.guided, length, most=1)
+
+        def predicted(slots: int, kept_steps: int) -> int:
+            return predict(
+                self._model, costs, slots, kept_steps, settings.steps, loss, held, length
+            )
+
+        budget = self._budget()
+        kept = most_kept(budget, predicted, count, kept_steps)
+        found = None if kept is None else (count, kept)
+        count, kept = self._or_too_small(found, predicted, count, kept_steps[0])
+        return Plan(count, kept, predicted(count, kept), budget)
+
+    def _kept_choices(self, steps: int) -> range:
+        if self._kept_steps is None:
+            return range(steps + 1)
+        kept = min(self._kept_steps, steps)
+        return range(kept, kept + 1)
+
+    def _or_too_small(self, found, predicted, slots: int, kept_steps: int) -> tuple[int, int]:
+        """``found``, or where nothing fits: a warning for "auto", an error for a given budget."""
+        if found is not None:
+            return found
+        message = (
+            f"memory: {show_bytes(self._budget())} do not hold {slots} slot{'s' * (slots > 1)} "
+            f"with {kept_steps} kept steps, which take "
+            f"{show_bytes(predicted(slots, kept_steps))}: give more memory or fewer slots"
+        )
+        if self._memory != "auto":
+            raise UserError(message)
+        log.warning("%s; trying all the same", message)
+        return slots, kept_steps
+
+    def _budget(self) -> int:
+        return parse_memory(self._memory, self._model.device)
+
+    def _peak_of(self, gradient_of: Callable[[Tensor], object]) -> int:
+        """Most bytes alive while one x0 is decoded, judged and reduced to its gradient.
+
+        0 where that fails: it will again when the job's turn comes, which then fails alone.
+        """
+        place = {"device": self._model.device, "dtype": self._model.state_dtype}
+        x0 = torch.zeros(self._model.latent_shape, **place, requires_grad=True)
+        try:
+            with torch.enable_grad():
+                return measure(lambda: gradient_of(x0), self._model.device)[1]
+        except Exception as error:
+            log.info("the losses could not be measured: %s", error)
+            return 0
+
+    def _costs_of(self, guided: bool, text_length: int, most: int) -> Costs:
+        key = guided, text_length
+        if key not in self._costs:
+            self._costs[key] = measure_costs(self._model, guided, text_length, most)
+        return self._costs[key]
+
+
+def most_kept(
+    budget: int, predicted: Callable[[int, int], int], slots: int, kept_steps: range
+) -> int | None:
+    """The most of ``kept_steps`` that fit; ``predicted``: (slots, kept steps) to bytes."""
+    return max((k for k in kept_steps if predicted(slots, k) <= budget), default=None)
+
+
+def fastest(
+    budget: int,
+    costs: Costs,
+    predicted: Callable[[int, int], int],
+    kept_steps: range,
+    steps: int,
+) -> tuple[int, int] | None:
+    """(slots, kept steps) with the most images per second that fit; None if nothing does."""
+    best, best_seconds = None, float("inf")
+    for slots in sorted(costs.forward):
+        kept = most_kept(budget, predicted, slots, kept_steps)
+        if kept is not None:
+            seconds = costs.seconds(slots, steps, kept)
+            if best is None or best_seconds > WORTHWHILE * seconds:
+                best, best_seconds = (slots, kept), seconds
+    return best

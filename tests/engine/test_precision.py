@@ -1,0 +1,95 @@
+"""Networks in half precision: fp32 state, and gradients that do not underflow on the way."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import build_classifier, build_tiny, make_job, normal
+
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.sampler import Step, power_of_two_near, pull_back, record_step
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import ClassConfidence
+
+
+def in_precision(model: LatentDiffusion, dtype: torch.dtype) -> LatentDiffusion:
+    networks = [copy.deepcopy(n).to(dtype) for n in (model.unet, model.vae, model.text_encoder)]
+    return LatentDiffusion(*networks, model.tokenizer, model.scheduler)
+
+
+def gradients(model, incoming, rescale):
+    """Of one guided step with respect to z, text and null text, for two samples."""
+    text = model.encode_prompts(["a photo of a red boot", ""]).to(model.state_dtype)
+    z = normal(2, *model.latent_shape).to(text)
+    step = Step(
+        torch.tensor([501, 251]),
+        torch.tensor([[1.0, -0.1, 1.2, -0.3]] * 2).to(z),
+        torch.tensor([3.0, 1.5]).to(z),
+    )
+    graph = record_step(model, z, *text[:, None].expand(-1, 2, -1, -1), step)
+    return pull_back(graph, incoming.to(z), None, rescale)
+
+
+def cosine(a, b):
+    return torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scale_is_exact_and_brings_samples_near_one(dtype):
+    gradient = normal(6, 3, 4, 4).to(dtype) * torch.tensor(
+        [1e-30, 1e-9, 1.0, 3e8, 0.0, 1e-42], dtype=dtype
+    ).view(6, 1, 1, 1)
+    smaller = gradient / 7
+    scale = power_of_two_near(gradient, smaller)
+    scaled = gradient * scale.view(6, 1, 1, 1)
+    assert torch.equal(scaled / scale.view(6, 1, 1, 1), gradient)
+    assert (scale.log2() == scale.log2().round()).all() and scale.isfinite().all()
+    largest = scaled.abs().amax(dim=(1, 2, 3))
+    assert ((largest[:4] >= 0.5) & (largest[:4] < 1)).all()
+    assert scale[4] == 1
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.999), (torch.float16, 0.99999)])
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e9])
+def test_a_step_in_half_precision_agrees_with_fp32(embedded, dtype, least, size):
+    incoming = size * normal(2, *embedded.latent_shape, seed=3)
+    expected = gradients(embedded, incoming, rescale=False)
+    actual = gradients(in_precision(embedded, dtype), incoming, rescale=True)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype is torch.float32
+        assert cosine(a, e) >= least
+        assert float(a.norm()) == pytest.approx(float(e.norm()), rel=0.02)
+
+
+def test_without_the_scale_fp16_loses_small_gradients(embedded):
+    """Or the test above would prove nothing."""
+    model = in_precision(embedded, torch.float16)
+    lost = gradients(model, 1e-9 * normal(2, *model.latent_shape, seed=3), rescale=False)
+    assert lost[1].abs().max() == 0
+
+
+def test_the_scale_changes_nothing_in_fp32(embedded):
+    """Powers of two commute with every operation of a backward, bit for bit."""
+    incoming = 1e-5 * normal(2, *embedded.latent_shape, seed=3)
+    plain, scaled = (gradients(embedded, incoming, rescale) for rescale in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_whole_optimisation_in_half_precision(dtype):
+    """State stays in fp32 and the loss falls as it does in fp32, within the precision's noise."""
+    full = in_precision(build_tiny().model, torch.float32)
+    histories = {}
+    for model in (full, in_precision(full, dtype)):
+        job = make_job(
+            model, losses=[ClassConfidence(build_classifier(), 1)], steps=4, iterations=5
+        )
+        (result,) = Engine(model, slots=1).run([job])
+        assert result.status == "done", result.error
+        assert result.latents.dtype is result.conditioning.dtype is torch.float32
+        histories[model.dtype] = [row["total"] for row in result.history]
+    half, exact = histories[dtype], histories[torch.float32]
+    assert half[-1] < half[0] and exact[-1] < exact[0]
+    assert half == pytest.approx(exact, abs=0.02)
