@@ -1,4 +1,4 @@
-"""The command line: one command per task, and demo and info.
+"""The command line: one command per task, and demo, bench and info.
 
 stdout carries results (JSON lines with --json), stderr progress and logs. Exit codes: 0 all jobs
 done, 1 some failed (the rest are kept), 2 bad usage.
@@ -18,25 +18,25 @@ from fastdigin.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
-    logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
-    logging.getLogger("fastdigin.report").setLevel(logging.WARNING)
-    # Imported late, so that --help and usage errors answer at once.
-    from fastdigin import commands
-
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        options = _parser(with_benches=arguments[:1] == ["bench"]).parse_args(arguments)
+        logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
+        logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
+        logging.getLogger("fastdigin.report").setLevel(logging.WARNING)
+        # Imported late, so that --help and usage errors answer at once.
+        from fastdigin import commands
+
         return getattr(commands, options.command.replace("-", "_"))(options)
     except UserError as error:
-        print(f"fastdigin {options.command}: {error}", file=sys.stderr)
+        print(f"fastdigin {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastdigin", description="Look inside image classifiers with diffusion models."
     )
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = _command(commands, "demo", "all four tasks on packaged photos, no download")
-    demo.add_argument("--per-task", type=_count, default=2, metavar="N", help="jobs (default 2)")
+    demo.add_argument("--per-task", type=count, default=2, metavar="N", help="jobs (default 2)")
     _common(demo, out="demo")
 
     task = _command(commands, "counterfactual", "what must change for the classifier to say TARGET")
@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
     task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
     task.add_argument("--judge", metavar="C", help="independent classifier to ask afterwards")
+    task.add_argument(
+        "--stop-at", type=_probability, metavar="P",
+        help="end an image's work once its target confidence was above P three times in a row",
+    )  # fmt: skip
     _regularisers(task)
     _job_options(task, out="counterfactuals")
 
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--f", required=True, metavar="F", help="classifier whose confidence rises")
     task.add_argument("--g", required=True, metavar="G", help="classifier whose confidence falls")
     task.add_argument("--classes", required=True, type=_list, metavar="A,B")
-    task.add_argument("--seeds", type=_count, default=1, metavar="N", help="images per class")
+    task.add_argument("--seeds", type=count, default=1, metavar="N", help="images per class")
     task.add_argument("--objective", choices=("conf", "log_conf", "logits"))
     _job_options(task, out="disagreements")
 
@@ -71,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
     task.add_argument("--words", metavar="FILE", help="one word a line, to start from")
     task.add_argument("--direction", choices=("max", "min"), default="max")
-    task.add_argument("--per-neuron", type=_count, default=1, metavar="N", help="images per neuron")
+    task.add_argument("--per-neuron", type=count, default=1, metavar="N", help="images per neuron")
     task.add_argument(
         "--images", nargs="+", default=["embedded:photos"], metavar="IMAGES",
         help="the data set that neurons are compared with (default: embedded:photos)",
@@ -89,8 +93,26 @@ def _parser() -> argparse.ArgumentParser:
     _regularisers(task)
     _job_options(task, out="neuron-counterfactuals")
 
+    bench = commands.add_parser("bench", help="measure fastdigin itself")
+    if with_benches:
+        _benches(bench)
+
     _command(commands, "info", "versions, devices and backends in use")
     return parser
+
+
+def _benches(parser: argparse.ArgumentParser) -> None:
+    """The benches describe their arguments themselves; no other command imports their package."""
+    try:
+        from fastdigin_bench.command import add_benches
+    except ModuleNotFoundError as error:
+        if error.name != "fastdigin_bench":
+            raise
+        raise UserError(
+            "the package fastdigin_bench is not installed: run 'pip install .' in a checkout of "
+            "fastdigin, which holds it in bench/"
+        ) from None
+    add_benches(parser)
 
 
 def _command(commands, name: str, help: str) -> argparse.ArgumentParser:
@@ -128,10 +150,17 @@ def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
         "--model", default="embedded", metavar="MODEL",
         help="embedded, a hub id or a local diffusers folder (default embedded)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=_count, metavar="T", help="DDIM steps (default 20)")
+    parser.add_argument("--steps", type=count, metavar="T", help="DDIM steps (default 20)")
     parser.add_argument("--iterations", type=_whole, metavar="N", help="updates (default 20)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N inputs")
-    parser.add_argument("--slots", type=_count, default=8, metavar="S", help="images at a time")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N inputs")
+    parser.add_argument(
+        "--memory", default="auto", metavar="SIZE",
+        help="what the engine may use, like 12GiB (default auto: most of what is free)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slots", type=count, metavar="S",
+        help="images at a time (default: as many as pay within the memory)",
+    )  # fmt: skip
 
 
 def _whole(text: str) -> int:
@@ -140,10 +169,21 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1, as the type of an argument."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a count of at least 1, got {text!r}")
     return int(text)
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
+    return value
 
 
 def _list(text: str) -> list[str]:

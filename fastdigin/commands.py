@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import fastdigin
 from fastdigin.demo import demo_parts
-from fastdigin.engine.engine import DEFAULT_SLOTS, Engine
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import EarlyStop
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
@@ -32,10 +33,13 @@ from fastdigin.tasks.inputs import ImageInput, collect, read_images
 from fastdigin.tasks.part import Part
 from fastdigin.tasks.regularisers import Regulariser
 
+DEMO_SLOTS = 8
+"""Not planned: another number would change the last bits of the pictures in the README."""
+
 
 def demo(options: Namespace) -> int:
     """All four tasks on the embedded model."""
-    engine = _engine(EMBEDDED)
+    engine = load_engine(EMBEDDED, slots=DEMO_SLOTS)
     parts = demo_parts(engine, options.per_task, options.seed)
     return run_parts(parts, options.out, as_json=options.json)
 
@@ -43,9 +47,12 @@ def demo(options: Namespace) -> int:
 def counterfactual(options: Namespace) -> int:
     """Counterfactuals of the user's images."""
     inputs = _described_inputs(options, target=options.target)
-    engine = _engine(options.model, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots)
     classifier = Classifier.load(options.classifier)
     settings = _with_options(cf.default_settings(engine.model), options)
+    if options.stop_at is not None:
+        stop = EarlyStop(above=options.stop_at, of=cf.CONFIDENCE, held_for=3)
+        settings = replace(settings, optimisation=replace(settings.optimisation, early_stop=stop))
     judge_spec = options.judge or ("embedded:judge" if options.model == EMBEDDED else None)
     judge = Classifier.load(judge_spec) if judge_spec else None
     part = Part(
@@ -63,7 +70,7 @@ def counterfactual(options: Namespace) -> int:
 
 def disagree(options: Namespace) -> int:
     """Disagreements of two classifiers."""
-    engine = _engine(options.model, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots)
     f, g = (_load_for_classes(spec, options.classes) for spec in (options.f, options.g))
     settings = _with_options(dis.default_settings(engine.model), options)
     if options.objective:
@@ -85,7 +92,7 @@ def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
     words = read_words(options.words) if options.words else default_words(options.model)
     dataset_inputs = collect(options.images)
-    engine = _engine(options.model, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots)
     classifier = _with_layer(Classifier.load(options.classifier), options.layer)
     wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
     wanted = wanted[: options.limit]
@@ -107,7 +114,7 @@ def neurons(options: Namespace) -> int:
 def neuron_counterfactual(options: Namespace) -> int:
     """Counterfactuals of one neuron on the user's images."""
     inputs = _described_inputs(options)
-    engine = _engine(options.model, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots)
     classifier = _with_layer(Classifier.load(options.classifier), options.layer)
     neuron = classifier.check_neuron(options.neuron)
     embedded_model = options.model == EMBEDDED
@@ -128,6 +135,13 @@ def neuron_counterfactual(options: Namespace) -> int:
         dict(zip(ids, inputs, strict=True)),
     )  # fmt: skip
     return run_parts([part], options.out, as_json=options.json)
+
+
+def bench(options: Namespace) -> int:
+    """One of the benches of fastdigin_bench."""
+    from fastdigin_bench.command import run
+
+    return run(options)
 
 
 def info(options: Namespace) -> int:
@@ -246,10 +260,11 @@ def default_words(model: str) -> list[str]:
     return words()
 
 
-def _engine(model: str, slots: int = DEFAULT_SLOTS) -> Engine:
+def load_engine(model: str, memory: str = "auto", slots: int | None = None) -> Engine:
+    """An engine around what ``LatentDiffusion.load`` finds under that name."""
     diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
     transformers.utils.logging.disable_progress_bar()
-    return Engine(LatentDiffusion.load(model), slots=slots)
+    return Engine(LatentDiffusion.load(model), memory=memory, slots=slots)
 
 
 def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput]:

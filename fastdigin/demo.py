@@ -69,11 +69,8 @@ def disagreement_part(engine, f, g, count, seed) -> Part:
 
 
 def neuron_part(engine, classifier, count, seed) -> Part:
-    """The planted neurons first, one per background in turn, then the others in order."""
-    ranks = itertools.zip_longest(*embedded.planted_neurons().values())
-    first = [n for n in dict.fromkeys(chain.from_iterable(ranks)) if n is not None]
-    others = (n for n in range(classifier.num_neurons) if n not in first)
-    neurons = list(islice(chain(first, others), count))
+    """Neurons in the order of ``planted_neurons_first``."""
+    neurons = planted_neurons_first(classifier)[:count]
     settings, words = neu.default_settings(engine.model), embedded.words()
     dataset = _dataset(engine)
     return Part(
@@ -84,6 +81,13 @@ def neuron_part(engine, classifier, count, seed) -> Part:
             engine, classifier, neurons, words, dataset, seed=seed, skip=skip, on_progress=tick
         ),
     )  # fmt: skip
+
+
+def planted_neurons_first(classifier: Classifier) -> list[int]:
+    """All neurons: the planted ones, one per background in turn, then the others in order."""
+    ranks = itertools.zip_longest(*embedded.planted_neurons().values())
+    first = [n for n in dict.fromkeys(chain.from_iterable(ranks)) if n is not None]
+    return [*first, *(n for n in range(classifier.num_neurons) if n not in first)]
 
 
 def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> Part:
@@ -107,7 +111,7 @@ def neuron_counterfactual_plans() -> Iterator[tuple[ImageInput, int, str]]:
 
     Photos of the garment that belongs to the background come first. Gravel is the first background
     because its pictures were seen to succeed: the demo shows what the task is for, and
-    bench/quality.py how often it works.
+    ``fastdigin bench truth`` how often it works.
     """
     garment_of = {background: garment for garment, background in embedded.PLANTED.items()}
     planted = embedded.planted_neurons()

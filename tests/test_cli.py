@@ -99,6 +99,27 @@ def quick(monkeypatch):
     monkeypatch.setattr(neu, "EMBEDDED", replace(neu.EMBEDDED, samples_per_word=2))
 
 
+def test_counterfactual_stops_when_the_target_is_seen(tmp_path):
+    """Whatever the image, its confidence is above a hair three times at the third evaluation."""
+    out = tmp_path / "out"
+    assert run(*CF, "embedded:pairs", "--limit", 1, "--stop-at", "1e-9", "--out", out,
+               "--memory", "2GiB", "--slots", 1, "--steps", 2, "--iterations", 5) == 0  # fmt: skip
+    (record,) = records(out)
+    assert record["iterations"] == 2
+    settings = json.loads((out / "run.json").read_text())["counterfactual"]
+    assert settings["optimisation"]["early_stop"]["above"] == 1e-9
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--stop-at", "1.5"), ("--stop-at", "x"), ("--memory", "lots"), ("--memory", "1KiB")],
+)
+def test_bad_budgets_and_bounds(tmp_path, capsys, option, value):
+    assert run(*CF, "embedded:pairs", "--limit", 1, option, value, "--out", tmp_path / "out",
+               *QUICK) == 2  # fmt: skip
+    assert option.lstrip("-") in capsys.readouterr().err
+
+
 @pytest.fixture
 def words(tmp_path):
     return words_file(tmp_path / "words.txt", "sneaker on grass", "bag")

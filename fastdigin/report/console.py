@@ -28,7 +28,7 @@ def results_table(task: str, records: Iterable[dict]) -> str:
     done = [record for record in records if record["status"] == "done"]
     columns = _COLUMNS[task]
     rows = [[_clean(read(record)) for _, read in columns] for record in done[:ROWS_SHOWN]]
-    parts = [_table([title for title, _ in columns], rows)] if rows else []
+    parts = [table([title for title, _ in columns], rows)] if rows else []
     if len(done) > ROWS_SHOWN:
         parts.append(f"... and {len(done) - ROWS_SHOWN} more")
     failed = [record for record in records if record["status"] == "failed"]
@@ -101,7 +101,8 @@ def _clean(text, width: int = _CELL_WIDTH) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _table(titles: list[str], rows: list[list[str]]) -> str:
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """Columns of text, each as wide as its widest cell, with a rule below the titles."""
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     lines = [titles, ["-" * width for width in widths], *rows]
     return "\n".join("  ".join(cell.ljust(width) for cell, width

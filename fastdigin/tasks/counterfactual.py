@@ -36,6 +36,8 @@ from fastdigin.tasks.sources import Source, SourcePhoto, check_each, check_photo
 from fastdigin.tasks.words import class_word
 
 TASK = "counterfactual"
+CONFIDENCE = "target_confidence"
+"""The monitor of every job: the classifier's confidence in the target, on the plain image."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def _job(engine, request: _Request, source: Source, classifier, settings, seed, 
         blending=blending(1 - source.latent_mask, inversion.trajectory, blended)
         if blended
         else None,
-        monitors={"target_confidence": Confidence(classifier, request.target_class)},
+        monitors={CONFIDENCE: Confidence(classifier, request.target_class)},
         info={"request": request, "source": source, "prompt": prompt,
               "injection": injected, "blending": blended},
     )  # fmt: skip

@@ -1,0 +1,94 @@
+"""``fastdigin bench NAME``: which benches there are, and their arguments.
+
+A new bench is an entry of BENCHES here and a module ``fastdigin_bench/NAME.py`` with a function
+``run(options)`` that returns the exit code. Nothing heavy is imported before a bench runs, so that
+--help answers at once.
+"""
+
+from __future__ import annotations
+
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from fastdigin.cli import count
+
+TRUTH_PARTS = (
+    "world",
+    "counterfactual-clean",
+    "counterfactual-robust",
+    "disagreement",
+    "neurons",
+    "neuron-counterfactual",
+)
+
+
+def _truth_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("truth"), metavar="DIR",
+        help="pictures and records; the same folder continues a run (default truth)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=count, metavar="N", help="at most N of each part, for a quick look"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=TRUTH_PARTS, default=TRUTH_PARTS, metavar="PART",
+        help=f"some of: {', '.join(TRUTH_PARTS)}",
+    )  # fmt: skip
+
+
+def _throughput_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=count, default=16, metavar="N", help="photos (default 16)")
+    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="(default 3)")
+    parser.add_argument(
+        "--process-repeats", type=int, default=1, metavar="N",
+        help="of the plain loop in two processes of one thread (default 1)",
+    )  # fmt: skip
+    parser.add_argument("--iterations", type=count, metavar="N", help="fewer, for a quick look")
+    parser.add_argument("--slots", type=count, metavar="S", help="(default: planned)")
+    parser.add_argument("--memory", default="auto", metavar="SIZE", help="(default auto)")
+    parser.add_argument("--one-process", type=int, help=SUPPRESS)  # how it calls itself
+
+
+def _memory_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-account", dest="account", action="store_false",
+        help="without the count of Stable Diffusion's networks, which takes minutes",
+    )  # fmt: skip
+    parser.add_argument("--one-process", help=SUPPRESS)  # how it calls itself
+
+
+@dataclass(frozen=True)
+class Bench:
+    """help: a sentence for ``fastdigin bench --help``. add_arguments: those it has of its own."""
+
+    help: str
+    add_arguments: Callable[[ArgumentParser], None]
+
+
+BENCHES = {
+    "memory": Bench("peak memory, predicted and measured", _memory_arguments),
+    "throughput": Bench("images per minute beside a plain loop", _throughput_arguments),
+    "truth": Bench("the embedded model and the four tasks against planted truth", _truth_arguments),
+}
+
+
+def add_benches(parser: ArgumentParser) -> None:
+    """Gives ``fastdigin bench`` a sub-command for every bench."""
+    names = parser.add_subparsers(dest="bench", required=True, metavar="NAME")
+    for name, bench in BENCHES.items():
+        description = bench.help[0].upper() + bench.help[1:] + "."
+        command = names.add_parser(name, help=bench.help, description=description)
+        bench.add_arguments(command)
+        command.add_argument(
+            "--results", type=Path, metavar="DIR",
+            help=f"for {name}.json (default bench/results where it exists, else bench-results)",
+        )  # fmt: skip
+        command.add_argument("-v", "--verbose", action="store_true", help="more on stderr")
+
+
+def run(options: Namespace) -> int:
+    """Runs the bench called ``options.bench``; returns its exit code."""
+    return import_module(f"fastdigin_bench.{options.bench}").run(options)

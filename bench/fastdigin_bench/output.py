@@ -1,0 +1,82 @@
+"""What all benches share of their output: conditions, folders, results files, the last line."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdigin.errors import UserError
+from fastdigin.report.store import write_atomically
+
+CHECKOUT_RESULTS = Path("bench/results")
+OTHER_RESULTS = Path("bench-results")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def conditions() -> dict[str, Any]:
+    """Where figures were measured. No date: the same run twice gives the same file."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "cpu": cpu_model(),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux or Python tells it, or "unknown"."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "unknown")
+
+
+def results_folder(given: Path | None) -> Path:
+    """``given``, or bench/results in a checkout and ./bench-results elsewhere; it then exists."""
+    default = CHECKOUT_RESULTS if CHECKOUT_RESULTS.is_dir() else OTHER_RESULTS
+    return make_folder(given or default, "--results")
+
+
+def make_folder(folder: Path, argument: str) -> Path:
+    """``folder``, made where it is missing. UserError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{argument} '{folder}' cannot be made a folder ({error.strerror}): name one that you "
+            "may write to"
+        ) from None
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that a bench wrote; {} without the file, UserError for other content."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read as JSON ({error}): delete it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds no JSON object: delete it")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces the file at once or not at all. UserError where it cannot be written."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror}): name a folder that you may write to"
+        ) from None
+
+
+def print_last_line(content: Mapping[str, Any]) -> None:
+    """The results for programs: one line of JSON, after which a bench prints nothing."""
+    print(json.dumps(content, allow_nan=False), flush=True)

@@ -1,0 +1,207 @@
+"""A whole counterfactual of a photo by the plain loop: inversion, search, optimisation.
+
+The same inputs (an ImageInput, a Classifier, CounterfactualSettings) go to
+``fastdigin.counterfactuals``. Shared with it is what prepares data: reading photos, prompts and
+their token mapping, masks, and the losses.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdigin.editing.attention_record import AttentionRecord, nearest_layers
+from fastdigin.editing.inversion import Inversion, InversionSettings
+from fastdigin.editing.masks import blending, foreground_mask, latent_mask
+from fastdigin.editing.prompts import phrase_tokens, replace_phrase, token_mapping
+from fastdigin.engine.job import Job
+from fastdigin.models.attention import SourceAttention
+from fastdigin.models.classifier import Classifier
+from fastdigin.objectives import ClassConfidence
+from fastdigin.tasks.counterfactual import CounterfactualSettings
+from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
+from fastdigin.tasks.monitors import Confidence
+from fastdigin.tasks.regularisers import losses_of
+from fastdigin.tasks.sources import Source, SourcePhoto, check_photo
+from fastdigin.tasks.words import class_word
+from fastdigin_bench.plain_loop import PlainRun, optimise, plain_total
+from fastdigin_bench.plain_model import PlainModel
+
+
+def counterfactual(
+    plain: PlainModel,
+    item: ImageInput,
+    classifier: Classifier,
+    settings: CounterfactualSettings,
+    seed: int = 0,
+) -> PlainRun:
+    """What would have to change for the classifier to say ``item.target``?
+
+    Every candidate of the schedule search is sampled by itself.
+    """
+    photo, _ = check_photo(plain.model, classifier, item)
+    source = prepare(plain, photo, settings.inversion(), max(settings.injection_fractions))
+    schedules = itertools.product(settings.injection_fractions, settings.blending_fractions)
+    jobs = [_candidate(plain, source, classifier, settings, seed, *s) for s in schedules]
+    return optimise(plain, min(jobs, key=lambda job: plain_total(plain, job)))
+
+
+def prepare(
+    plain: PlainModel, photo: SourcePhoto, settings: InversionSettings, injected_fraction: float
+) -> Source:
+    """Reads and inverts one photo and records its attention and its mask."""
+    size = plain.model.image_size
+    image = read_image(photo.item, size).to(plain.device, plain.dtype)
+    inversion = invert(plain, image, photo.prompt, settings)
+    record = record_maps(plain, inversion, injected_fraction)
+    mask = read_mask(photo.item, size)
+    if mask is None:
+        tokens = phrase_tokens(plain.model, photo.prompt, photo.source)
+        mask = foreground_mask(record.maps, tokens, size)
+    mask = mask.to(image)
+    with torch.no_grad():
+        reconstruction = plain.decode(inversion.trajectory[-1:])
+    small = latent_mask(mask, plain.model.latent_shape[-1])
+    return Source(photo, image, inversion, record, reconstruction, mask, small)
+
+
+def invert(
+    plain: PlainModel, image_3hw: Tensor, prompt: str, settings: InversionSettings
+) -> Inversion:
+    """DDIM inversion, then null-text optimisation (Mokady et al. 2023), of one image."""
+    plain.write_maps(False)
+    with torch.no_grad():
+        posterior = plain.vae.encode(image_3hw[None] * 2 - 1).latent_dist
+    encoded = posterior.mean * plain.vae.config.scaling_factor
+    cond, empty = (
+        plain.model.encode_prompts([text]).to(plain.device, plain.dtype) for text in (prompt, "")
+    )
+    upward = _ddim_inversion(plain, encoded, cond, settings.steps)
+    trajectory, nulls = _null_text_optimisation(plain, upward, cond, empty, settings)
+    null_text = torch.cat(nulls) if nulls else None
+    return Inversion(prompt, torch.cat(trajectory), cond[0], null_text, encoded[0])
+
+
+@torch.no_grad()
+def _ddim_inversion(plain: PlainModel, z: Tensor, cond: Tensor, steps: int) -> list[Tensor]:
+    """From the clean latent (1, C, h, w) up to noise, unguided: T + 1 latents, z_T first."""
+    scheduler, path = plain.scheduler(steps), [z]
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for t in reversed(scheduler.timesteps):
+        # A DDIM step is affine, z_prev = a z + b output, and so can be run backwards.
+        a = scheduler.step(zero, int(t), one).prev_sample
+        b = scheduler.step(one, int(t), zero).prev_sample
+        z = (z - b * plain.predict(z, t, cond)) / a
+        path.append(z)
+    return path[::-1]
+
+
+def _null_text_optimisation(
+    plain: PlainModel,
+    upward: Sequence[Tensor],
+    cond: Tensor,
+    null: Tensor,
+    settings: InversionSettings,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(T + 1 latents, T null texts) of the guided trajectory that follows ``upward``.
+
+    A step's null text is optimised until its latent is near enough or its updates are spent; then
+    the step is taken with a U-Net call of its own, as the published code does. Without guidance
+    there is no null text, and the trajectory is the sampler's.
+    """
+    scheduler, scale = plain.scheduler(settings.steps), settings.guidance_scale
+    z, trajectory, nulls = upward[0], [upward[0]], []
+    for i, t in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            cond_output = plain.predict(z, t, cond)
+        if scale == 1.0:
+            z = scheduler.step(cond_output, int(t), z).prev_sample
+            trajectory.append(z)
+            continue
+        null = null.detach().clone().requires_grad_()
+        rate = settings.learning_rate * (1 - 0.5 * i / settings.steps)
+        optimiser = torch.optim.Adam([null], lr=rate)
+        for _ in range(settings.null_text_steps):
+            z_prev = _guided_step(plain, scheduler, t, z, null, cond_output, scale)
+            loss = (z_prev - upward[i + 1]).square().mean()
+            if loss.item() < settings.tolerance * (1 + 2 * i):
+                break
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            z = _guided_step(plain, scheduler, t, z, null, cond_output, scale)
+        trajectory.append(z)
+        nulls.append(null.detach())
+    return trajectory, nulls
+
+
+def _guided_step(plain, scheduler, t, z, null, cond_output, scale) -> Tensor:
+    null_output = plain.predict(z, t, null)
+    output = null_output + scale * (cond_output - null_output)
+    return scheduler.step(output, int(t), z).prev_sample
+
+
+@torch.no_grad()
+def record_maps(plain: PlainModel, inversion: Inversion, fraction: float) -> AttentionRecord:
+    """Replays the source's conditional branch and keeps its maps.
+
+    fraction: of the steps whose maps shall be injected.
+    """
+    plain.write_maps(True)
+    steps = len(inversion.trajectory) - 1
+    injected, half = sum(i / steps < fraction for i in range(steps)), (steps + 1) // 2
+    timesteps = plain.scheduler(steps).timesteps[: max(injected, half)]
+    recorded: dict[str, list[Tensor]] = {}
+
+    def keep(layer: str, maps_bhnl: Tensor) -> Tensor:
+        recorded.setdefault(layer, []).append(maps_bhnl[0])
+        return maps_bhnl
+
+    for z, t in zip(inversion.trajectory, timesteps, strict=False):
+        plain.predict(z[None], t, inversion.conditioning[None], keep)
+    layers = nearest_layers({layer: maps[0].shape[-2] for layer, maps in recorded.items()})
+    maps_nl = torch.stack([m.mean(0) for layer in layers for m in recorded[layer][:half]]).mean(0)
+    side = round(len(maps_nl) ** 0.5)
+    kept = {
+        layer: SourceAttention(torch.stack(maps[:injected]), None)
+        for layer, maps in recorded.items()
+        if injected
+    }
+    return AttentionRecord(kept, maps_nl.T.unflatten(-1, (side, side)))
+
+
+def _candidate(
+    plain: PlainModel,
+    source: Source,
+    classifier: Classifier,
+    settings: CounterfactualSettings,
+    seed: int,
+    injected: float,
+    blended: float,
+) -> Job:
+    """The job that the task builds for one schedule (tasks/counterfactual.py)."""
+    photo, inversion = source.photo, source.inversion
+    target, steps = classifier.class_index(photo.item.target), settings.optimisation.steps
+    prompt = replace_phrase(photo.prompt, photo.source, class_word(classifier, target))
+    confidence = ClassConfidence(
+        classifier, target, settings.objective, cutouts=settings.cutouts, name="target_loss"
+    )
+    mapping = token_mapping(plain.model, photo.prompt, prompt)
+    background = 1 - source.latent_mask
+    return Job(
+        id=photo.item.id,
+        latents=inversion.trajectory[0],
+        conditioning=plain.model.encode_prompts([prompt])[0],
+        null_text=inversion.null_text,
+        losses=[confidence, *losses_of(settings.regularisers, source)],
+        settings=settings.optimisation,
+        seed=seed,
+        injection=source.attention.injection(mapping, injected, steps) if injected else None,
+        blending=blending(background, inversion.trajectory, blended) if blended else None,
+        monitors={"target_confidence": Confidence(classifier, target)},
+        info={"source": source, "injection": injected, "blending": blended},
+    )

@@ -1,0 +1,44 @@
+"""What every part of ``fastdigin bench truth`` is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastdigin.engine.engine import Engine
+from fastdigin.models.classifier import Classifier
+from fastdigin_bench.figures import Figure
+
+
+@dataclass(frozen=True)
+class Setup:
+    """engine: with the embedded model. classifiers: the embedded ones by name. limit: --jobs."""
+
+    engine: Engine
+    classifiers: Mapping[str, Classifier]
+    limit: int | None
+
+    def at_most(self, count: int) -> int:
+        return count if self.limit is None else min(count, self.limit)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """jobs: how many were asked for. failed: how many of them have no result and count nowhere.
+
+    figures: over all jobs. unseen: the same ones over those that no setting was chosen on.
+    """
+
+    jobs: int
+    failed: int
+    figures: Sequence[Figure]
+    unseen: Sequence[Figure] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values."""
+        content: dict[str, Any] = {"jobs": self.jobs, "failed": self.failed}
+        content["figures"] = [figure.plain() for figure in self.figures]
+        if self.unseen:
+            content["unseen"] = [figure.plain() for figure in self.unseen]
+        return content

@@ -1,0 +1,176 @@
+"""The account against counts by hand, and against the figures that design.md names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fastdigin_bench import account_models
+from fastdigin_bench.account import STATE_COPIES, _slots, account, measure
+from fastdigin_bench.account_models import ARCHITECTURES, Architecture
+
+SMALL = Architecture(
+    name="small",
+    unet={
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 12,
+        "norm_num_groups": 4,
+    },
+    vae={
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+    },
+    text_parameters=1000,
+    text_length=5,
+)
+
+
+def counted_by_hooks(network, run):
+    """Forward FLOPs of ``run`` by kind, from the shapes that pass each layer."""
+    flops = dict.fromkeys(("convolution", "linear", "time", "attention"), 0)
+
+    def count(name):
+        def hook(module, inputs, output):
+            if isinstance(module, nn.Conv2d):
+                flops["convolution"] += 2 * output.numel() * module.weight[0].numel()
+            elif isinstance(module, nn.Linear):
+                kind = "time" if "time_emb" in name else "linear"
+                flops[kind] += 2 * output.numel() * module.in_features
+            elif name.endswith((".attn1", ".attn2")):
+                context = kwargs_of[module]
+                flops["attention"] += 4 * output.numel() * context.shape[1]
+
+        return hook
+
+    kwargs_of = {}
+
+    def remember(module, args, kwargs):
+        context = kwargs.get("encoder_hidden_states")
+        kwargs_of[module] = args[0] if context is None else context
+
+    hooks = []
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_hook(count(name)))
+        if name.endswith((".attn1", ".attn2")):
+            hooks.append(module.register_forward_pre_hook(remember, with_kwargs=True))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return flops
+
+
+@pytest.fixture(scope="module")
+def row():
+    return account(SMALL, 32, steps=3, dtype=torch.float32)
+
+
+def small_unet():
+    unet = UNet2DConditionModel(**SMALL.unet).eval().requires_grad_(False)
+    z = torch.randn(2, 4, 16, 16, requires_grad=True)
+    text = torch.randn(2, 5, 12, requires_grad=True)
+    return unet, (z, text), lambda z, text: unet(z, torch.zeros(2), text).sample
+
+
+def test_flops_of_a_unet(row):
+    unet, inputs, call = small_unet()
+    hand = counted_by_hooks(unet, lambda: call(*inputs))
+    assert all(hand.values())
+    forward, backward = row["flops_forward"], row["flops_backward"]
+    assert forward["convolution"] == backward["convolution"] == hand["convolution"]
+    assert forward["linear"] == hand["linear"] + hand["time"]
+    assert backward["linear"] == hand["linear"]  # timesteps have no gradient
+    assert forward["attention"] == hand["attention"]
+    assert backward["attention"] == 2.5 * hand["attention"]
+
+
+def test_fake_tensors_count_as_real_ones_do(row):
+    unet, inputs, call = small_unet()
+    real = measure(unet, inputs, call)
+    assert row["flops_forward"] == real.forward and row["flops_backward"] == real.backward
+    assert row["saved_bytes_per_step"] == real.saved
+    assert row["step_peak_bytes"] == pytest.approx(real.peak, rel=0.01)
+
+
+def test_bytes_of_a_row(row):
+    count = {
+        kind: sum(p.numel() for p in kind(**config).parameters())
+        for kind, config in ((UNet2DConditionModel, SMALL.unet), (AutoencoderKL, SMALL.vae))
+    }
+    assert row["weights_bytes"] == 4 * (sum(count.values()) + 1000)
+    latent, text = 4 * 16 * 16, 3 * 5 * 12
+    assert row["state_bytes_per_slot"] == 4 * (3 * latent + STATE_COPIES * (latent + 2 * text))
+    assert row["marginal_bytes_per_slot"] == row["step_peak_bytes"] + row["state_bytes_per_slot"]
+    assert row["step_peak_bytes"] > row["saved_bytes_per_step"]
+    assert set(row["slots_in"]) == {"12", "24", "80"}
+    twice = account(SMALL, 32, steps=6, dtype=torch.float32)
+    assert twice["marginal_bytes_per_slot"] < 1.2 * row["marginal_bytes_per_slot"]
+    assert twice["plain_bytes_per_slot"] > 1.5 * row["plain_bytes_per_slot"]
+
+
+def test_preparing_the_unet(row):
+    def without_first_attention(unet):
+        unet.down_blocks[0].attentions[0].transformer_blocks = nn.ModuleList()
+
+    prepared = account(SMALL, 32, steps=3, dtype=torch.float32, prepare=without_first_attention)
+    assert prepared["flops_forward"]["attention"] < row["flops_forward"]["attention"]
+    assert prepared["saved_bytes_per_step"] < row["saved_bytes_per_step"]
+    assert prepared["plain_bytes_per_slot"] == row["plain_bytes_per_slot"]
+
+
+def test_saved_and_live_bytes_by_hand():
+    """conv (saves its input, pytorch#133566) -> SiLU (saves its input) -> fused attention."""
+    conv = nn.Conv2d(2, 8, 3, padding=1).requires_grad_(False)
+    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+
+    def call(x):
+        tokens = torch.nn.functional.silu(conv(x)).flatten(2).transpose(1, 2)[:, None]
+        tokens = tokens.contiguous()  # or attention falls back to one that writes its map out
+        return scaled_dot_product_attention(tokens, tokens, tokens)
+
+    figures = measure(conv, (x,), call)
+    image, tokens = 4 * 2 * 16, 4 * 8 * 16
+    # One tensor serves as Q, K and V at once.
+    assert figures.saved == image + tokens + tokens + tokens + 4 * 16
+    assert figures.forward == {
+        "convolution": 2 * (8 * 16) * (2 * 9), "linear": 0, "attention": 4 * 16 * 16 * 8,
+    }  # fmt: skip
+    assert figures.backward["attention"] == 10 * 16 * 16 * 8
+    assert figures.weights == 4 * (8 * 2 * 9 + 8)
+
+
+@pytest.mark.parametrize("room", [-5, 0, 30, 99, 100, 101, 250, 1000])
+def test_slots_that_fit(room):
+    state, step, decoder = 7, 20, 60
+    fitting = [n for n in range(1, 100) if n * state + max(n * step, decoder) <= room]
+    assert _slots(room, state, step, decoder) == max(fitting, default=0)
+
+
+def test_the_published_sizes():
+    """Parameters as in the published weights."""
+    sizes = {"SD 1.4": 859_520_964, "SD 2.1": 865_910_724, "SDXL": 2_567_463_684}
+    assert len(ARCHITECTURES) == len(sizes)
+    with torch.device("meta"):
+        for architecture in ARCHITECTURES:
+            unet = UNet2DConditionModel(**architecture.unet)
+            vae = AutoencoderKL(**architecture.vae)
+            assert sum(p.numel() for p in unet.parameters()) == sizes[architecture.name]
+            assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+
+
+@pytest.mark.slow
+def test_stable_diffusion_as_in_the_design():
+    """1.35 TFLOP of convolutions and linear layers each way, 1.55 GB saved a step."""
+    row = account(account_models.SD_1_4, 512)
+    for flops in (row["flops_forward"], row["flops_backward"]):
+        assert flops["convolution"] + flops["linear"] == pytest.approx(1.35e12, rel=0.005)
+    assert row["saved_bytes_per_step"] == pytest.approx(1.55e9, rel=0.005)
+    assert row["plain_bytes_per_slot"] > 3 * row["marginal_bytes_per_slot"]

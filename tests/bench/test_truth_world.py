@@ -1,0 +1,128 @@
+"""The part "world": which samples are drawn, that they are kept, and what is made of them."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastdigin import embedded
+from fastdigin_bench import truth_world
+from fastdigin_bench.truth_world import (
+    autoencoder_figures,
+    classifier_figures,
+    draw,
+    planted_fall,
+    psnr,
+    sample_figures,
+    training_figures,
+    walk,
+    write_sheet,
+)
+
+
+def values(figures):
+    return {figure.name: figure.value for figure in figures}
+
+
+def test_the_walk_meets_every_combination_once_a_lap():
+    samples = walk(480)
+    seen = Counter((s.garment, s.colour, s.background) for s in samples)
+    assert len(seen) == 192 and set(seen.values()) == {2, 3}
+    assert len({(s.garment, s.colour, s.background) for s in samples[:192]}) == 192
+    assert len({s.name for s in samples}) == 480
+    assert walk(7) == samples[:7]
+
+
+def test_the_first_samples_are_a_good_mix():
+    first = walk(8)
+    assert {s.garment for s in first} == set(embedded.GARMENTS)
+    assert {s.colour for s in first} == set(embedded.COLOURS)
+    assert {s.background for s in first} == set(embedded.BACKGROUNDS)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Samples are flat grey; every batch that is drawn is noted."""
+    batches = []
+
+    def sample_images(engine, samples):
+        batches.append([s.number for s in samples])
+        return torch.stack([torch.full((3, 64, 64), s.number / 255) for s in samples])
+
+    monkeypatch.setattr(truth_world, "sample_images", sample_images)
+    monkeypatch.setattr(truth_world, "BATCH", 2)
+    return batches
+
+
+def test_batches_that_are_there_are_not_drawn_again(drawn, tmp_path):
+    engine = SimpleNamespace(model=SimpleNamespace(image_size=64))
+    images = draw(engine, walk(5), tmp_path)
+    assert drawn == [[0, 1], [2, 3], [4]]
+    assert [round(float(image.mean()) * 255) for image in images] == [0, 1, 2, 3, 4]
+    next(tmp_path.rglob("003-*.png")).unlink()  # killed while writing the second batch
+    again = draw(engine, walk(6), tmp_path)
+    assert drawn[3:] == [[2, 3], [4, 5]]
+    assert all(torch.equal(a, b) for a, b in zip(images, again, strict=False))
+
+
+def test_the_sheet_has_a_row_for_each_garment(tmp_path):
+    samples = walk(20)
+    write_sheet(samples, [torch.zeros(3, 64, 64)] * 20, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_samples():
+    samples = walk(16)
+    right = {
+        "judge": [s.garment for s in samples],
+        "clean": [s.garment for s in samples],
+        "background": [s.background for s in samples],
+        "colour": [s.colour for s in samples],
+    }
+    assert all(f.value == 1.0 and f.met is not False for f in sample_figures(samples, right))
+    first = samples[0]
+    wrong = right | {"judge": ["bag", *right["judge"][1:]], "colour": ["green"] * 16}
+    found = values(sample_figures(samples, wrong))
+    assert found["samples: judge sees the garment"] == 15 / 16
+    assert found["samples: colour is right"] == 0
+    assert found[f"samples: judge sees the {first.garment}"] == 0.5
+    assert found["samples: judge sees the boot"] == 1.0
+
+
+def test_psnr_of_a_known_error():
+    model = SimpleNamespace(encode_image=lambda x: x, decode=lambda z: z + 0.1)
+    assert psnr(model, torch.zeros(3, 8, 8)) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_the_autoencoder_by_background():
+    photos = [SimpleNamespace(background=b) for b in ("grass", "grass", "plain")]
+    found = autoencoder_figures(photos, [24.0, 26.0, 34.0])
+    assert values(found) == {
+        "autoencoder, photos": 28.0,
+        "autoencoder, photos on grass": 25.0,
+        "autoencoder, photos on brick": None,
+        "autoencoder, photos on gravel": None,
+        "autoencoder, photos on plain": 34.0,
+    }
+    assert found[0].met
+
+
+def test_planted_fall():
+    accuracies = {
+        garment: {b: 1.0 if b == home else 0.4 for b in embedded.BACKGROUNDS}
+        for garment, home in embedded.PLANTED.items()
+    }
+    assert planted_fall(accuracies) == pytest.approx(0.6)
+    accuracies["sneaker"] = dict.fromkeys(embedded.BACKGROUNDS, 0.9)
+    assert planted_fall(accuracies) == pytest.approx(0.4)
+
+
+def test_figures_of_the_packaged_classifiers():
+    names = embedded.classifier_names()
+    figures = {f.name: f for f in classifier_figures({n: training_figures(n) for n in names})}
+    assert len(figures) == len(names) + 2
+    for name in names:
+        assert 0.5 < figures[f"classifier {name}, held-out accuracy"].value <= 1
+    assert figures["classifier robust, accuracy under PGD"].interval
+    assert figures["classifier spurious, fall off the planted background"].value > 20
