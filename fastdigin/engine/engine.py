@@ -11,7 +11,7 @@ the kept steps, and when there are none, with half the slots at a time. Nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -150,13 +150,15 @@ class Engine:
             while len(slots) < self.slots and _batch_key(queue.peek()) == key:
                 yield from self._fill(slots, len(slots), queue)
             if slots:
-                self.plan = self._planner.plan(slots)
-                log.info("%s", self.plan)
+                plan = self._planner.plan(slots)
+                log.info("%s", plan)
             while any(slot.active for slot in slots):
                 advanced = sum(slot.active for slot in slots)
                 self._advanced += advanced
                 self._places += len(slots)
-                yield from self._iterate(slots)
+                # The jobs of a task are made by runs of their own, inside this one: the plan is
+                # this run's, and self.plan only tells of it.
+                self.plan = plan = yield from self._iterate(slots, plan)
                 if on_iteration is not None:
                     on_iteration(advanced)
                 for i in range(len(slots)):
@@ -172,13 +174,19 @@ class Engine:
             log.warning("job %s failed: %s", job.id, error)
             yield Result(job, "failed", str(error), None, None, (), None, 0.0)
 
-    def _iterate(self, slots: Sequence[Slot]) -> Iterator[Result]:
-        """Evaluates every slot once and updates those that go on.
+    def _iterate(self, slots: Sequence[Slot], plan: Plan) -> Generator[Result, None, Plan]:
+        """Evaluates every slot once and updates those that go on; the plan to go on with.
 
         All slots at once, or the plan's number at a time where memory did not hold them all.
         """
         names = ("latents", "conditioning", "null_text")
-        for part, gradients in self._gradients_of_parts(slots):
+        start = 0
+        while start < len(slots):
+            part = slots[start : start + plan.slots]
+            gradients, plan, again = self._try_gradients(part, plan)
+            if again:
+                continue
+            start += len(part)
             for i, slot in enumerate(part):
                 if slot.active and gradients is not None:
                     with _failing_alone(slot):
@@ -192,36 +200,32 @@ class Engine:
             if not slot.active and not slot.reported:
                 slot.reported = True
                 yield slot.result()
+        return plan
 
-    def _gradients_of_parts(self, slots: Sequence[Slot]) -> Iterator[tuple[Sequence[Slot], tuple]]:
-        """``_gradients`` of the slots in turn; out of memory, again with less kept or fewer."""
-        start = 0
-        while start < len(slots):
-            part = slots[start : start + self.plan.slots]
-            before = [slot.progress for slot in part]
-            try:
-                gradients = self._gradients(part)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                gradients = None
-                for slot, progress in zip(part, before, strict=True):
-                    slot.progress = progress
-                smaller = self.plan.halved()
-                if smaller is None:
-                    part[0].fail(f"out of memory even alone: {error}")
-            else:
-                smaller = None
-            # Outside of the handler: there the exception would keep the graphs alive.
-            if smaller is not None:
-                log.warning("out of memory with %s; going on with %s", self.plan, smaller)
-                self.plan = smaller
-                release(self.model.device)
-                continue
-            yield part, gradients
-            start += len(part)
+    def _try_gradients(self, part: Sequence[Slot], plan: Plan) -> tuple[tuple | None, Plan, bool]:
+        """(``_gradients``, plan, False), or out of memory (None, a smaller plan, True).
 
-    def _gradients(self, slots: Sequence[Slot]) -> tuple | None:
+        With nothing left to make smaller the slot fails.
+        """
+        before = [slot.progress for slot in part]
+        try:
+            return self._gradients(part, plan.kept_steps), plan, False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Outside of the handler: there the exception would keep the graphs alive.
+        for slot, progress in zip(part, before, strict=True):
+            slot.progress = progress
+        release(self.model.device)
+        smaller = plan.halved()
+        if smaller is None:
+            part[0].fail(f"out of memory even alone: {reason}")
+            return None, plan, False
+        log.warning("out of memory with %s; going on with %s", plan, smaller)
+        return None, smaller, True
+
+    def _gradients(self, slots: Sequence[Slot], kept_steps: int) -> tuple | None:
         """Evaluates the slots; gradients of (z, conditioning, null text), if any slot goes on.
 
         A slot that is not active keeps its place with its last state, so that shapes stay as
@@ -235,7 +239,7 @@ class Engine:
         steps = BatchSteps(self.model, [slot.job for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
-        kept = min(self.plan.kept_steps, len(steps)) if goes_on else 0
+        kept = min(kept_steps, len(steps)) if goes_on else 0
         run = unrolled_forward(self.model, z, cond, null, steps, last_steps, kept)
 
         grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]

@@ -271,3 +271,23 @@ def test_run_works_inside_no_grad(tiny):
         (actual,) = Engine(tiny.model).run([job])
     assert actual.status == "done", actual.error
     assert actual.history == expected.history
+
+
+def test_a_run_inside_a_run_changes_nothing(tiny, monkeypatch):
+    """Tasks make jobs by evaluating others, while the outer run is under way."""
+    sizes = []
+    original = tiny.model.predict
+    monkeypatch.setattr(
+        tiny.model, "predict", lambda z, *args: (sizes.append(len(z)), original(z, *args))[1]
+    )
+    engine = Engine(tiny.model, slots=4)
+
+    def jobs():
+        for seed in range(6):
+            if seed == 5:
+                engine.evaluate([make_job(tiny.model, seed=9)])
+                sizes.clear()
+            yield make_job(tiny.model, str(seed), seed=seed)
+
+    assert len(list(engine.run(jobs()))) == 6
+    assert set(sizes) == {8}, "four slots with guidance, as before"

@@ -9,10 +9,8 @@ import torch
 from tiny import build_classifier, make_blending, make_injection, make_job, make_source
 
 from fastdigin.engine import memory, sampler
-from fastdigin.engine.costs import Costs
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes
-from fastdigin.engine.planner import fastest
 from fastdigin.engine.sampler import Step, unrolled_backward, unrolled_forward
 from fastdigin.errors import UserError
 from fastdigin.objectives import ClassConfidence, Cutouts
@@ -161,21 +159,22 @@ def test_auto_goes_on_with_the_least(model, monkeypatch, caplog):
     assert "trying all the same" in caplog.text
 
 
-def test_the_fastest_plan_weighs_slots_against_kept_steps():
-    """Known costs: 100 bytes a slot and kept step; two slots are 1.5 times as fast as one."""
-    costs = Costs(saved=100, step=100, forward={1: 3.0, 2: 2.0, 4: 1.99}, backward=1.0)
-
-    def predicted(slots, kept):
-        return 100 * slots * max(kept, 1)
-
-    def plan(budget):
-        return fastest(budget, costs, predicted, range(11), 10)
-
-    assert plan(50) is None
-    assert plan(100) == (1, 1)
-    assert plan(200) == (2, 1), "60 s for one slot with 2 kept of 10 steps, 58 for two with 1"
-    assert plan(10_000) == (2, 10), "four slots are not worth 0.5%"
-    assert costs.seconds(2, 10, 10) == pytest.approx(40)
+def test_slots_come_before_kept_steps(model):
+    """As many slots as fit without kept steps, eight at most; what is left keeps steps."""
+    planned = {}
+    for exponent in range(80):
+        engine = Engine(model, memory=int(2**20 * 1.1**exponent))
+        try:
+            planned[exponent] = engine.slots
+        except UserError:
+            assert not planned, "what holds a slot holds it with more memory as well"
+    slots = list(planned.values())
+    assert slots == sorted(slots) and set(slots) == {1, 2, 4, 8}
+    first = min(exponent for exponent, found in planned.items() if found == 8)
+    tight, ample = (Engine(model, memory=int(2**20 * 1.1**e)) for e in (first, first + 40))
+    for engine in (tight, ample):
+        list(engine.run(jobs(model, 8)))
+    assert tight.plan.kept_steps < ample.plan.kept_steps == STEPS
 
 
 class Scarce:
