@@ -46,6 +46,8 @@ class LatentDiffusion:
         """
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+        from fastdigin.models.frozen import freeze_aware
+
         folder = _resolve(source)
         try:
             with warnings.catch_warnings():
@@ -74,6 +76,7 @@ class LatentDiffusion:
         # Convolutions on CPU and on tensor cores are faster with channels last.
         for network in (pipe.unet, pipe.vae):
             network.to(memory_format=torch.channels_last)
+            freeze_aware(network)
         return cls(
             pipe.unet,
             pipe.vae,

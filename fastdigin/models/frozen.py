@@ -1,0 +1,117 @@
+"""Makes diffusers' frozen networks keep less for the backward, at the same outputs and gradients.
+
+Layers of one network instance change their class to a subclass with another ``forward``.
+Parameters and their names stay as they are, ``isinstance`` too, and diffusers' classes are
+untouched.
+"""
+
+from __future__ import annotations
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from fastdigin_kernels.frozen_conv import conv2d
+from fastdigin_kernels.geglu import geglu
+from fastdigin_kernels.group_norm_silu import group_norm_silu
+
+
+def freeze_aware(network: nn.Module) -> None:
+    """Reduces, in place, what a U-Net or an autoencoder keeps for the backward.
+
+    A convolution then keeps its weight alone; a group norm followed by SiLU, and a GEGLU, their
+    input alone. (Linear layers with frozen weights and layer norms keep no more as they are.)
+    Afterwards these layers have no second derivative, a weight made trainable raises ValueError
+    in them, and hooks on the norms of residual blocks are no longer called.
+
+    Layers with a trainable parameter, of another class (subclasses included) or of a configuration
+    not foreseen here are left alone, and so are those changed by an earlier call.
+    """
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            in_pixels = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+            if in_pixels and _is_frozen(module):
+                module.__class__ = FrozenConv2d
+        elif type(module) is GEGLU:
+            if _is_frozen(module):
+                module.__class__ = FrozenGEGLU
+        elif type(module) is ResnetBlock2D:
+            if _is_plain(module):
+                module.__class__ = FrozenResnetBlock2D
+        elif isinstance(module, (UNet2DConditionModel, Encoder, Decoder)) and (
+            _fuses(module.conv_norm_out, module.conv_act)
+        ):
+            module.conv_norm_out.__class__ = FrozenGroupNormSiLU
+            # Replaced, not changed: older diffusers share one SiLU among all networks.
+            module.conv_act = nn.Identity()
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution that keeps its weight alone for the backward."""
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        return conv2d(
+            x_bchw, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class FrozenGEGLU(GEGLU):
+    """A linear projection to GEGLU's input, and GEGLU, which keeps that input alone."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return geglu(self.proj(hidden_states))
+
+
+class FrozenGroupNormSiLU(nn.GroupNorm):
+    """A group norm and the SiLU that follows it."""
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        return _norm_silu(self, x_bchw)
+
+
+class FrozenResnetBlock2D(ResnetBlock2D):
+    """diffusers' residual block: no resampling, time embedding (if any) added, SiLU."""
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
+        x_bchw = self.conv1(_norm_silu(self.norm1, input_tensor))
+        if self.time_emb_proj is not None:
+            temb = temb if self.skip_time_act else self.nonlinearity(temb)
+            temb = self.time_emb_proj(temb)[:, :, None, None]
+        if temb is not None and self.time_embedding_norm == "default":
+            x_bchw = x_bchw + temb
+        x_bchw = self.conv2(self.dropout(_norm_silu(self.norm2, x_bchw)))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        output = input_tensor + x_bchw
+        # Almost always 1, and a division costs a pass over the image, forward and backward.
+        return output if self.output_scale_factor == 1 else output / self.output_scale_factor
+
+
+def _norm_silu(norm: nn.GroupNorm, x_bchw: Tensor) -> Tensor:
+    return group_norm_silu(x_bchw, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def _fuses(norm: nn.Module | None, activation: nn.Module | None) -> bool:
+    return (
+        type(norm) is nn.GroupNorm
+        and norm.affine
+        and _is_frozen(norm)
+        and type(activation) is nn.SiLU
+    )
+
+
+def _is_plain(block: ResnetBlock2D) -> bool:
+    """No resampling inside, and nothing between its norms and their activation."""
+    # "group" is what the decoder calls a block without time embedding.
+    return (
+        block.time_embedding_norm in ("default", "group")
+        and not (block.up or block.down)
+        and _fuses(block.norm1, block.nonlinearity)
+        and _fuses(block.norm2, block.nonlinearity)
+    )
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,91 @@
+"""Group norm followed by SiLU, with frozen parameters: keeps its input and the group statistics.
+
+Autograd also keeps the normalised tensor, for SiLU's derivative. Here the backward normalises anew.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from fastdigin_kernels._autograd import Function, require_frozen
+
+
+def group_norm_silu(
+    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float = 1e-5
+) -> Tensor:
+    """silu(group_norm(x)), differentiable (once) in x alone -> (B,C,H,W).
+
+    The same operations as PyTorch's, so the same bits. Raises ValueError if weight or bias
+    requires a gradient.
+    """
+    assert x_bchw.ndim == 4, f"x must be (B,C,H,W), got {tuple(x_bchw.shape)}"
+    require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
+    # A copy, where one is needed, is made here: it is kept instead of x and not made again.
+    x_bchw = x_bchw.contiguous(memory_format=_memory_format(x_bchw))
+    if not torch.is_grad_enabled():  # spares the call of an autograd.Function
+        return F.silu(_group_norm(x_bchw, weight_c, bias_c, groups, eps)[0], inplace=True)
+    return _GroupNormSiLU.apply(x_bchw, weight_c, bias_c, groups, eps)[0]
+
+
+class _GroupNormSiLU(Function):
+    @staticmethod
+    def forward(x_bchw, weight_c, bias_c, groups, eps):
+        normalised, mean_bg, rstd_bg = _group_norm(x_bchw, weight_c, bias_c, groups, eps)
+        return F.silu(normalised, inplace=True), mean_bg, rstd_bg
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x_bchw, weight_c, bias_c, ctx.groups, ctx.eps = inputs
+        _, mean_bg, rstd_bg = output
+        ctx.mark_non_differentiable(mean_bg, rstd_bg)
+        ctx.save_for_backward(x_bchw, weight_c, bias_c, mean_bg, rstd_bg)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_bchw, _grad_mean, _grad_rstd):
+        x_bchw, weight_c, bias_c, mean_bg, rstd_bg = ctx.saved_tensors
+        normalised, _, _ = _group_norm(x_bchw, weight_c, bias_c, ctx.groups, ctx.eps)
+        grad_bchw = torch.ops.aten.silu_backward(grad_bchw, normalised)
+        batch, channels, height, width = x_bchw.shape
+        grad_x, _, _ = torch.ops.aten.native_group_norm_backward(
+            grad_bchw.contiguous(memory_format=_memory_format(x_bchw)),
+            x_bchw,
+            mean_bg,
+            rstd_bg,
+            weight_c,
+            batch,
+            channels,
+            height * width,
+            ctx.groups,
+            [True, False, False],
+        )
+        return grad_x, None, None, None, None
+
+
+def _group_norm(x_bchw, weight_c, bias_c, groups, eps) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised tensor, and mean and 1 / standard deviation of each group, (B,G) both."""
+    batch, channels, height, width = x_bchw.shape
+    return torch.native_group_norm(
+        x_bchw, weight_c, bias_c, batch, channels, height * width, groups, eps
+    )
+
+
+def _memory_format(x_bchw: Tensor) -> torch.memory_format:
+    """What PyTorch's group norm takes: channels last on the CPU only."""
+    if x_bchw.device.type == "cpu" and x_bchw.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def group_norm_silu_reference(
+    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float = 1e-5
+) -> Tensor:
+    """`group_norm_silu` by its definition."""
+    x_bgnhw = x_bchw.unflatten(1, (groups, -1))
+    variance, mean = torch.var_mean(x_bgnhw, dim=(2, 3, 4), correction=0, keepdim=True)
+    normalised = ((x_bgnhw - mean) / torch.sqrt(variance + eps)).flatten(1, 2)
+    y_bchw = normalised * weight_c[:, None, None] + bias_c[:, None, None]
+    return y_bchw * torch.sigmoid(y_bchw)

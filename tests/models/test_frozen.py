@@ -1,0 +1,265 @@
+"""Networks that keep less for the backward: the same function, the same gradient, fewer bytes."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from gradients import assert_all_ways_agree, output_and_gradient
+from saved_bytes import saved_bytes
+from tiny import LATENT_SHAPE, assert_near, build_tiny, normal
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from fastdigin.models.attention import install_processors
+from fastdigin.models.frozen import FrozenConv2d, FrozenGroupNormSiLU, freeze_aware
+
+# The U-Net of Stable Diffusion 1.x.
+SD1 = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_pair():
+    """Two tiny models of the same weights: plain and freeze-aware."""
+    plain, frozen = build_tiny().model, build_tiny().model
+    freeze_aware(frozen.unet)
+    freeze_aware(frozen.vae)
+    return plain, frozen
+
+
+@pytest.fixture(scope="module")
+def embedded_pair(embedded):
+    """The packaged U-Net and autoencoder in fp64: (plain, freeze-aware) each."""
+
+    def both(network):  # which is freeze-aware already
+        plain = type(network).from_config(network.config)
+        plain.load_state_dict(network.state_dict())
+        plain.double().eval().requires_grad_(False)
+        if isinstance(plain, UNet2DConditionModel):
+            install_processors(plain)
+        return plain, copy.deepcopy(network).double()
+
+    return both(embedded.unet), both(embedded.vae)
+
+
+def residual_block(**options):
+    options = {"in_channels": 8, "out_channels": 12, "temb_channels": 6, "groups": 4, **options}
+    return ResnetBlock2D(**options).double().eval().requires_grad_(False)
+
+
+def assert_same_output_and_gradient(plain, frozen, x, tolerance=1e-12):
+    actual, expected = output_and_gradient(frozen, x), output_and_gradient(plain, x)
+    assert_near(actual[0], expected[0], tolerance)
+    assert_near(actual[1], expected[1], tolerance)
+
+
+def unet_of(latents, timesteps, text):
+    """U-Net -> a function of latents, and one of text."""
+
+    def bind(unet):
+        return (
+            lambda z: unet(z, timesteps, text, return_dict=False)[0],
+            lambda c: unet(latents, timesteps, c, return_dict=False)[0],
+        )
+
+    return bind
+
+
+def test_the_tiny_unet_is_the_same_function_of_latents_and_text(tiny_pair):
+    latents, text = normal(2, *LATENT_SHAPE), normal(2, 16, 16, seed=1)
+    bind = unet_of(latents, torch.tensor([500, 20]), text)
+    plain, frozen = (bind(model.unet) for model in tiny_pair)
+    assert_same_output_and_gradient(plain[0], frozen[0], latents)
+    assert_same_output_and_gradient(plain[1], frozen[1], text)
+
+
+def test_the_tiny_decoder_is_the_same_function(tiny_pair):
+    plain, frozen = (model.decode for model in tiny_pair)
+    assert_same_output_and_gradient(plain, frozen, normal(2, *LATENT_SHAPE))
+
+
+def test_the_embedded_networks_are_the_same_functions(embedded_pair):
+    unets, autoencoders = embedded_pair
+    latents, text = normal(2, 4, 16, 16), normal(2, 16, 64, seed=1)
+    bind = unet_of(latents, torch.tensor([900, 3]), text)
+    plain, frozen = (bind(unet) for unet in unets)
+    assert_same_output_and_gradient(plain[0], frozen[0], latents)
+    assert_same_output_and_gradient(plain[1], frozen[1], text)
+    plain, frozen = (lambda z, v=v: v.decode(z).sample for v in autoencoders)
+    assert_same_output_and_gradient(plain, frozen, latents)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"out_channels": 8, "output_scale_factor": 1.7},
+        {"skip_time_act": True},
+        {"temb_channels": None, "time_embedding_norm": "group"},
+        {"time_embedding_norm": "scale_shift"},
+        {"up": True},
+        {"down": True},
+        {"non_linearity": "mish"},
+    ],
+    ids=str,
+)
+def test_every_residual_block_is_the_same_function(options):
+    plain = residual_block(**options)
+    frozen = copy.deepcopy(plain)
+    freeze_aware(frozen)
+    assert type(frozen.conv1) is FrozenConv2d
+    embedding = None if plain.time_emb_proj is None else normal(2, 6, seed=1)
+    assert_same_output_and_gradient(
+        lambda x: plain(x, embedding), lambda x: frozen(x, embedding), normal(2, 8, 6, 6)
+    )
+
+
+def test_a_residual_block_works_under_transforms_and_compilation():
+    block = residual_block()
+    freeze_aware(block)
+    embedding = normal(2, 6, seed=1)
+    assert_all_ways_agree(lambda x: block(x, embedding), normal(2, 8, 6, 6))
+
+
+def test_names_weights_and_other_networks_stay_as_they_are(tiny_pair):
+    plain, frozen = (model.unet for model in tiny_pair)
+    assert list(plain.state_dict()) == list(frozen.state_dict())
+    plain.load_state_dict(frozen.state_dict())
+    frozen_of = dict(frozen.named_modules())
+    for name, module in plain.named_modules():
+        assert not type(module).__module__.startswith("fastdigin")
+        if any(True for _ in module.parameters()):
+            assert isinstance(frozen_of[name], type(module))
+
+
+def test_every_layer_it_knows_is_changed_once(tiny_pair):
+    for network in (tiny_pair[1].unet, tiny_pair[1].vae):
+        types = [type(module) for module in network.modules()]
+        assert not {nn.Conv2d, ResnetBlock2D, GEGLU} & set(types)
+        freeze_aware(network)
+        assert [type(module) for module in network.modules()] == types
+
+
+def test_copies_are_independent(tiny_pair):
+    network = copy.deepcopy(tiny_pair[1].vae.decoder)
+    network.conv_in.weight.zero_()
+    network.conv_in.bias.zero_()
+    x = normal(1, *LATENT_SHAPE)
+    assert not network.conv_in(x).any() and tiny_pair[1].vae.decoder.conv_in(x).any()
+
+
+def test_layers_with_trainable_parameters_are_left_alone(tiny):
+    network = copy.deepcopy(tiny.pipe.vae.decoder)
+    block = network.mid_block.resnets[0]
+    for parameter in (network.conv_norm_out.bias, block.norm2.weight, network.conv_in.weight):
+        parameter.requires_grad_()
+    freeze_aware(network)
+    assert type(network.conv_norm_out) is nn.GroupNorm and type(network.conv_act) is nn.SiLU
+    assert type(network.conv_in) is nn.Conv2d
+    assert type(block) is ResnetBlock2D and type(block.conv1) is FrozenConv2d
+    latents = normal(1, *LATENT_SHAPE)
+    network(latents).sum().backward()
+    assert block.norm2.weight.grad.any() and network.conv_in.weight.grad.any()
+
+
+def test_a_weight_made_trainable_afterwards_is_refused(tiny_pair):
+    network = copy.deepcopy(tiny_pair[1].vae.decoder)
+    network.conv_norm_out.weight.requires_grad_()
+    assert type(network.conv_norm_out) is FrozenGroupNormSiLU
+    with pytest.raises(ValueError, match="weight requires a gradient"):
+        network(normal(1, *LATENT_SHAPE))
+
+
+def test_unforeseen_layers_are_left_alone():
+    class OtherConv(nn.Conv2d):
+        pass
+
+    layers = nn.Sequential(
+        OtherConv(2, 2, 3),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.ConvTranspose2d(2, 2, 3),
+    ).requires_grad_(False)
+    before = [type(layer) for layer in layers]
+    freeze_aware(layers)
+    assert [type(layer) for layer in layers] == before
+
+
+def test_fake_tensors_count_what_is_really_kept(embedded_pair):
+    for network in embedded_pair[0]:
+        bind = unet_of(None, torch.tensor([7]), normal(1, 16, 64))
+        function = bind(network)[0]
+        latents = normal(1, 4, 16, 16).requires_grad_()
+        ours = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        with kept_storages() as kept:
+            output = function(latents)
+        really = sum(n for pointer, n in kept.items() if pointer not in ours)
+        assert saved_bytes(function, latents, networks=(network,)) == really
+        del output  # kept the graph alive, and so the pointers apart
+
+
+def test_the_embedded_networks_keep_far_less(embedded_pair):
+    unets, autoencoders = embedded_pair
+    z, text = normal(2, 4, 16, 16).requires_grad_(), normal(2, 16, 64).requires_grad_()
+    t = torch.tensor([7, 7])
+    plain, frozen = (
+        saved_bytes(lambda z, c, u=u: u(z, t, c).sample, z, text, networks=(u,)) for u in unets
+    )
+    assert frozen < 0.6 * plain
+    plain, frozen = (
+        saved_bytes(lambda z, v=v: v.decode(z).sample, z, networks=(v,)) for v in autoencoders
+    )
+    assert frozen < 0.34 * plain
+
+
+def test_stable_diffusion_keeps_37_percent_less():
+    """design.md: one guidance pair at 512 px in fp16, 1.55 GB plain and 0.98 GB freeze-aware."""
+    with FakeTensorMode(), default_dtype(torch.float16):
+        unet = UNet2DConditionModel(**SD1).eval().requires_grad_(False)
+        install_processors(unet)
+        latents = torch.empty(2, 4, 64, 64, requires_grad=True)
+        text = torch.empty(2, 77, 768, requires_grad=True)
+        timesteps = torch.zeros(2, dtype=torch.long)
+
+    def kept():
+        return saved_bytes(
+            lambda z, c: unet(z, timesteps, c).sample, latents, text, networks=(unet,)
+        )
+
+    assert kept() / 1e9 == pytest.approx(1.549, abs=0.001)
+    freeze_aware(unet)
+    assert kept() / 1e9 == pytest.approx(0.977, abs=0.001)
+
+
+@contextmanager
+def default_dtype(dtype):
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(previous)
+
+
+@contextmanager
+def kept_storages():
+    """Address -> bytes of all that autograd keeps inside."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
