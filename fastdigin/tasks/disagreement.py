@@ -52,7 +52,7 @@ class DisagreementSettings:
 
 # Chosen on packaged classes, by eye and by figures: at the paper's rates f and g hardly part within
 # 20 iterations. "log_conf" has no lower bound for g and lets f fall with it.
-EMBEDDED = DisagreementSettings(optimisation=Settings(learning_rate=0.05, latent_lr_factor=0.5))
+EMBEDDED = DisagreementSettings(optimisation=Settings(learning_rate=0.01, latent_lr_factor=1.0))
 
 
 def disagreements(

@@ -59,7 +59,7 @@ class NeuronSettings:
 
 
 # Chosen on the planted neurons: three times the paper's rate, tuned for 512 px.
-EMBEDDED = NeuronSettings(optimisation=Settings(learning_rate=0.03))
+EMBEDDED = NeuronSettings(optimisation=Settings(learning_rate=0.01))
 
 
 def visualise_neurons(
