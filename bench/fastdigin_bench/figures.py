@@ -27,10 +27,12 @@ class Target:
 
 
 def at_least(bound: float) -> Target:
+    """Met by values of ``bound`` or more."""
     return Target("at least", bound)
 
 
 def at_most(bound: float) -> Target:
+    """Met by values of ``bound`` or less."""
     return Target("at most", bound)
 
 
