@@ -15,6 +15,9 @@ from pathlib import Path
 from fastdigin import __version__
 from fastdigin.errors import UserError
 
+# Those of fastdigin_kernels.dispatch, whose import takes seconds.
+ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
@@ -160,6 +163,10 @@ def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--slots", type=count, metavar="S",
         help="images at a time (default: as many as pay within the memory)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attention", default="auto", choices=ATTENTION, metavar="IMPL",
+        help=f"one of {', '.join(ATTENTION)} (default auto: the fastest, timed once)",
     )  # fmt: skip
 
 

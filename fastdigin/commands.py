@@ -47,7 +47,7 @@ def demo(options: Namespace) -> int:
 def counterfactual(options: Namespace) -> int:
     """Counterfactuals of the user's images."""
     inputs = _described_inputs(options, target=options.target)
-    engine = load_engine(options.model, options.memory, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = Classifier.load(options.classifier)
     settings = _with_options(cf.default_settings(engine.model), options)
     if options.stop_at is not None:
@@ -70,7 +70,7 @@ def counterfactual(options: Namespace) -> int:
 
 def disagree(options: Namespace) -> int:
     """Disagreements of two classifiers."""
-    engine = load_engine(options.model, options.memory, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots, options.attention)
     f, g = (_load_for_classes(spec, options.classes) for spec in (options.f, options.g))
     settings = _with_options(dis.default_settings(engine.model), options)
     if options.objective:
@@ -92,7 +92,7 @@ def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
     words = read_words(options.words) if options.words else default_words(options.model)
     dataset_inputs = collect(options.images)
-    engine = load_engine(options.model, options.memory, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = _with_layer(Classifier.load(options.classifier), options.layer)
     wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
     wanted = wanted[: options.limit]
@@ -114,7 +114,7 @@ def neurons(options: Namespace) -> int:
 def neuron_counterfactual(options: Namespace) -> int:
     """Counterfactuals of one neuron on the user's images."""
     inputs = _described_inputs(options)
-    engine = load_engine(options.model, options.memory, options.slots)
+    engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = _with_layer(Classifier.load(options.classifier), options.layer)
     neuron = classifier.check_neuron(options.neuron)
     embedded_model = options.model == EMBEDDED
@@ -260,11 +260,13 @@ def default_words(model: str) -> list[str]:
     return words()
 
 
-def load_engine(model: str, memory: str = "auto", slots: int | None = None) -> Engine:
+def load_engine(
+    model: str, memory: str = "auto", slots: int | None = None, attention: str = "auto"
+) -> Engine:
     """An engine around what ``LatentDiffusion.load`` finds under that name."""
     diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
     transformers.utils.logging.disable_progress_bar()
-    return Engine(LatentDiffusion.load(model), memory=memory, slots=slots)
+    return Engine(LatentDiffusion.load(model, attention=attention), memory=memory, slots=slots)
 
 
 def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput]:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory):
+    """What is remembered on disk is remembered here, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDIGIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """A tiny random Stable Diffusion in fp64 that predicts noise (tests/tiny.py)."""

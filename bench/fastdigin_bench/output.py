@@ -12,10 +12,10 @@ import torch
 
 from fastdigin.errors import UserError
 from fastdigin.report.store import write_atomically
+from fastdigin_kernels import native
 
 CHECKOUT_RESULTS = Path("bench/results")
 OTHER_RESULTS = Path("bench-results")
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def conditions() -> dict[str, Any]:
@@ -24,15 +24,8 @@ def conditions() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "cpu": cpu_model(),
+        "cpu": native.cpu_model(),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name as Linux or Python tells it, or "unknown"."""
-    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or "unknown")
 
 
 def results_folder(given: Path | None) -> Path:

@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from fastdigin.errors import UserError
+from fastdigin_kernels import dispatch
 from fastdigin_kernels.attention import attention, injected_attention, mapped_attention
 
 
@@ -62,9 +65,13 @@ class AttentionControl:
 
 @dataclass
 class AttentionProcessor:
-    """A diffusers attention processor that knows its layer's name."""
+    """A diffusers attention processor that knows its layer's name.
+
+    impl: the implementation of attention, a name of fastdigin_kernels.dispatch.IMPLEMENTATIONS.
+    """
 
     layer: str
+    impl: str = "auto"
     is_cross: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +96,7 @@ class AttentionProcessor:
             control.record[self.layer] = (q_bhnd.detach(), k_bhld.detach())
         injected = control.injected if self.is_cross and control is not None else None
         if injected is None:
-            out_bhnd = attention(q_bhnd, k_bhld, v_bhld)
+            out_bhnd = attention(q_bhnd, k_bhld, v_bhld, self.impl)
         else:
             out_bhnd = self._attend_like_the_source(q_bhnd, k_bhld, v_bhld, injected)
         return attn.to_out[0](out_bhnd.transpose(1, 2).flatten(-2))
@@ -98,18 +105,21 @@ class AttentionProcessor:
         """Injection concerns the conditional samples, which come last in the batch."""
         source = injected.layers[self.layer]
         unconditional = len(q) - len(injected.weight)
-        parts = [attention(q[:unconditional], k[:unconditional], v[:unconditional])]
+        parts = [attention(q[:unconditional], k[:unconditional], v[:unconditional], self.impl)]
         q, k, v = q[unconditional:], k[unconditional:], v[unconditional:]
         if source.keys is None:
             parts.append(
-                mapped_attention(q, k, v, source.tensor, injected.mapping, injected.weight)
+                mapped_attention(
+                    q, k, v, source.tensor, injected.mapping, injected.weight, self.impl
+                )
             )
         else:
             parts.append(
                 injected_attention(
-                    q, k, v, source.tensor, source.keys, injected.mapping, injected.weight
+                    q, k, v, source.tensor, source.keys, injected.mapping, injected.weight,
+                    self.impl,
                 )
-            )
+            )  # fmt: skip
         return torch.cat(parts) if unconditional else parts[1]
 
 
@@ -118,9 +128,28 @@ def attention_map(queries: Tensor, keys: Tensor) -> Tensor:
     return torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, dim=-1)
 
 
-def install_processors(unet) -> None:
-    """Gives every attention layer of a diffusers U-Net our processor."""
+def install_processors(unet, impl: str = "auto") -> None:
+    """Gives every attention layer of a diffusers U-Net our processor.
+
+    Raises UserError if the named implementation cannot serve the network's layers where they are.
+    """
     names = list(unet.attn_processors)
+    _check_impl(unet, impl)
     unet.set_attn_processor(
-        {name: AttentionProcessor(name.removesuffix(".processor")) for name in names}
+        {name: AttentionProcessor(name.removesuffix(".processor"), impl) for name in names}
     )
+
+
+def _check_impl(unet, impl: str) -> None:
+    if impl not in dispatch.IMPLEMENTATIONS:
+        raise UserError(
+            f"attention must be one of {', '.join(dispatch.IMPLEMENTATIONS)}, got {impl!r}"
+        )
+    weight = next(unet.parameters())
+    layers = [module for module in unet.modules() if isinstance(module, Attention)]
+    for size in sorted({layer.inner_dim // layer.heads for layer in layers}):
+        reason = dispatch.unavailable(impl, weight.device, weight.dtype, size)
+        if reason is not None:
+            raise UserError(
+                f"attention {impl!r} cannot serve this model: {reason}; choose another, or 'auto'"
+            )

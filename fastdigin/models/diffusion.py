@@ -25,12 +25,27 @@ class LatentDiffusion:
 
     The networks are used as they are: frozen, in evaluation mode. ``load`` prepares them; whoever
     passes networks of their own prepares them (the engine refuses trainable weights).
+
+    attention: the U-Net's implementation of attention (fastdigin_kernels.dispatch): "auto" times
+    those there are, once per shape; a name ("sdpa", "triton", "cpp", "xformers", "reference") pins
+    one, and raises UserError where it cannot run.
     """
 
-    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler, *, name: str = "model"):
+    def __init__(
+        self,
+        unet,
+        vae,
+        text_encoder,
+        tokenizer,
+        scheduler,
+        *,
+        name: str = "model",
+        attention: str = "auto",
+    ):
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, name
-        install_processors(unet)
+        self.attention = attention
+        install_processors(unet, attention)
 
     @classmethod
     def load(
@@ -39,6 +54,7 @@ class LatentDiffusion:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        attention: str = "auto",
     ) -> LatentDiffusion:
         """Loads ``"embedded"``, a local diffusers folder or a hub id (safetensors only).
 
@@ -84,6 +100,7 @@ class LatentDiffusion:
             pipe.tokenizer,
             DDIMScheduler.from_config(pipe.scheduler.config),
             name=source,
+            attention=attention,
         )
 
     @property

@@ -10,8 +10,8 @@ injection is ordinary attention with the SOURCE queries and keys and with mapped
 the target tokens exists, forward or backward, and any fused attention serves.
 
 Shapes: B samples, H heads, N image tokens, T target (key) tokens, S source tokens, d head size.
-Everything is differentiable in every floating-point argument by autograd, on any device and dtype
-that torch's scaled_dot_product_attention takes.
+Every function takes ``impl``, the implementation. PyTorch's own and the reference take any dtype
+and device and are differentiable in every argument.
 """
 
 from __future__ import annotations
@@ -20,12 +20,30 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from fastdigin_kernels import attention_ops, dispatch
+from fastdigin_kernels.attention_sdpa import sdpa
 
 
-def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d)."""
-    return scaled_dot_product_attention(q_bhnd, k_bhtd, v_bhtd)
+def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto") -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d).
+
+    impl: "sdpa" (PyTorch's own), "triton", "cpp", "xformers", "reference", or "auto", which takes
+    the fastest for the shape (dispatch.py). "reference" and "sdpa" take any dtype and device and
+    have second derivatives where PyTorch's has; the others have none.
+
+    Raises ValueError for shapes, dtypes or devices that do not belong together, and
+    attention_ops.BackendError where the named implementation cannot run: none is put in its place.
+    """
+    dispatch.check_impl(impl)
+    _check(q_bhnd, k_bhtd, v_bhtd)
+    if impl == "auto":
+        impl = dispatch.choose(q_bhnd, k_bhtd)
+    if impl == "sdpa":
+        return sdpa(q_bhnd, k_bhtd, v_bhtd)
+    if impl == "reference":
+        return attention_reference(q_bhnd, k_bhtd, v_bhtd)
+    return attention_ops.attention(q_bhnd, k_bhtd, v_bhtd, impl)
 
 
 def injected_attention(
@@ -36,17 +54,29 @@ def injected_attention(
     source_k_bhsd: Tensor,
     mapping_bts: Tensor,
     weight_b: Tensor,
+    impl: str = "auto",
 ) -> Tensor:
     """weight * softmax(Q_src K_src^T / sqrt(d)) (M^T V) + (1 - weight) * attention(Q, K, V).
 
     mapping: M, each column (source token) summing to 1 over the target tokens. weight: one number
-    in [0,1] per sample; 0 is plain attention, 1 full injection. Both are cast to the dtype of V.
-    Returns (B,H,N,d). (Hertz et al., Prompt-to-Prompt, arXiv 2208.01626, section 3.2.)
+    in [0,1] per sample; 0 is plain attention to the last bit, 1 full injection. Both are cast to
+    the dtype of V. impl and errors as for `attention`; with a backend, source queries and keys and
+    the weight must be frozen (ValueError). Returns (B,H,N,d).
+    (Hertz et al., Prompt-to-Prompt, arXiv 2208.01626, section 3.2.)
     """
-    injected = scaled_dot_product_attention(
-        source_q_bhnd, source_k_bhsd, _map_values(v_bhtd, mapping_bts)
+    mapped_v = _map_values(v_bhtd, mapping_bts)
+    _check_weight(weight_b, q_bhnd)
+    if impl == "auto":
+        impl = dispatch.choose(q_bhnd, k_bhtd)
+    if impl not in attention_ops.INJECTING:
+        injected = attention(source_q_bhnd, source_k_bhsd, mapped_v, impl)
+        return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd, impl), weight_b)
+    _check(q_bhnd, k_bhtd, v_bhtd)
+    _check(source_q_bhnd, source_k_bhsd, mapped_v)
+    _check_source(q_bhnd, source_q_bhnd)
+    return attention_ops.injected_attention(
+        q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v, weight_b.float(), impl
     )
-    return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd), weight_b)
 
 
 def mapped_attention(
@@ -56,13 +86,16 @@ def mapped_attention(
     source_map_bhns: Tensor,
     mapping_bts: Tensor,
     weight_b: Tensor,
+    impl: str = "auto",
 ) -> Tensor:
     """`injected_attention` from a stored source map A_src (rows sum to 1) -> (B,H,N,d).
 
     For where the map is smaller than the source queries, S < d.
     """
-    injected = source_map_bhns.to(v_bhtd.dtype) @ _map_values(v_bhtd, mapping_bts)
-    return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd), weight_b)
+    mapped_v = _map_values(v_bhtd, mapping_bts)
+    _check_weight(weight_b, q_bhnd)
+    injected = source_map_bhns.to(v_bhtd.dtype) @ mapped_v
+    return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd, impl), weight_b)
 
 
 def attention_map_reference(q_bhnd: Tensor, k_bhtd: Tensor) -> Tensor:
@@ -115,8 +148,39 @@ def _map_values(v_bhtd: Tensor, mapping_bts: Tensor) -> Tensor:
 
 
 def _blend(injected_bhnd: Tensor, own_bhnd: Tensor, weight_b: Tensor) -> Tensor:
-    assert weight_b.shape == own_bhnd.shape[:1], (
-        f"weight must be one number per sample, ({own_bhnd.shape[0]},), got {tuple(weight_b.shape)}"
-    )
     weight_b111 = weight_b.to(own_bhnd.dtype).view(-1, 1, 1, 1)
     return weight_b111 * injected_bhnd + (1 - weight_b111) * own_bhnd
+
+
+def _check_weight(weight_b: Tensor, q_bhnd: Tensor) -> None:
+    assert weight_b.shape == q_bhnd.shape[:1], (
+        f"weight must be one number per sample, ({q_bhnd.shape[0]},), got {tuple(weight_b.shape)}"
+    )
+
+
+def _check(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> None:
+    q, k, v = tuple(q_bhnd.shape), tuple(k_bhtd.shape), tuple(v_bhtd.shape)
+    if not len(q) == len(k) == 4 or q[:2] != k[:2] or q[3] != k[3] or k != v:
+        raise ValueError(
+            f"attention takes q (B,H,N,d) and k and v (B,H,T,d), got q {q}, k {k}, v {v}"
+        )
+    if k[2] == 0 or q[3] == 0:
+        raise ValueError(f"attention needs at least one key and a head size, got q {q}, k {k}")
+    if not q_bhnd.dtype == k_bhtd.dtype == v_bhtd.dtype:
+        raise ValueError(
+            "attention takes q, k and v of one dtype, got "
+            f"{q_bhnd.dtype}, {k_bhtd.dtype} and {v_bhtd.dtype}"
+        )
+    if not q_bhnd.device == k_bhtd.device == v_bhtd.device:
+        raise ValueError(
+            "attention takes q, k and v on one device, got "
+            f"{q_bhnd.device}, {k_bhtd.device} and {v_bhtd.device}"
+        )
+
+
+def _check_source(q_bhnd: Tensor, source_q_bhnd: Tensor) -> None:
+    if q_bhnd.shape != source_q_bhnd.shape:
+        raise ValueError(
+            f"the source's queries must be shaped as q, {tuple(q_bhnd.shape)}, got "
+            f"{tuple(source_q_bhnd.shape)}"
+        )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 import sys
+import zlib
 from pathlib import Path
 
 import fastdigin_kernels
 
 _ABI_VERSION = 1
+_CPUINFO = Path("/proc/cpuinfo")
 _FEATURES = ("avx2", "avx512f")  # bit 0, bit 1, ... of fastdigin_cpu_features()
 
 
@@ -42,6 +45,20 @@ def cpu_features() -> tuple[str, ...]:
         return ()
     bits = library.fastdigin_cpu_features()
     return tuple(name for bit, name in enumerate(_FEATURES) if bits >> bit & 1)
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Changes with the compiled library; "none" where it was not built."""
+    path = library_path()
+    return "none" if path is None else f"{zlib.crc32(path.read_bytes()):08x}"
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux or Python tells it, or "unknown"."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "unknown")
 
 
 @functools.cache

@@ -14,15 +14,6 @@ def test_conditions_are_plain_and_the_same_every_time():
     assert json.loads(json.dumps(found)) == output.conditions()
 
 
-def test_cpu_model(tmp_path, monkeypatch):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: A CPU @ 2 GHz\n")
-    monkeypatch.setattr(output, "_CPUINFO", cpuinfo)
-    assert output.cpu_model() == "A CPU @ 2 GHz"
-    cpuinfo.unlink()
-    assert output.cpu_model()
-
-
 def test_results_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert output.results_folder(None) == output.OTHER_RESULTS

@@ -40,6 +40,15 @@ def test_without_the_library_there_are_no_features(monkeypatch, tmp_path):
     native._load_library.cache_clear()
 
 
+def test_cpu_model(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: A CPU @ 2 GHz\n")
+    monkeypatch.setattr(native, "_CPUINFO", cpuinfo)
+    assert native.cpu_model() == "A CPU @ 2 GHz"
+    cpuinfo.unlink()
+    assert native.cpu_model()
+
+
 def test_kernels_do_not_import_fastdigin():
     code = (
         "import sys, fastdigin_kernels.attention, fastdigin_kernels.native;"
