@@ -23,6 +23,8 @@ _HOME = {
     "NeuronSettings": "fastdigin.tasks.neurons",
     "neuron_counterfactuals": "fastdigin.tasks.neuron_counterfactual",
     "NeuronCounterfactualSettings": "fastdigin.tasks.neuron_counterfactual",
+    "InversionCache": "fastdigin.editing.inversion_cache",
+    "PhotoTools": "fastdigin.tasks.sources",
     "write_report": "fastdigin.report",
 }
 __all__ = sorted(_HOME)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastdigin import __version__
 from fastdigin.errors import UserError
+from fastdigin.photo_options import add_photo_options
 
 # Those of fastdigin_kernels.dispatch, whose import takes seconds.
 ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
@@ -62,6 +63,7 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
         help="end an image's work once its target confidence was above P three times in a row",
     )  # fmt: skip
     _regularisers(task)
+    add_photo_options(task)
     _job_options(task, out="counterfactuals")
 
     task = _command(commands, "disagree", "images that F is sure of and G denies")
@@ -94,6 +96,7 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
     task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
     _regularisers(task)
+    add_photo_options(task)
     _job_options(task, out="neuron-counterfactuals")
 
     bench = commands.add_parser("bench", help="measure fastdigin itself")

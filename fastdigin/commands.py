@@ -23,6 +23,7 @@ from fastdigin.engine.job import EarlyStop
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
+from fastdigin.photo_options import load_photo_tools
 from fastdigin.report import ResultStore, print_results, read_records, write_report
 from fastdigin.report.store import jsonable
 from fastdigin.tasks import counterfactual as cf
@@ -55,13 +56,14 @@ def counterfactual(options: Namespace) -> int:
         settings = replace(settings, optimisation=replace(settings.optimisation, early_stop=stop))
     judge_spec = options.judge or ("embedded:judge" if options.model == EMBEDDED else None)
     judge = Classifier.load(judge_spec) if judge_spec else None
+    tools = load_photo_tools(options, engine.model)
     part = Part(
         cf.TASK,
         cf.run_settings(engine.model, settings, classifier, judge, options.seed),
         len(inputs),
         lambda skip, tick: cf.counterfactuals(
             engine, inputs, classifier, settings=settings, judge=judge, seed=options.seed,
-            skip=skip, on_progress=tick,
+            tools=tools, skip=skip, on_progress=tick,
         ),
         dict(zip(cf.job_ids(inputs, classifier), inputs, strict=True)),
     )  # fmt: skip
@@ -122,6 +124,7 @@ def neuron_counterfactual(options: Namespace) -> int:
     photos = collect(["embedded:photos"]) if embedded_model else []
     dataset = read_images(photos, engine.model.image_size)
     settings = _with_options(ncf.default_settings(engine.model), options)
+    tools = load_photo_tools(options, engine.model)
     ids = ncf.job_ids(inputs, [neuron] * len(inputs), [options.direction] * len(inputs))
     part = Part(
         ncf.TASK,
@@ -129,7 +132,7 @@ def neuron_counterfactual(options: Namespace) -> int:
         len(inputs),
         lambda skip, tick: ncf.neuron_counterfactuals(
             engine, inputs, classifier, neuron, options.direction, dataset=dataset,
-            backgrounds=backgrounds, settings=settings, seed=options.seed, skip=skip,
+            backgrounds=backgrounds, settings=settings, seed=options.seed, tools=tools, skip=skip,
             on_progress=tick,
         ),
         dict(zip(ids, inputs, strict=True)),
@@ -281,6 +284,8 @@ def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput
 def _with_options(settings: Any, options: Namespace) -> Any:
     given = {k: v for k in ("steps", "iterations") if (v := getattr(options, k)) is not None}
     settings = replace(settings, optimisation=replace(settings.optimisation, **given))
+    if getattr(options, "inversion", None):
+        settings = replace(settings, inversion_method=options.inversion)
     if getattr(options, "regulariser", None):
         regularisers = tuple(Regulariser.parse(text) for text in options.regulariser)
         settings = replace(settings, regularisers=regularisers)

@@ -3,12 +3,15 @@
 DDIM inversion (Dhariwal & Nichol 2021) gives a noise latent whose unguided sample is the image.
 With guidance the sample drifts; null-text optimisation (Mokady et al. 2023, algorithm 1) tunes
 the null embedding of each step until the guided step lands on the inverted trajectory again.
+Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807) is its fast relative: with the
+prompt's own embedding as the null text, guidance cancels and the sample is the unguided one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from fastdigin.engine.sampler import Step, guided_step
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 
+Method = Literal["null-text", "negative-prompt"]
+
 
 @dataclass(frozen=True)
 class InversionSettings:
@@ -26,6 +31,8 @@ class InversionSettings:
     null_text_steps: most updates per timestep and image. learning_rate: of Adam; it falls
     linearly to half over the timesteps. An image goes on to its next timestep as soon as the mean
     squared distance to the inverted trajectory is below tolerance * (1 + 2 i) at step i.
+    method: "null-text" optimises; "negative-prompt" takes the prompt as null text, without the
+    work and without what null_text_steps, learning_rate and tolerance say.
     """
 
     steps: int = 20
@@ -33,10 +40,20 @@ class InversionSettings:
     null_text_steps: int = 10
     learning_rate: float = 0.01
     tolerance: float = 1e-5
+    method: Method = "null-text"
 
     def __post_init__(self) -> None:
         if self.null_text_steps < 0:
             raise UserError(f"null_text_steps must be at least 0, got {self.null_text_steps}")
+        if self.method not in get_args(Method):
+            raise UserError(
+                f"method of inversion must be one of {', '.join(get_args(Method))}, got "
+                f"{self.method!r}"
+            )
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
 
 
 @dataclass(frozen=True)
@@ -81,16 +98,18 @@ def invert(
 def _invert_batch(model, images, prompts, settings, real, on_step) -> list[Inversion]:
     encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
     cond = model.encode_prompts(prompts).to(model.state_dtype)
-    share = real / (2 if settings.guidance_scale != 1.0 else 1)
+    optimised = settings.guided and settings.method == "null-text"
+    share = real / (2 if optimised else 1)
     upward = ddim_inversion(model, encoded, cond, settings.steps)
     if on_step is not None:
         on_step(share)
-    if settings.guidance_scale == 1.0:
-        trajectory, null = _unguided_trajectory(model, upward[:, 0], cond, settings.steps), None
-    else:
+    if optimised:
         trajectory, null = null_text_optimisation(model, upward, cond, settings)
         if on_step is not None:
             on_step(share)
+    else:
+        trajectory = _unguided_trajectory(model, upward[:, 0], cond, settings.steps)
+        null = cond[:, None].repeat(1, settings.steps, 1, 1) if settings.guided else None
     return [
         Inversion(prompt, trajectory[i], cond[i], None if null is None else null[i], encoded[i])
         for i, prompt in enumerate(prompts)

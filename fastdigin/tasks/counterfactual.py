@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from fastdigin.editing.inversion import InversionSettings
+from fastdigin.editing.inversion import InversionSettings, Method
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.engine.engine import Engine
@@ -32,7 +32,15 @@ from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_run import run_photo_jobs
 from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
 from fastdigin.tasks.search import best_candidates
-from fastdigin.tasks.sources import Source, SourcePhoto, check_each, check_photo, prepare
+from fastdigin.tasks.sources import (
+    NO_TOOLS,
+    PhotoTools,
+    Source,
+    SourcePhoto,
+    check_each,
+    check_photo,
+    prepare,
+)
 from fastdigin.tasks.words import class_word
 
 TASK = "counterfactual"
@@ -53,6 +61,7 @@ class CounterfactualSettings:
     """
 
     optimisation: Settings = dataclasses.field(default_factory=Settings)
+    inversion_method: Method = "null-text"
     null_text_steps: int = 10
     injection_fractions: tuple[float, ...] = (0.3, 0.4, 0.5)
     blending_fractions: tuple[float, ...] = (0.0, 0.3)
@@ -76,6 +85,7 @@ class CounterfactualSettings:
             steps=self.optimisation.steps,
             guidance_scale=self.optimisation.guidance_scale,
             null_text_steps=self.null_text_steps,
+            method=self.inversion_method,
         )
 
 
@@ -110,6 +120,7 @@ def counterfactuals(
     settings: CounterfactualSettings | None = None,
     judge: Classifier | None = None,
     seed: int = 0,
+    tools: PhotoTools = NO_TOOLS,
     skip: Collection[str] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Explanation]:
@@ -120,7 +131,7 @@ def counterfactuals(
         source it is what the classifier sees.
     targets: one class for all images or one each; None takes those of the ImageInputs.
     judge: an independent classifier that is asked about the result, never optimised against.
-    skip: ids not to do again.
+    tools: what may help to prepare photos. skip: ids not to do again.
     on_progress: called with the share of one image's work that was just done.
     Raises UserError before any work if nothing can be done; one bad image among several yields a
     failed Explanation.
@@ -137,7 +148,8 @@ def counterfactuals(
 
     return run_photo_jobs(
         engine, TASK, requests, failures,
-        partial(_jobs, engine, classifier=classifier, settings=settings, seed=seed),
+        partial(_jobs, engine, classifier=classifier, settings=settings, seed=seed,
+                tools=tools),
         partial(_explain, classifier=classifier, judge=judge, described=described),
         described, on_progress,
     )  # fmt: skip
@@ -200,13 +212,14 @@ def _check(engine: Engine, id: str, item: ImageInput, classifier: Classifier) ->
     return _Request(id, photo, source, goal, target_word)
 
 
-def _jobs(engine, requests, *, classifier, settings, seed, batch, on_step) -> list[Job]:
+def _jobs(engine, requests, *, classifier, settings, seed, tools, batch, on_step):
     """Inverts at most ``batch`` photos and returns the best candidate job of each."""
     sources = prepare(
         engine.model,
         [r.photo for r in requests],
         settings.inversion(),
         max(settings.injection_fractions),
+        tools=tools,
         batch=batch,
         on_step=on_step,
     )

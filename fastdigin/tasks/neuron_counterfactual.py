@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdigin.editing.inversion import InversionSettings
+from fastdigin.editing.inversion import InversionSettings, Method
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.embedded import BACKGROUNDS
@@ -40,7 +40,15 @@ from fastdigin.tasks.monitors import Activation, Confidence
 from fastdigin.tasks.photo_run import run_photo_jobs
 from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
 from fastdigin.tasks.search import best_candidates
-from fastdigin.tasks.sources import Source, SourcePhoto, check_each, check_photo, prepare
+from fastdigin.tasks.sources import (
+    NO_TOOLS,
+    PhotoTools,
+    Source,
+    SourcePhoto,
+    check_each,
+    check_photo,
+    prepare,
+)
 
 TASK = "neuron-counterfactual"
 
@@ -58,6 +66,7 @@ class NeuronCounterfactualSettings:
     """
 
     optimisation: Settings = dataclasses.field(default_factory=Settings)
+    inversion_method: Method = "null-text"
     null_text_steps: int = 10
     injection_fraction: float = 0.3
     blending_fraction: float = 0.3
@@ -72,6 +81,7 @@ class NeuronCounterfactualSettings:
             steps=self.optimisation.steps,
             guidance_scale=self.optimisation.guidance_scale,
             null_text_steps=self.null_text_steps,
+            method=self.inversion_method,
         )
 
 
@@ -108,14 +118,15 @@ def neuron_counterfactuals(
     backgrounds: Classifier | None = None,
     settings: NeuronCounterfactualSettings | None = None,
     seed: int = 0,
+    tools: PhotoTools = NO_TOOLS,
     skip: Collection[str] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Explanation]:
     """An Explanation per image, as it finishes.
 
-    images, skip, on_progress: as in ``counterfactuals``. neurons, directions ("max" or "min"):
-    one for all images, or one each. dataset: images (3, H, W) whose largest activation sets the
-    scale of a neuron's loss; without any, that of ``images``.
+    images, tools, skip, on_progress: as in ``counterfactuals``. neurons, directions ("max" or
+    "min"): one for all images, or one each. dataset: images (3, H, W) whose largest activation
+    sets the scale of a neuron's loss; without any, that of ``images``.
     backgrounds: a classifier that names the background before and after, never optimised against.
     Raises UserError before any work if nothing can be done; one bad image among several yields a
     failed Explanation.
@@ -150,7 +161,8 @@ def neuron_counterfactuals(
     scales = _scales(classifier, {r.neuron for r in requests}, images_to_scale)
     return run_photo_jobs(
         engine, TASK, requests, failures,
-        partial(_jobs, engine, classifier=classifier, scales=scales, settings=settings, seed=seed),
+        partial(_jobs, engine, classifier=classifier, scales=scales, settings=settings, seed=seed,
+                tools=tools),
         partial(_explain, classifier=classifier, backgrounds=backgrounds, described=described),
         described, on_progress,
     )  # fmt: skip
@@ -202,12 +214,13 @@ def _scales(
     return {n: value if value > 0 else 1.0 for n, value in top.items()}
 
 
-def _jobs(engine, requests, *, classifier, scales, settings, seed, batch, on_step) -> list[Job]:
+def _jobs(engine, requests, *, classifier, scales, settings, seed, tools, batch, on_step):
     sources = prepare(
         engine.model,
         [r.photo for r in requests],
         settings.inversion(),
         settings.injection_fraction,
+        tools=tools,
         batch=batch,
         on_step=on_step,
     )

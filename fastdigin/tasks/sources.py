@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
 
 from fastdigin.editing.attention_record import AttentionRecord, record_attention
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
+from fastdigin.editing.inversion_cache import InversionCache
 from fastdigin.editing.masks import foreground_mask, latent_mask
 from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.errors import UserError
@@ -35,6 +37,19 @@ class SourcePhoto:
     prompt: str
     source: str
     fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class PhotoTools:
+    """What may help to prepare photos.
+
+    inversions: keeps them between runs; None makes them anew.
+    """
+
+    inversions: InversionCache | None = None
+
+
+NO_TOOLS = PhotoTools()
 
 
 @dataclass(frozen=True)
@@ -100,13 +115,15 @@ def prepare(
     settings: InversionSettings,
     injected_fraction: float,
     *,
+    tools: PhotoTools,
     batch: int,
     on_step: Callable[[float], None] | None = None,
 ) -> list[Source]:
     """Reads and inverts photos and records what injection and masks need, ``batch`` at a time."""
     images = [read_image(p.item, model.image_size) for p in photos]
     prompts = [p.prompt for p in photos]
-    inversions = invert(model, images, prompts, settings, batch=batch, on_step=on_step)
+    run = tools.inversions.invert if tools.inversions else partial(invert, model)
+    inversions = run(images, prompts, settings, batch=batch, on_step=on_step)
     records = record_attention(model, inversions, injected_fraction, batch=batch)
     return [
         _source(model, *parts) for parts in zip(photos, images, inversions, records, strict=True)

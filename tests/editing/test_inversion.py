@@ -127,6 +127,7 @@ def test_stopping_early_saves_the_updates(tiny, images, monkeypatch):
         ({"null_text_steps": 0}, STEPS * (1 + 2)),
         ({"null_text_steps": 3, "tolerance": 0.0}, STEPS * (1 + 1 + 4)),
         ({"guidance_scale": 1.0}, STEPS * 2),
+        ({"method": "negative-prompt"}, STEPS * 2),
     ],
     ids=str,
 )
@@ -181,10 +182,11 @@ def engine_last_z(model, inversion, steps, guidance):
     return result
 
 
+@pytest.mark.parametrize("method", ["null-text", "negative-prompt"])
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_the_engine_follows_the_trajectory(either, images, guidance):
+def test_the_engine_follows_the_trajectory(either, images, guidance, method):
     """Sampling from z_T with the null texts found ends where the inversion says."""
-    settings = InversionSettings(STEPS, guidance, null_text_steps=2)
+    settings = InversionSettings(STEPS, guidance, null_text_steps=2, method=method)
     (inversion,) = invert(either.model, images[:1], PROMPTS[:1], settings, batch=1)
     assert (inversion.null_text is None) == (guidance == 1)
     either.pipe.scheduler.set_timesteps(STEPS)
@@ -217,6 +219,24 @@ def test_a_photo_is_reconstructed(embedded):
     assert optimised < plain / 2
 
 
-def test_null_text_steps_are_checked():
+def test_negative_prompt_inversion_makes_guidance_cancel(tiny, images):
+    """Its null text is the prompt, and its sample the one without guidance (Miyake et al.)."""
+    found = {
+        guidance: invert(
+            tiny.model, images[:2], PROMPTS[:2],
+            InversionSettings(STEPS, guidance, method="negative-prompt"), batch=2,
+        )
+        for guidance in (1.0, 7.5)
+    }  # fmt: skip
+    for plain, guided, prompt in zip(found[1.0], found[7.5], PROMPTS, strict=False):
+        assert torch.equal(guided.trajectory, plain.trajectory)
+        own = tiny.model.encode_prompts([prompt])
+        assert torch.equal(guided.null_text, own.expand(STEPS, -1, -1))
+        assert plain.null_text is None
+
+
+def test_settings_are_checked():
     with pytest.raises(UserError, match="null_text_steps"):
         InversionSettings(null_text_steps=-1)
+    with pytest.raises(UserError, match="null-text, negative-prompt, got 'exact'"):
+        InversionSettings(method="exact")

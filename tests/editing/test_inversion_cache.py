@@ -1,0 +1,105 @@
+"""Kept inversions: equal to fresh ones bit for bit, and taken for nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import IMAGE_SHAPE, build_tiny, uniform
+
+from fastdigin.editing.inversion import InversionSettings, invert
+from fastdigin.editing.inversion_cache import InversionCache
+
+SETTINGS = InversionSettings(steps=3, null_text_steps=2)
+PROMPTS = ["a photo of a red sneaker", "a blue bag on grass", "a cat"]
+FIELDS = ("trajectory", "conditioning", "null_text", "encoded")
+
+
+@pytest.fixture
+def images():
+    return [uniform(*IMAGE_SHAPE, seed=s) for s in range(3)]
+
+
+@pytest.fixture
+def calls(tiny, monkeypatch):
+    """The calls of the U-Net."""
+    counted = []
+    original = tiny.model.predict
+    monkeypatch.setattr(tiny.model, "predict", lambda *args: counted.append(1) or original(*args))
+    return counted
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.prompt == b.prompt
+        for name in FIELDS:
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x is None and y is None) or torch.equal(x, y), name
+            assert x is None or x.stride() == y.stride(), name
+
+
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, replace(SETTINGS, guidance_scale=1.0)], ids=["guided", "unguided"]
+)
+def test_kept_inversions_equal_fresh_ones(tiny, images, tmp_path, calls, settings):
+    expected = invert(tiny.model, images, PROMPTS, settings, batch=2)
+    for attempt in range(2):
+        cache, done = InversionCache(tiny.model, tmp_path), []
+        calls.clear()
+        found = cache.invert(images, PROMPTS, settings, batch=2, on_step=done.append)
+        assert_same(found, expected)
+        assert sum(done) == pytest.approx(3)
+        assert (len(calls) == 0) == (attempt == 1)
+
+
+def test_only_the_missing_ones_are_made(tiny, images, tmp_path, calls):
+    cache = InversionCache(tiny.model, tmp_path)
+    expected = invert(tiny.model, images, PROMPTS, SETTINGS, batch=3)
+    cache.invert(images[1:2], PROMPTS[1:2], SETTINGS, batch=3)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert_same(cache.invert(images, PROMPTS, SETTINGS, batch=3), expected)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_damaged_file_is_made_anew(tiny, images, tmp_path, calls):
+    cache = InversionCache(tiny.model, tmp_path)
+    expected = cache.invert(images[:1], PROMPTS[:1], SETTINGS, batch=1)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert_same(cache.invert(images[:1], PROMPTS[:1], SETTINGS, batch=1), expected)
+    assert path.read_bytes() == whole
+
+
+def test_anything_else_is_inverted_itself(tiny, images, tmp_path, calls):
+    """Another pixel, prompt, setting, width of the batch or model is another inversion."""
+    InversionCache(tiny.model, tmp_path).invert(images[:1], PROMPTS[:1], SETTINGS, batch=1)
+    other = images[0].clone()
+    other[0, 0, 0] += 1e-6
+    changes = [
+        (other, PROMPTS[0], SETTINGS, 1),
+        (images[0], PROMPTS[1], SETTINGS, 1),
+        (images[0], PROMPTS[0], replace(SETTINGS, steps=2), 1),
+        (images[0], PROMPTS[0], replace(SETTINGS, tolerance=1e-6), 1),
+        (images[0], PROMPTS[0], replace(SETTINGS, method="negative-prompt"), 1),
+        (images[0], PROMPTS[0], SETTINGS, 2),
+    ]
+    for count, (image, prompt, settings, batch) in enumerate(changes, start=2):
+        cache = InversionCache(tiny.model, tmp_path)
+        cache.invert([image], [prompt], settings, batch=batch)
+        assert len(list(tmp_path.iterdir())) == count
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+def test_another_model_is_told_apart(tiny, images, tmp_path, part):
+    InversionCache(tiny.model, tmp_path).invert(images[:1], PROMPTS[:1], SETTINGS, batch=1)
+    other = build_tiny().model
+    if part == "scheduler":
+        other.scheduler = type(other.scheduler).from_config(other.scheduler.config, beta_end=0.013)
+    else:
+        next(getattr(other, part).parameters()).view(-1)[0] += 1e-3
+    expected = invert(other, images[:1], PROMPTS[:1], SETTINGS, batch=1)
+    found = InversionCache(other, tmp_path).invert(images[:1], PROMPTS[:1], SETTINGS, batch=1)
+    assert_same(found, expected)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,123 @@
+"""The cache of tensors: whole files only, damage found, the oldest removed first."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from fastdigin.caching import TensorCache, cache_key, user_cache, weights_fingerprint
+from fastdigin.errors import UserError
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0), "one": torch.tensor(3)}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TensorCache(tmp_path / "kept")
+
+
+def test_what_was_put_is_got(cache):
+    assert cache.get("key") is None
+    cache.put("key", TENSORS | {"turned": TENSORS["a"].T, "half": torch.ones(3).bfloat16()})
+    got = cache.get("key")
+    assert got.keys() == {*TENSORS, "turned", "half"}
+    assert torch.equal(got["a"], TENSORS["a"]) and torch.equal(got["turned"], TENSORS["a"].T)
+    assert got["half"].dtype == torch.bfloat16 and got["one"].shape == ()
+    assert [path.suffix for path in cache.folder.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "text"])
+def test_a_damaged_file_is_not_there(cache, damage):
+    cache.put("key", TENSORS)
+    (path,) = cache.folder.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    damaged = {"cut": content[:-8], "bit": content, "empty": b"", "text": b"x" * 99}[damage]
+    path.write_bytes(bytes(damaged))
+    assert cache.get("key") is None
+    cache.put("key", TENSORS)
+    assert cache.get("key") is not None
+
+
+def test_a_write_that_is_cut_short_leaves_nothing(cache, monkeypatch):
+    cache.put("key", TENSORS)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.put("key", {"a": torch.zeros(1)})
+    assert torch.equal(cache.get("key")["a"], TENSORS["a"])
+    assert len(list(cache.folder.iterdir())) == 1
+
+
+def test_a_full_disk_costs_the_entry_only(cache, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    cache.put("key", TENSORS)
+    assert cache.get("key") is None
+    assert not list(cache.folder.iterdir())
+
+
+def test_those_unused_for_longest_go_first(tmp_path):
+    size = TensorCache(tmp_path / "one")
+    size.put("x", {"a": torch.zeros(100)})
+    (file,) = size.folder.iterdir()
+    cache = TensorCache(tmp_path / "three", limit=3 * file.stat().st_size)
+    for age, key in enumerate(("old", "used", "new")):
+        cache.put(key, {"a": torch.zeros(100)})
+        os.utime(cache.folder / f"{key}.safetensors", (1000 + age, 1000 + age))
+    assert cache.get("old") is not None  # now the most recently used
+    cache.put("more", {"a": torch.zeros(100)})
+    kept = {key for key in ("old", "used", "new", "more") if cache.get(key) is not None}
+    assert kept == {"old", "new", "more"}
+
+
+def test_an_entry_larger_than_the_limit_is_still_kept(tmp_path):
+    cache = TensorCache(tmp_path, limit=1)
+    cache.put("key", TENSORS)
+    assert cache.get("key") is not None
+
+
+def test_keys_tell_everything_apart():
+    a = torch.arange(4.0)
+    parts = [
+        (a,), (a.double(),), (a.view(2, 2),), (-a,), (a, a), ("a",), ("a", "b"), ("ab",), (1,),
+        ("1",), (None,), (),
+    ]  # fmt: skip
+    assert len({cache_key(*p) for p in parts}) == len(parts)
+    assert cache_key(a, "x") == cache_key(a.clone(), "x")
+    assert cache_key(a.view(2, 2).T) == cache_key(a.view(2, 2).T.contiguous())
+
+
+def test_every_weight_counts():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = weights_fingerprint([network])
+    assert before == weights_fingerprint([network])
+    with torch.no_grad():
+        network[0].weight[1, 2] += 1e-6
+    changed = weights_fingerprint([network])
+    network[1].running_mean += 1
+    assert len({before, changed, weights_fingerprint([network])}) == 3
+
+
+def test_where_it_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTDIGIN_CACHE", str(tmp_path))
+    assert user_cache() == tmp_path
+    monkeypatch.delenv("FASTDIGIN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "fastdigin"
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        TensorCache(tmp_path / "file" / "folder")
+    with pytest.raises(UserError, match="at least 1 byte, got 0"):
+        TensorCache(tmp_path, limit=0)

@@ -1,0 +1,86 @@
+"""The options that say how photos are prepared."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from fastdigin import cli, embedded
+from fastdigin.editing import inversion_cache
+from fastdigin.editing.inversion import invert
+
+PHOTOS = embedded.photos()[5:7]
+QUICK = ["--steps", "2", "--iterations", "0", "--slots", "2"]
+NCF = [
+    "neuron-counterfactual", "--classifier", "embedded:spurious", "--neuron", "3",
+    "--direction", "min", *(str(p.path) for p in PHOTOS), *QUICK,
+]  # fmt: skip
+CF = ["counterfactual", "--classifier", "embedded:clean", "--target", "bag"]
+
+
+def run(*arguments) -> int:
+    try:
+        return cli.main([str(a) for a in arguments])
+    except SystemExit as error:
+        return error.code
+    finally:
+        logging.getLogger("fastdigin").setLevel(logging.NOTSET)
+
+
+def results(out: Path) -> list:
+    """What was found, without the times."""
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    pictures = [(out / row["image"]).read_bytes() for row in rows]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows] + pictures
+
+
+@pytest.fixture
+def inverted(monkeypatch):
+    """How many photos were inverted, call by call."""
+    counts = []
+
+    def counting(model, images, *args, **kwargs):
+        counts.append(len(images))
+        return invert(model, images, *args, **kwargs)
+
+    monkeypatch.setattr(inversion_cache, "invert", counting)
+    return counts
+
+
+def test_kept_inversions_give_the_same_results(tmp_path, inverted):
+    assert run(*NCF, "--out", tmp_path / "plain", "--no-cache") == 0
+    assert inverted == []
+    for out in ("fresh", "kept"):
+        assert run(*NCF, "--out", tmp_path / out, "--cache", tmp_path / "cache") == 0
+        assert results(tmp_path / out) == results(tmp_path / "plain")
+    assert inverted == [2, 0]
+
+
+def test_inversions_are_kept_in_the_users_cache(tmp_path, inverted, monkeypatch):
+    monkeypatch.setenv("FASTDIGIN_CACHE", str(tmp_path / "mine"))
+    assert run(*NCF, "--limit", "1", "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "mine" / "inversions").glob("*.safetensors"))) == 1
+
+
+def test_negative_prompt_inversion(tmp_path):
+    photo = next(p for p in embedded.photos() if p.garment != "bag")
+    options = [photo.path, *QUICK, "--no-cache", "--inversion", "negative-prompt"]
+    assert run(*CF, *options, "--out", tmp_path) == 0
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert "negative-prompt" in json.dumps(settings)
+
+
+def test_wrong_options(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    photo = PHOTOS[0].path
+    for options, message in [
+        (["--inversion", "exact"], "--inversion"),
+        (["--cache", tmp_path, "--no-cache"], "not allowed with"),
+        (["--cache", tmp_path / "file"], "cannot be made"),
+    ]:
+        assert run(*CF, photo, *options, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
