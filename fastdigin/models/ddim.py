@@ -1,63 +1,101 @@
-"""The DDIM sampler as data: one row of affine coefficients per step.
+"""The sampler as data: one row of affine coefficients per step, for every solver.
 
-With model output m (noise or velocity), every deterministic DDIM step (Song et al. 2021, eq. 12
-with sigma = 0) is affine in the latent and the output:
+All latents have the scale at which the U-Net reads them: z = signal * x0 + noise * eps with
+signal^2 + noise^2 = 1. (Euler's schedulers in diffusers keep z * sqrt(sigma^2 + 1) with
+sigma = noise / signal.) With model output m (noise or velocity) and fresh noise n, a step is
 
-    z_prev = a z + b m          x0 = c z + d m
+    x0 = c z + d m          z_prev = a z + b m + s n = signal' x0 + kept eps + s n
 
-so the engine never branches on the prediction type or the step number, and samples of one batch
-may stand at different steps.
+where kept^2 + s^2 is the variance of the noise after the step. DDIM (Song et al. 2021, eq. 12 with
+sigma = 0) and Euler keep all of their noise; an ancestral step of Euler replaces some of it, a
+consistency model (Luo et al. 2023, algorithm 1 of LCM) all of it. So the engine never branches on
+solver, prediction type or step number, and samples of one batch may stand at different steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
 from torch import Tensor
 
 from fastdigin.errors import UserError
+
+Solver = DDIMScheduler | EulerDiscreteScheduler | EulerAncestralDiscreteScheduler | LCMScheduler
 
 
 @dataclass(frozen=True)
 class DDIMTable:
     """T steps from noise to image.
 
-    timesteps: (T,) int64, descending, the numbers the U-Net is conditioned on.
+    timesteps: (T,) descending, the numbers the U-Net is conditioned on: int64, or float32 for
+        Euler, whose timesteps may lie between whole numbers.
     step: (T, 4) float64, the columns a, b, c, d above.
     inverse: (T, 2) float64, the columns of z = e z_prev + f m: the step run backwards with the
         output taken at the lower noise level (DDIM inversion, Dhariwal & Nichol 2021, app. F).
+        None where the solver adds noise.
+    noise: (T,) float64, s above; None where the solver adds none.
+    levels: (T, 2) float64, signal and noise of the latent that each step reads.
+    initial_scale: what standard normal noise is multiplied with to become z_T, as diffusers'
+        pipelines do it: 1, or a little less.
     """
 
     timesteps: Tensor
     step: Tensor
-    inverse: Tensor
+    inverse: Tensor | None
+    noise: Tensor | None
+    levels: Tensor
+    initial_scale: float
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
 
-def ddim_table(scheduler: DDIMScheduler, steps: int) -> DDIMTable:
-    """Coefficients of ``steps`` steps of a diffusers scheduler's noise schedule.
+def choose_solver(config: dict) -> Solver:
+    """The solver for the contents of a scheduler_config.json.
 
-    Raises UserError unless 1 <= steps <= the number of training timesteps, and for prediction
-    types other than ``epsilon`` and ``v_prediction``.
+    Few-step models keep their own. Others get the deterministic solver of the same noise schedule
+    and timesteps, so that images can be inverted: Euler for both kinds of Euler, DDIM for the rest.
+    Raises AttributeError or KeyError for a scheduler that diffusers does not know.
+    """
+    # Here it gets the defaults of its own class, which are not always those of DDIM.
+    theirs = getattr(diffusers, config["_class_name"]).from_config(config)
+    if isinstance(theirs, (DDIMScheduler, EulerDiscreteScheduler)) or is_few_step(theirs):
+        return theirs
+    if isinstance(theirs, EulerAncestralDiscreteScheduler):
+        return EulerDiscreteScheduler.from_config(theirs.config)
+    clips = theirs.config.get("clip_sample", False)  # DDIM's own default is to clip
+    return DDIMScheduler.from_config(theirs.config, clip_sample=clips)
+
+
+def is_few_step(scheduler) -> bool:
+    """Whether it is the scheduler of a model distilled to 1 to 4 steps.
+
+    Those of LCM, or Euler from the very last timestep (SD-Turbo, SDXL-Turbo, SDXL-Lightning).
+    """
+    if isinstance(scheduler, LCMScheduler):
+        return True
+    euler = isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler))
+    return euler and scheduler.config.timestep_spacing == "trailing"
+
+
+def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
+    """Coefficients of ``steps`` steps of a diffusers scheduler, which is left as it is.
+
+    Raises UserError unless 1 <= steps <= the number of timesteps there are, and for settings that
+    are not affine (clipping) or that no Stable Diffusion has.
     """
     config = scheduler.config
-    if not 1 <= steps <= config.num_train_timesteps:
-        raise UserError(f"steps must lie in 1..{config.num_train_timesteps}, got {steps}")
-    if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"the model predicts {config.prediction_type!r}; only 'epsilon' and 'v_prediction' "
-            "are supported"
-        )
-    if config.thresholding or config.clip_sample:
-        raise UserError(
-            "the scheduler clips x0 (clip_sample or thresholding), which a latent diffusion model "
-            "does not need: set both to false in scheduler_config.json"
-        )
-    scheduler = DDIMScheduler.from_config(config)
+    _check(scheduler, steps)
+    scheduler = type(scheduler).from_config(config)
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps
     if int(timesteps.max()) >= config.num_train_timesteps:
@@ -65,23 +103,103 @@ def ddim_table(scheduler: DDIMScheduler, steps: int) -> DDIMTable:
             f"steps {steps} makes the scheduler start at timestep {int(timesteps.max())} of "
             f"0..{config.num_train_timesteps - 1}: take fewer"
         )
-    previous = timesteps - config.num_train_timesteps // steps
-    abar = scheduler.alphas_cumprod.double()
-    final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
-    now = abar[timesteps]
-    after = torch.where(previous >= 0, abar[previous.clamp(min=0)], final)
-    signal, noise = now.sqrt(), (1 - now).sqrt()
-    signal_prev, noise_prev = after.sqrt(), (1 - after).sqrt()
+    now, after, kept, fresh, scale = _LEVELS[type(scheduler)](scheduler)
 
+    (signal, noise), zero, one = now, torch.zeros_like(now[0]), torch.ones_like(now[0])
     if config.prediction_type == "epsilon":
         c, d = 1 / signal, -noise / signal  # x0 = c z + d m
-        e, f = torch.zeros_like(now), torch.ones_like(now)  # eps = e z + f m
+        e, f = zero, one  # eps = e z + f m
     else:
         c, d = signal, -noise
         e, f = noise, signal
-    step = torch.stack(
-        [signal_prev * c + noise_prev * e, signal_prev * d + noise_prev * f, c, d], dim=1
-    )
+    if isinstance(scheduler, LCMScheduler):
+        skip, out = _consistency_scalings(scheduler, timesteps)
+        c, d = skip + out * c, out * d
+    step = torch.stack([after[0] * c + kept * e, after[0] * d + kept * f, c, d], dim=1)
     a, b = step[:, :2].unbind(1)
-    inverse = torch.stack([1 / a, -b / a], dim=1)
-    return DDIMTable(timesteps, step, inverse)
+    stochastic = bool((fresh > 0).any())
+    return DDIMTable(
+        timesteps=timesteps,
+        step=step,
+        inverse=None if stochastic else torch.stack([1 / a, -b / a], dim=1),
+        noise=fresh if stochastic else None,
+        levels=torch.stack(now, dim=1),
+        initial_scale=scale,
+    )
+
+
+def _check(scheduler: Solver, steps: int) -> None:
+    config = scheduler.config
+    most = config.get("original_inference_steps") or config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise UserError(f"steps must lie in 1..{most}, got {steps}")
+    if config.prediction_type not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"the model predicts {config.prediction_type!r}; only 'epsilon' and 'v_prediction' "
+            "are supported"
+        )
+    if config.get("thresholding") or config.get("clip_sample"):
+        raise UserError(
+            "the scheduler clips x0 (clip_sample or thresholding), which a latent diffusion model "
+            "does not need: set both to false in scheduler_config.json"
+        )
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise UserError(
+            f"the scheduler's timestep_type is {config.timestep_type!r}; only 'discrete' is "
+            "supported"
+        )
+
+
+# (signal, noise) of the latents, both (T,).
+_Levels = tuple[Tensor, Tensor]
+
+
+def _ddim_levels(scheduler: DDIMScheduler) -> tuple[_Levels, _Levels, Tensor, Tensor, float]:
+    """Levels before and after each step, the noise kept and the noise added, and z_T's scale."""
+    timesteps, abar = scheduler.timesteps, scheduler.alphas_cumprod.double()
+    previous = timesteps - scheduler.config.num_train_timesteps // len(timesteps)
+    final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
+    now = abar[timesteps]
+    after = torch.where(previous >= 0, abar[previous.clamp(min=0)], final)
+    noise = (1 - after).sqrt()
+    return (
+        (now.sqrt(), (1 - now).sqrt()),
+        (after.sqrt(), noise),
+        noise,
+        torch.zeros_like(noise),
+        1.0,
+    )
+
+
+def _euler_levels(scheduler, ancestral: bool):
+    """As ``_ddim_levels``, from sigma = noise / signal (Karras et al. 2022)."""
+    sigma, to = scheduler.sigmas.double()[:-1], scheduler.sigmas.double()[1:]
+    now, after = ((1 / (1 + s**2).sqrt(), s / (1 + s**2).sqrt()) for s in (sigma, to))
+    fresh = torch.zeros_like(to)
+    if ancestral:
+        fresh = after[0] * to * (1 - (to / sigma) ** 2).sqrt()
+    kept = (after[1] ** 2 - fresh**2).sqrt()
+    scale = float(scheduler.init_noise_sigma) / float((1 + sigma[0] ** 2).sqrt())
+    return now, after, kept, fresh, scale
+
+
+def _lcm_levels(scheduler: LCMScheduler):
+    """As ``_ddim_levels``; the last step ends at the consistency function's own value."""
+    now = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+    after = torch.cat([now[1:], torch.ones_like(now[:1])])
+    levels = [(abar.sqrt(), (1 - abar).sqrt()) for abar in (now, after)]
+    return *levels, torch.zeros_like(now), levels[1][1], 1.0
+
+
+def _consistency_scalings(scheduler: LCMScheduler, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out of Song et al. 2023 (consistency models, eq. 5) at each timestep."""
+    scaled, data = timesteps.double() * scheduler.config.timestep_scaling, 0.5
+    return data**2 / (scaled**2 + data**2), scaled / (scaled**2 + data**2).sqrt()
+
+
+_LEVELS = {
+    DDIMScheduler: _ddim_levels,
+    EulerDiscreteScheduler: partial(_euler_levels, ancestral=False),
+    EulerAncestralDiscreteScheduler: partial(_euler_levels, ancestral=True),
+    LCMScheduler: _lcm_levels,
+}

@@ -1,49 +1,52 @@
-"""A frozen latent diffusion model: text encoder, U-Net, VAE and noise schedule."""
+"""A frozen latent diffusion model: text encoders, U-Net, VAE and noise schedule."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import warnings
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, install_processors
-from fastdigin.models.ddim import DDIMTable, ddim_table
+from fastdigin.models.ddim import DDIMTable, ddim_table, is_few_step
+from fastdigin.models.model_files import EMBEDDED
 
-EMBEDDED = "embedded"
+__all__ = ["EMBEDDED", "LatentDiffusion"]
 
 
 class LatentDiffusion:
-    """Stable Diffusion 1.x or 2.x, or anything of the same component classes.
+    """Stable Diffusion 1.x, 2.x or XL, their Turbo and LCM models, or anything of the same classes.
 
     The networks are used as they are: frozen, in evaluation mode. ``load`` prepares them; whoever
     passes networks of their own prepares them (the engine refuses trainable weights).
 
+    text_encoder_2, tokenizer_2: SDXL's, whose embeddings stand beside those of the first.
+    size: side of the images in pixels; None takes that of the U-Net's training.
+    zero_empty_prompt: the embeddings of the empty prompt are zeros (SDXL).
     attention: the U-Net's implementation of attention (fastdigin_kernels.dispatch): "auto" times
     those there are, once per shape; a name ("sdpa", "triton", "cpp", "xformers", "reference") pins
     one, and raises UserError where it cannot run.
     """
 
     def __init__(
-        self,
-        unet,
-        vae,
-        text_encoder,
-        tokenizer,
-        scheduler,
-        *,
-        name: str = "model",
-        attention: str = "auto",
-    ):
+        self, unet, vae, text_encoder, tokenizer, scheduler, *, text_encoder_2=None,
+        tokenizer_2=None, size: int | None = None, zero_empty_prompt: bool = False,
+        name: str = "model", attention: str = "auto",
+    ):  # fmt: skip
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, name
+        self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
+        self.zero_empty_prompt = zero_empty_prompt
+        self.image_size: int = unet.config.sample_size * self._scale if size is None else size
+        """Side of the square images, in pixels."""
+        smallest = self._scale * 2 ** (len(unet.config.block_out_channels) - 1)
+        if self.image_size < smallest or self.image_size % smallest:
+            raise UserError(
+                f"size must be a multiple of {smallest} pixels for model {name!r}, got {size}"
+            )
         self.attention = attention
         install_processors(unet, attention)
 
@@ -54,54 +57,21 @@ class LatentDiffusion:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        size: int | None = None,
         attention: str = "auto",
     ) -> LatentDiffusion:
         """Loads ``"embedded"``, a local diffusers folder or a hub id (safetensors only).
 
-        device: default is CUDA where there is one. Raises UserError if nothing can be loaded.
+        What kind of model it is, its solver included, is read from the files (models/ddim.py tells
+        which solvers are kept). device: default is CUDA where there is one. size: side of the
+        images in pixels, for example 256 to run Stable Diffusion 1.4 on a small machine; models
+        draw best at the size they were trained for. Raises UserError if nothing can be loaded.
         """
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+        # Here, because diffusers and transformers take seconds to import.
+        from fastdigin.models.loading import load_parts
 
-        from fastdigin.models.frozen import freeze_aware
-
-        folder = _resolve(source)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                pipe = StableDiffusionPipeline.from_pretrained(
-                    folder,
-                    torch_dtype=dtype,
-                    use_safetensors=True,
-                    safety_checker=None,
-                    feature_extractor=None,
-                    requires_safety_checker=False,
-                )
-            if len(pipe.tokenizer) < 3:  # transformers makes an empty one up where there is none
-                raise ValueError("its tokenizer has no vocabulary.")
-        except (
-            OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError
-        ) as error:  # fmt: skip
-            raise UserError(
-                f"model {source!r} cannot be loaded: {_first_sentence(error)} Use 'embedded', a "
-                "local diffusers folder of Stable Diffusion 1.x or 2.x with safetensors weights, "
-                "or a hub id (which needs a connection the first time)."
-            ) from error
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        for network in (pipe.unet, pipe.vae, pipe.text_encoder):
-            network.to(device).eval().requires_grad_(False)
-        # Convolutions on CPU and on tensor cores are faster with channels last.
-        for network in (pipe.unet, pipe.vae):
-            network.to(memory_format=torch.channels_last)
-            freeze_aware(network)
-        return cls(
-            pipe.unet,
-            pipe.vae,
-            pipe.text_encoder,
-            pipe.tokenizer,
-            DDIMScheduler.from_config(pipe.scheduler.config),
-            name=source,
-            attention=attention,
-        )
+        parts = load_parts(source, device, dtype)
+        return cls(**parts, size=size, name=source, attention=attention)
 
     @property
     def device(self) -> torch.device:
@@ -119,13 +89,13 @@ class LatentDiffusion:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""
-        size = self.unet.config.sample_size
+        size = self.image_size // self._scale
         return (self.unet.config.in_channels, size, size)
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images, in pixels."""
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+    def _scale(self) -> int:
+        """Pixels a latent, along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def text_length(self) -> int:
@@ -134,7 +104,44 @@ class LatentDiffusion:
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
-        return (self.unet, self.vae, self.text_encoder)
+        networks = (self.unet, self.vae, self.text_encoder, self.text_encoder_2)
+        return tuple(network for network in networks if network is not None)
+
+    @property
+    def text_width(self) -> int:
+        """D of the text embeddings (L, D)."""
+        return self.unet.config.cross_attention_dim
+
+    @property
+    def pooled_width(self) -> int:
+        """P of the pooled embeddings; 0 for models that take none."""
+        return 0 if self.text_encoder_2 is None else self.text_encoder_2.config.projection_dim
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the U-Net takes the guidance scale as an input (LCM)."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def has_null_branch(self, guidance_scale: float) -> bool:
+        """Whether a step with this scale runs the U-Net on the null text as well."""
+        return guidance_scale != 1.0 and not self.embeds_guidance
+
+    @property
+    def few_step(self) -> bool:
+        """Whether the model was distilled to 1 to 4 steps."""
+        return is_few_step(self.scheduler)
+
+    @property
+    def usual_steps(self) -> int:
+        """Steps where nobody says otherwise: the paper's 20, or 4."""
+        return 4 if self.few_step else 20
+
+    @property
+    def usual_guidance_scale(self) -> float:
+        """The paper's 3; 1 (off) for Turbo models; for LCM what its own pipeline takes."""
+        if self.embeds_guidance:
+            return 8.5
+        return 1.0 if self.few_step else 3.0
 
     @lru_cache(maxsize=16)  # noqa: B019 - a model lives as long as its process
     def ddim_table(self, steps: int) -> DDIMTable:
@@ -147,15 +154,20 @@ class LatentDiffusion:
         """Cross-attention layer -> (heads, queries N), found by one U-Net call."""
         record: dict[str, tuple[Tensor, Tensor]] = {}
         place = {"device": self.device, "dtype": self.dtype}
-        text = torch.zeros(1, 1, self.unet.config.cross_attention_dim, **place)
+        text = torch.zeros(1, 1, self.text_width, **place)
+        pooled = torch.zeros(1, self.pooled_width, **place) if self.pooled_width else None
         timestep = torch.zeros(1, dtype=torch.long, device=self.device)
         latents = torch.zeros(1, *self.latent_shape, **place)
-        self.predict(latents, timestep, text, AttentionControl(record=record))
+        vector = self.vector(pooled, torch.ones(1, **place))
+        self.predict(latents, timestep, text, AttentionControl(record=record), vector)
         return {layer: tuple(queries.shape[1:3]) for layer, (queries, _) in record.items()}
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids, padded to ``text_length``. UserError if the prompt is too long."""
-        ids = self.tokenizer(prompt, padding="max_length", max_length=self.text_length).input_ids
+        return self._padded_ids(self.tokenizer, prompt)
+
+    def _padded_ids(self, tokenizer, prompt: str) -> list[int]:
+        ids = tokenizer(prompt, padding="max_length", max_length=self.text_length).input_ids
         if len(ids) > self.text_length:
             raise UserError(
                 f"prompt {prompt!r} takes {len(ids)} tokens, the text encoder reads "
@@ -163,14 +175,52 @@ class LatentDiffusion:
             )
         return ids
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, D) embeddings. One prompt at a time, so that neighbours cannot change a bit."""
-        rows = [
-            self.text_encoder(torch.tensor([self.tokenize(p)], device=self.device))[0]
-            for p in prompts
-        ]
-        return torch.cat(rows)
+        return torch.stack([self._encode(prompt)[0] for prompt in prompts])
+
+    def encode_pooled(self, prompts: Sequence[str]) -> Tensor | None:
+        """(B, P) pooled embeddings; None for models that take none (all but SDXL)."""
+        if not self.pooled_width:
+            return None
+        return torch.stack([self._encode(prompt)[1] for prompt in prompts])
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (L, D) and, with a second text encoder, pooled ones (P,) of one prompt."""
+        ids = torch.tensor([self.tokenize(prompt)], device=self.device)
+        if self.text_encoder_2 is None:
+            return self.text_encoder(ids)[0][0], None
+        ids_2 = torch.tensor([self._padded_ids(self.tokenizer_2, prompt)], device=self.device)
+        first = self.text_encoder(ids, output_hidden_states=True)
+        second = self.text_encoder_2(ids_2, output_hidden_states=True)
+        # The last layer but one, without the final norm (SDXL, Podell et al. 2023, section 2.1).
+        text = torch.cat([first.hidden_states[-2][0], second.hidden_states[-2][0]], dim=-1)
+        pooled = second.text_embeds[0]
+        if self.zero_empty_prompt and not prompt:
+            return torch.zeros_like(text), torch.zeros_like(pooled)
+        return text, pooled
+
+    def vector(self, pooled_bp: Tensor | None, guidance_b: Tensor) -> Tensor | None:
+        """What ``predict`` needs beside latents, timesteps and text: (B, E), or None.
+
+        For models that take them, the pooled embeddings with the sizes that SDXL is told (Podell
+        et al. 2023, section 2.2); for others or besides, the guidance scales, embedded like
+        timesteps (LCM, Luo et al. 2023, section 4.1).
+        """
+        parts = []
+        if pooled_bp is not None:
+            side = self.image_size
+            # Original size, top left corner of the crop, target size.
+            sizes = torch.tensor((side, side, 0, 0, side, side), device=guidance_b.device)
+            parts += [pooled_bp.to(guidance_b), sizes.to(guidance_b).expand(len(pooled_bp), -1)]
+        if self.embeds_guidance:
+            half = self.unet.config.time_cond_proj_dim // 2
+            exponents = torch.arange(half, device=guidance_b.device) / (half - 1)
+            frequencies = torch.exp(-math.log(10000.0) * exponents).to(guidance_b)
+            angles = (guidance_b[:, None] - 1) * 1000 * frequencies
+            parts.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return torch.cat(parts, dim=1) if parts else None
 
     @torch.no_grad()
     def encode_image(self, image_3hw: Tensor) -> Tensor:
@@ -190,52 +240,30 @@ class LatentDiffusion:
         timesteps_b: Tensor,
         context_bld: Tensor,
         control: AttentionControl | None = None,
+        vector_be: Tensor | None = None,
     ) -> Tensor:
-        """The U-Net's output (noise or velocity), in the latents' dtype."""
+        """The U-Net's output (noise or velocity), in the latents' dtype.
+
+        vector_be: what ``vector`` made, for models that take one.
+        """
+        added, guidance = self._split(vector_be)
         output = self.unet(
             latents_bchw.to(self.dtype),
             timesteps_b,
             context_bld.to(self.dtype),
+            timestep_cond=guidance,
+            added_cond_kwargs=added,
             cross_attention_kwargs=None if control is None else {"control": control},
             return_dict=False,
         )[0]
         return output.to(latents_bchw.dtype)
 
-
-def _resolve(source: str) -> str:
-    if source == EMBEDDED:
-        from fastdigin.embedded import model_folder
-
-        return str(model_folder())
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise UserError(
-                f"model folder {source!r} has no model_index.json: it must be a diffusers folder "
-                "as written by pipeline.save_pretrained()"
-            )
-        try:
-            name = json.loads((path / "model_index.json").read_text())["_class_name"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"model folder {source!r}: model_index.json is not an index of a diffusers pipeline"
-            ) from error
-        if name != "StableDiffusionPipeline":
-            raise UserError(
-                f"model folder {source!r} holds a {name}; only StableDiffusionPipeline (Stable "
-                "Diffusion 1.x and 2.x) is supported"
-            )
-        return str(path)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        similar = difflib.get_close_matches(source, [EMBEDDED])
-        hint = " (did you mean 'embedded'?)" if similar else ""
-        raise UserError(
-            f"model {source!r} is neither 'embedded', nor an existing folder, nor a hub id of the "
-            f"form owner/name{hint}"
-        )
-    return source
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".") + "."
+    def _split(self, vector_be: Tensor | None) -> tuple[dict[str, Tensor] | None, Tensor | None]:
+        """A vector's parts for the U-Net: added_cond_kwargs and timestep_cond."""
+        if vector_be is None:
+            return None, None
+        vector, width = vector_be.to(self.dtype), self.pooled_width
+        if not width:
+            return None, vector
+        added = {"text_embeds": vector[:, :width], "time_ids": vector[:, width : width + 6]}
+        return added, vector[:, width + 6 :] if self.embeds_guidance else None
