@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdigin.engine.job import Job
 from fastdigin.engine.sampler import Step
 from fastdigin.models.attention import InjectedAttention, SourceAttention
+from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
 ROW_BLOCK = 4
@@ -43,9 +44,17 @@ class BatchSteps(Sequence[Step]):
         place = {"device": model.device, "dtype": dtype}
         self._timesteps = table.timesteps.to(model.device)
         self._coefficients = table.step.to(**place)
-        self._guidance = None
-        if settings[0].guided:
-            self._guidance = torch.tensor([s.guidance_scale for s in settings], **place)
+        guidance = torch.tensor([s.guidance_scale for s in settings], **place)
+        guided = model.has_null_branch(settings[0].guidance_scale)
+        self._guidance = guidance if guided else None
+        pooled = None if jobs[0].pooled is None else torch.stack([j.pooled for j in jobs])
+        self._vector = step_vector(model, pooled, guidance, guided)
+        self._noise_btchw = None
+        if table.noise is not None:
+            noise = torch.stack(
+                [drawn_noise(j, model) if j.noise is None else j.noise for j in jobs]
+            )
+            self._noise_btchw = scaled_noise(table, noise.to(**place))
 
     def __len__(self) -> int:
         return len(self._timesteps)
@@ -58,6 +67,8 @@ class BatchSteps(Sequence[Step]):
             guidance=self._guidance,
             injected=self._injected(i),
             blend=self._blend(i),
+            vector=self._vector,
+            noise=None if self._noise_btchw is None else self._noise_btchw[:, i],
         )
 
     def _injected(self, i: int) -> InjectedAttention | None:
@@ -92,6 +103,30 @@ class BatchSteps(Sequence[Step]):
     @property
     def _network_place(self) -> dict:
         return {"device": self._model.device, "dtype": self._model.dtype}
+
+
+def step_vector(
+    model: LatentDiffusion, pooled_b2p: Tensor | None, guidance_b: Tensor, guided: bool
+) -> Tensor | None:
+    """Step.vector from pooled embeddings of (prompt, null text)."""
+    branches = (1, 0) if guided else (0,)
+    rows = [
+        model.vector(None if pooled_b2p is None else pooled_b2p[:, k], guidance_b) for k in branches
+    ]
+    return None if rows[0] is None else torch.cat(rows)
+
+
+def drawn_noise(job: Job, model: LatentDiffusion) -> Tensor:
+    """(T, C, h, w) on the CPU, what diffusers' pipelines draw from ``job.seed`` after z_T."""
+    generator = torch.Generator().manual_seed(job.seed)
+    shape = model.latent_shape
+    draws = [torch.randn(shape, generator=generator) for _ in range(job.settings.steps + 1)]
+    return torch.stack(draws[1:])
+
+
+def scaled_noise(table: DDIMTable, noise_btchw: Tensor) -> Tensor:
+    """What the solver adds after each step."""
+    return table.noise.to(noise_btchw)[:, None, None, None] * noise_btchw
 
 
 def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:

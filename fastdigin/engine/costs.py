@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdigin.engine.batch import padded
+from fastdigin.engine.batch import padded, step_vector
 from fastdigin.engine.job import Job
 from fastdigin.engine.memory import measure
 from fastdigin.engine.sampler import Step, pull_back, record_step
@@ -57,7 +57,7 @@ def measure_costs(model: LatentDiffusion, guided: bool, text_length: int) -> Cos
 
 def tensor_bytes(job: Job) -> int:
     """Bytes of the tensors that a job brings: sources of injection and blending, above all."""
-    tensors = [job.latents, job.conditioning, job.null_text]
+    tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.noise]
     if job.blending is not None:
         tensors += [job.blending.mask, job.blending.source_latents]
     if job.injection is not None:
@@ -76,9 +76,12 @@ def _step_inputs(model: LatentDiffusion, slots: int, guided: bool, text_length: 
     rows = len(padded(range(slots), copies=2 if guided else 1))
     place = {"device": model.device, "dtype": model.state_dtype}
     text = torch.zeros(rows, text_length, model.unet.config.cross_attention_dim, **place)
+    pooled = torch.zeros(rows, 2, model.pooled_width, **place) if model.pooled_width else None
+    guidance = torch.ones(rows, **place)
     step = Step(
         timestep=torch.full((rows,), 500, device=model.device),
         coefficients=torch.ones(rows, 4, **place),
-        guidance=torch.ones(rows, **place) if guided else None,
+        guidance=guidance if guided else None,
+        vector=step_vector(model, pooled, guidance, guided),
     )
     return torch.zeros(rows, *model.latent_shape, **place), text, text if guided else None, step

@@ -18,7 +18,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastdigin.engine.batch import BatchSteps, padded
+from fastdigin.engine.batch import BatchSteps, padded, scaled_noise, step_vector
+from fastdigin.engine.checks import check_pooled
 from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.engine.memory import is_out_of_memory, release
@@ -26,6 +27,7 @@ from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.sampler import Step, UnrolledSampler, unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
+from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
 log = logging.getLogger(__name__)
@@ -83,39 +85,57 @@ class Engine:
         conditioning: Tensor,
         null_text: Tensor | None = None,
         *,
-        steps: int = 20,
-        guidance_scale: float = 3.0,
+        pooled: Tensor | None = None,
+        noise: Tensor | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
         last_steps: int = 1,
     ) -> Tensor:
         """Samples images' latents, differentiably (once): bring your own loss.
 
         latents: (B, C, h, w). conditioning, null_text: (B, L, D), or (B, T, L, D) per timestep;
-        null_text defaults to the empty prompt. Returns the predicted x0 (B, C, h, w), or with
+        null_text defaults to the empty prompt. pooled: (B, 2, P), those of prompt and null text,
+        for SDXL. noise: (B, T, C, h, w), what a stochastic solver adds after each step; None draws
+        it from torch's default generator. steps and guidance_scale: None takes the model's usual
+        ones. Returns the predicted x0 (B, C, h, w), or with
         ``last_steps=K`` the last K of them, (K, B, C, h, w), earliest first. Gradients reach
         latents, conditioning and null_text; memory does not grow with ``steps`` but for the
         latents, unless the engine was given ``kept_steps``. Differentiating twice raises
         RuntimeError.
         """
         _check_frozen(self.model)
-        settings = Settings(steps=steps, guidance_scale=guidance_scale, last_steps=last_steps)
+        steps = self.model.usual_steps if steps is None else steps
+        if guidance_scale is None:
+            guidance_scale = self.model.usual_guidance_scale
+        Settings(steps=steps, guidance_scale=guidance_scale, last_steps=last_steps)  # raises
+        guided = self.model.has_null_branch(guidance_scale)
         batch = len(latents)
         if latents.ndim != 4 or tuple(latents.shape[1:]) != self.model.latent_shape:
             raise UserError(
                 f"latents have shape {tuple(latents.shape)}, wanted (B, "
                 + ", ".join(map(str, self.model.latent_shape)) + ")"
             )  # fmt: skip
-        if settings.guided and null_text is None:
+        check_pooled(self.model, pooled, (batch,), "pooled")
+        if guided and null_text is None:
             null_text = self.model.encode_prompts([""]).to(latents.dtype).expand(batch, -1, -1)
         table = self.model.ddim_table(steps)
         place = {"device": latents.device, "dtype": latents.dtype}
         coefficients = table.step.to(**place)
-        guidance = torch.full((batch,), guidance_scale, **place) if settings.guided else None
+        guidance = torch.full((batch,), guidance_scale, **place)
+        vector = step_vector(self.model, pooled, guidance, guided)
+        added = _sample_noise(table, noise, latents)
         constants = [
-            Step(t.to(latents.device).expand(batch), row.expand(batch, 4), guidance)
-            for t, row in zip(table.timesteps, coefficients, strict=True)
+            Step(
+                timestep=table.timesteps[i].to(latents.device).expand(batch),
+                coefficients=coefficients[i].expand(batch, 4),
+                guidance=guidance if guided else None,
+                vector=vector,
+                noise=None if added is None else added[:, i],
+            )
+            for i in range(steps)
         ]
         cond = _with_steps(conditioning, "conditioning", batch, steps)
-        null = _with_steps(null_text, "null_text", batch, steps) if settings.guided else None
+        null = _with_steps(null_text, "null_text", batch, steps) if guided else None
         _, x0s = UnrolledSampler.apply(
             self.model,
             constants,
@@ -145,9 +165,9 @@ class Engine:
         """
         queue = _Queue(jobs)
         while (first := queue.peek()) is not None:
-            key = _batch_key(first)
+            key = self._batch_key(first)
             slots: list[Slot] = []
-            while len(slots) < self.slots and _batch_key(queue.peek()) == key:
+            while len(slots) < self.slots and self._batch_key(queue.peek()) == key:
                 yield from self._fill(slots, len(slots), queue)
             if slots:
                 plan = self._planner.plan(slots)
@@ -162,8 +182,15 @@ class Engine:
                 if on_iteration is not None:
                     on_iteration(advanced)
                 for i in range(len(slots)):
-                    while not slots[i].active and _batch_key(queue.peek()) == key:
+                    while not slots[i].active and self._batch_key(queue.peek()) == key:
                         yield from self._fill(slots, i, queue)
+
+    def _batch_key(self, job: Job | None) -> tuple | None:
+        """Jobs with equal keys fit into one batch."""
+        if job is None:
+            return None
+        guided = self.model.has_null_branch(job.settings.guidance_scale)
+        return job.settings.steps, guided, job.conditioning.shape[-2:-1]
 
     def _fill(self, slots: list[Slot], i: int, queue: _Queue) -> Iterator[Result]:
         """Puts the queue's next job into slot i (or behind the last); yields if it fails."""
@@ -231,7 +258,7 @@ class Engine:
         A slot that is not active keeps its place with its last state, so that shapes stay as
         they are; whatever it computes is dropped.
         """
-        guided = slots[0].job.settings.guided
+        guided = self.model.has_null_branch(slots[0].job.settings.guidance_scale)
         rows = padded(slots, copies=2 if guided else 1)
         z = torch.stack([slot.z.detach() for slot in rows])
         cond = torch.stack([slot.conditioning for slot in rows])
@@ -311,14 +338,6 @@ class _Queue:
         return job
 
 
-def _batch_key(job: Job | None) -> tuple | None:
-    """Jobs with equal keys fit into one batch."""
-    if job is None:
-        return None
-    length = job.conditioning.shape[-2:-1]
-    return job.settings.steps, job.settings.guided, length
-
-
 def _check_frozen(model: LatentDiffusion) -> None:
     for network in model.networks:
         trainable = next((n for n, p in network.named_parameters() if p.requires_grad), None)
@@ -331,6 +350,19 @@ def _check_frozen(model: LatentDiffusion) -> None:
             raise UserError(
                 f"the model's {type(network).__name__} is in training mode: call .eval() on it"
             )
+
+
+def _sample_noise(table: DDIMTable, noise: Tensor | None, latents: Tensor) -> Tensor | None:
+    """What the solver adds, (B, T, C, h, w); None where it is deterministic."""
+    shape = (len(latents), len(table), *latents.shape[1:])
+    if noise is not None and (table.noise is None or tuple(noise.shape) != shape):
+        wanted = "none: the model's solver is deterministic" if table.noise is None else str(shape)
+        raise UserError(f"noise has shape {tuple(noise.shape)}, wanted {wanted}")
+    if table.noise is None:
+        return None
+    if noise is None:
+        noise = torch.randn(shape, device=latents.device, dtype=latents.dtype)
+    return scaled_noise(table, noise.to(latents))
 
 
 def _with_steps(text: Tensor, name: str, batch: int, steps: int) -> Tensor:

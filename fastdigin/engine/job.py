@@ -70,7 +70,8 @@ class EarlyStop:
 class Settings:
     """How a job is sampled and optimised. Defaults: DiG-IN, section 3 and supplement B.
 
-    steps: DDIM steps T. guidance_scale: s; 1 leaves the null branch out.
+    steps: of the solver, T. guidance_scale: s; 1 leaves the null branch out. Models that take the
+        scale as an input (LCM) never have one.
     iterations: updates. The image is evaluated once more after the last one, so a history has
         ``iterations + 1`` entries and entry 0 is the unoptimised image.
     last_steps: K, how many of the last predicted x0 carry the loss, with weights 1..K over their
@@ -151,7 +152,10 @@ class Job:
     """One image's optimisation.
 
     latents: z_T (C, h, w). conditioning, null_text: base embeddings, (L, D) or (T, L, D);
-    null_text may be None where guidance is off. monitors: name -> function of the plain image
+    null_text may be None where there is no null branch. pooled: (2, P), the pooled embeddings of
+    prompt and null text for models that take them (SDXL), see ``LatentDiffusion.encode_pooled``.
+    noise: (T, C, h, w), what a stochastic solver (LCM, SDXL-Turbo) adds after each step; None
+    draws it from ``seed``. monitors: name -> function of the plain image
     (3, H, W), recorded at every iteration. info: carried through to the Result untouched.
     """
 
@@ -164,6 +168,8 @@ class Job:
     seed: int = 0
     injection: Injection | None = None
     blending: Blending | None = None
+    pooled: Tensor | None = None
+    noise: Tensor | None = None
     monitors: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 

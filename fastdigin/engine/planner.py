@@ -106,7 +106,8 @@ class Planner:
             )
         )
         held = max(tensor_bytes(each.job) for each in slots)
-        costs = self._costs_of(settings.guided, length)
+        guided = self._model.has_null_branch(settings.guidance_scale)
+        costs = self._costs_of(guided, length)
 
         def predicted(slots: int, kept_steps: int) -> int:
             return predict(

@@ -25,6 +25,9 @@ class Step:
 
     timestep: (B,). coefficients: (B, 4), a row (a, b, c, d) each (models/ddim.py).
     guidance: (B,), or None where no sample uses a null branch.
+    vector: what ``LatentDiffusion.vector`` made, (B, E), or where there is a null branch
+        (2B, E), its rows first; None for models that take none.
+    noise: (B, C, h, w), what a stochastic solver adds, scaled already; None where it adds none.
     injected: source attention of the conditional branch, or None.
     blend: (w m, z_src) of shapes (B, 1, h, w) and (B, C, h, w), or None.
     """
@@ -34,6 +37,8 @@ class Step:
     guidance: Tensor | None
     injected: InjectedAttention | None = None
     blend: tuple[Tensor, Tensor] | None = None
+    vector: Tensor | None = None
+    noise: Tensor | None = None
 
 
 def guided_step(
@@ -45,18 +50,20 @@ def guided_step(
         z_bchw = weight * source + (1 - weight) * z_bchw
     control = None if step.injected is None else AttentionControl(injected=step.injected)
     if step.guidance is None:
-        output = model.predict(z_bchw, step.timestep, cond_bld, control)
+        output = model.predict(z_bchw, step.timestep, cond_bld, control, step.vector)
     else:
         both = model.predict(
             torch.cat([z_bchw, z_bchw]),
             step.timestep.repeat(2),
             torch.cat([null_bld, cond_bld]),
             control,
+            step.vector,
         )
         null, cond = both.chunk(2)
         output = null + step.guidance[:, None, None, None] * (cond - null)
     a, b, c, d = step.coefficients[:, :, None, None, None].unbind(1)
-    return a * z_bchw + b * output, c * z_bchw + d * output
+    z_prev, x0 = a * z_bchw + b * output, c * z_bchw + d * output
+    return z_prev if step.noise is None else z_prev + step.noise, x0
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
-from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -38,7 +38,7 @@ class Slot:
         self.z = job.latents.detach().to(**place, copy=True)
         self._norm = self.z.norm()
         self._base = {"conditioning": _per_step(job.conditioning, settings.steps).to(**place)}
-        if settings.guided:
+        if model.has_null_branch(settings.guidance_scale):
             self._base["null_text"] = _per_step(job.null_text, settings.steps).to(**place)
         self._variables = {"latents": self.z}
         for name, base in self._base.items():
@@ -55,7 +55,7 @@ class Slot:
 
     @property
     def null_text(self) -> Tensor | None:
-        """(T, L, D), or None where guidance is off."""
+        """(T, L, D), or None where there is no null branch."""
         if "null_text" not in self._base:
             return None
         return (self._base["null_text"] + self._variables["null_text"]).detach()
@@ -169,103 +169,6 @@ class Slot:
             conditioning=best.get("conditioning"),
             null_text=best.get("null_text"),
         )
-
-
-def check_job(job: Job, model: LatentDiffusion) -> None:
-    """Raises UserError where a job's shapes do not fit the model or its own settings."""
-    steps = job.settings.steps
-    width = model.text_encoder.config.hidden_size
-    model.ddim_table(steps)  # raises for more steps than the model was trained with
-    texts = {"conditioning": job.conditioning}
-    if tuple(job.latents.shape) != model.latent_shape:
-        raise UserError(
-            f"job {job.id!r}: latents have shape {tuple(job.latents.shape)}, model "
-            f"{model.name!r} needs {model.latent_shape}"
-        )
-    if job.settings.guided:
-        if job.null_text is None:
-            raise UserError(
-                f"job {job.id!r}: null_text is None, but guidance_scale "
-                f"{job.settings.guidance_scale} needs one (or set guidance_scale=1)"
-            )
-        texts["null_text"] = job.null_text
-    for name, text in texts.items():
-        if (
-            text.shape[-1] != width
-            or (text.ndim == 3 and len(text) != steps)
-            or text.ndim not in (2, 3)
-        ):
-            raise UserError(
-                f"job {job.id!r}: {name} has shape {tuple(text.shape)}, wanted (L, {width}) or "
-                f"(T, L, {width}) with T = {steps} steps"
-            )
-        if text.shape[-2] != job.conditioning.shape[-2]:
-            raise UserError(
-                f"job {job.id!r}: {name} has {text.shape[-2]} tokens, the conditioning has "
-                f"{job.conditioning.shape[-2]}"
-            )
-    if not job.settings.guided and set(job.settings.variables) == {"null_text"}:
-        raise UserError(
-            f"job {job.id!r}: guidance_scale 1 has no null text, the only one of variables"
-        )
-    for name, edit in (("injection", job.injection), ("blending", job.blending)):
-        if edit is not None and len(edit.weights) != steps:
-            raise UserError(
-                f"job {job.id!r}: {name} has {len(edit.weights)} weights for {steps} steps"
-            )
-    if job.injection is not None:
-        _check_injection(job, model)
-    if job.blending is not None and (
-        job.blending.mask.shape != job.latents.shape[1:]
-        or job.blending.source_latents.shape != (steps, *job.latents.shape)
-    ):
-        raise UserError(
-            f"job {job.id!r}: blending needs a mask {tuple(job.latents.shape[1:])} and source "
-            f"latents {(steps, *job.latents.shape)}, got {tuple(job.blending.mask.shape)} and "
-            f"{tuple(job.blending.source_latents.shape)}"
-        )
-    if not job.losses:
-        raise UserError(f"job {job.id!r} has no losses: there is nothing to optimise")
-    names = [loss.name for loss in job.losses] + list(job.monitors)
-    if len(set(names)) < len(names) or "total" in names:
-        raise UserError(
-            f"job {job.id!r}: losses and monitors need distinct names other than 'total', "
-            f"got {', '.join(names)}"
-        )
-    stop = job.settings.early_stop
-    if stop is not None and stop.of not in ("total", *names):
-        raise UserError(
-            f"job {job.id!r}: early_stop is of {stop.of!r}, but there are only total, "
-            f"{', '.join(names)}"
-        )
-
-
-def _check_injection(job: Job, model: LatentDiffusion) -> None:
-    """A source recorded with another model, or for fewer steps, would break the whole batch."""
-    injection, length = job.injection, job.conditioning.shape[-2]
-    wanted = model.cross_attention_shapes()
-    given = {layer: tuple(s.tensor.shape[1:3]) for layer, s in injection.layers.items()}
-    if given != wanted:
-        layer, _ = min(set(given.items()) ^ set(wanted.items()))
-        raise UserError(
-            f"job {job.id!r}: injection does not fit the cross-attention layers of model "
-            f"{model.name!r}, in (heads, queries): {layer} is {given.get(layer)}, "
-            f"wanted {wanted.get(layer)}"
-        )
-    needed = max((i + 1 for i, w in enumerate(injection.weights) if w), default=0)
-    recorded = min(len(source.tensor) for source in injection.layers.values())
-    if needed > recorded:
-        raise UserError(
-            f"job {job.id!r}: injection weights reach step {needed}, but only {recorded} steps "
-            "of the source were recorded"
-        )
-    for source in injection.layers.values():
-        tokens = source.tensor.shape[-1] if source.keys is None else source.keys.shape[-2]
-        if tuple(injection.mapping.shape) != (length, tokens):
-            raise UserError(
-                f"job {job.id!r}: injection maps {tuple(injection.mapping.shape)} target x source "
-                f"tokens, wanted {(length, tokens)}"
-            )
 
 
 def _per_step(text: Tensor, steps: int) -> Tensor:

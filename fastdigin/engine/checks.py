@@ -1,0 +1,149 @@
+"""Whether a job fits the model and its own settings, told before any work starts."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastdigin.engine.job import Job
+from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
+
+
+def check_job(job: Job, model: LatentDiffusion) -> None:
+    """Raises UserError where a job's shapes do not fit the model or its own settings."""
+    if tuple(job.latents.shape) != model.latent_shape:
+        raise UserError(
+            f"job {job.id!r}: latents have shape {tuple(job.latents.shape)}, model "
+            f"{model.name!r} needs {model.latent_shape}"
+        )
+    _check_texts(job, model)
+    check_pooled(model, job.pooled, (), f"job {job.id!r}: pooled")
+    _check_noise(job, model)
+    _check_edits(job, model)
+    _check_losses(job)
+
+
+def check_pooled(
+    model: LatentDiffusion, pooled: Tensor | None, leading: tuple[int, ...], name: str
+) -> None:
+    """Raises UserError unless pooled embeddings (*leading, 2, P) are given where needed."""
+    width = model.pooled_width
+    given = None if pooled is None else tuple(pooled.shape)
+    wanted = (*leading, 2, width) if width else None
+    if given != wanted:
+        found = "None" if given is None else f"of shape {given}"
+        hint = ": model.encode_pooled([prompt, '']) makes it" if width else ""
+        raise UserError(f"{name} is {found}, but model {model.name!r} needs {wanted}{hint}")
+
+
+def _check_texts(job: Job, model: LatentDiffusion) -> None:
+    settings, width = job.settings, model.text_width
+    steps, scale = settings.steps, settings.guidance_scale
+    texts = {"conditioning": job.conditioning}
+    if model.few_step and not model.embeds_guidance and scale < 1:
+        raise UserError(
+            f"job {job.id!r}: guidance_scale {scale:g} would follow the null text; where "
+            "diffusers' examples write 0 for Turbo models, write 1 here: no guidance"
+        )
+    if model.has_null_branch(scale):
+        if job.null_text is None:
+            raise UserError(
+                f"job {job.id!r}: null_text is None, but guidance_scale {scale} needs one (or set "
+                "guidance_scale=1)"
+            )
+        texts["null_text"] = job.null_text
+    elif set(settings.variables) == {"null_text"}:
+        raise UserError(
+            f"job {job.id!r}: guidance_scale {scale:g} has no null text, the only one of variables"
+        )
+    for name, text in texts.items():
+        if (
+            text.shape[-1] != width
+            or (text.ndim == 3 and len(text) != steps)
+            or text.ndim not in (2, 3)
+        ):
+            raise UserError(
+                f"job {job.id!r}: {name} has shape {tuple(text.shape)}, wanted (L, {width}) or "
+                f"(T, L, {width}) with T = {steps} steps"
+            )
+        if text.shape[-2] != job.conditioning.shape[-2]:
+            raise UserError(
+                f"job {job.id!r}: {name} has {text.shape[-2]} tokens, the conditioning has "
+                f"{job.conditioning.shape[-2]}"
+            )
+
+
+def _check_noise(job: Job, model: LatentDiffusion) -> None:
+    steps = job.settings.steps
+    stochastic = model.ddim_table(steps).noise is not None  # raises for too many steps
+    shape = (steps, *model.latent_shape)
+    if job.noise is not None and (not stochastic or tuple(job.noise.shape) != shape):
+        wanted = shape if stochastic else "None: the model's solver adds no noise"
+        raise UserError(
+            f"job {job.id!r}: noise has shape {tuple(job.noise.shape)}, wanted {wanted}"
+        )
+
+
+def _check_edits(job: Job, model: LatentDiffusion) -> None:
+    steps = job.settings.steps
+    for name, edit in (("injection", job.injection), ("blending", job.blending)):
+        if edit is not None and len(edit.weights) != steps:
+            raise UserError(
+                f"job {job.id!r}: {name} has {len(edit.weights)} weights for {steps} steps"
+            )
+    if job.injection is not None:
+        _check_injection(job, model)
+    if job.blending is not None and (
+        job.blending.mask.shape != job.latents.shape[1:]
+        or job.blending.source_latents.shape != (steps, *job.latents.shape)
+    ):
+        raise UserError(
+            f"job {job.id!r}: blending needs a mask {tuple(job.latents.shape[1:])} and source "
+            f"latents {(steps, *job.latents.shape)}, got {tuple(job.blending.mask.shape)} and "
+            f"{tuple(job.blending.source_latents.shape)}"
+        )
+
+
+def _check_losses(job: Job) -> None:
+    if not job.losses:
+        raise UserError(f"job {job.id!r} has no losses: there is nothing to optimise")
+    names = [loss.name for loss in job.losses] + list(job.monitors)
+    if len(set(names)) < len(names) or "total" in names:
+        raise UserError(
+            f"job {job.id!r}: losses and monitors need distinct names other than 'total', "
+            f"got {', '.join(names)}"
+        )
+    stop = job.settings.early_stop
+    if stop is not None and stop.of not in ("total", *names):
+        raise UserError(
+            f"job {job.id!r}: early_stop is of {stop.of!r}, but there are only total, "
+            f"{', '.join(names)}"
+        )
+
+
+def _check_injection(job: Job, model: LatentDiffusion) -> None:
+    """A source recorded with another model, or for fewer steps, would break the whole batch."""
+    injection, length = job.injection, job.conditioning.shape[-2]
+    wanted = model.cross_attention_shapes()
+    given = {layer: tuple(s.tensor.shape[1:3]) for layer, s in injection.layers.items()}
+    if given != wanted:
+        layer, _ = min(set(given.items()) ^ set(wanted.items()))
+        raise UserError(
+            f"job {job.id!r}: injection does not fit the cross-attention layers of model "
+            f"{model.name!r}, in (heads, queries): {layer} is {given.get(layer)}, "
+            f"wanted {wanted.get(layer)}"
+        )
+    needed = max((i + 1 for i, w in enumerate(injection.weights) if w), default=0)
+    recorded = min(len(source.tensor) for source in injection.layers.values())
+    if needed > recorded:
+        raise UserError(
+            f"job {job.id!r}: injection weights reach step {needed}, but only {recorded} steps "
+            "of the source were recorded"
+        )
+    for source in injection.layers.values():
+        tokens = source.tensor.shape[-1] if source.keys is None else source.keys.shape[-2]
+        if tuple(injection.mapping.shape) != (length, tokens):
+            raise UserError(
+                f"job {job.id!r}: injection maps {tuple(injection.mapping.shape)} target x source "
+                f"tokens, wanted {(length, tokens)}"
+            )
