@@ -24,13 +24,6 @@ LIMIT = 10 * 2**30  # bytes; an inversion of Stable Diffusion 1.x at 512 px and 
 log = logging.getLogger(__name__)
 
 
-def user_cache() -> Path:
-    """$FASTDIGIN_CACHE, or fastdigin/ in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    own = os.environ.get("FASTDIGIN_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own).expanduser() if own else Path(shared).expanduser() / "fastdigin"
-
-
 @dataclass(frozen=True)
 class TensorCache:
     """Named tensors under a key, in ``folder``.

@@ -55,8 +55,6 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     _images(task)
     task.add_argument("--classifier", required=True, metavar="C", help="embedded:NAME, timm:NAME")
     task.add_argument("--target", metavar="CLASS", help="name or index (not for embedded:pairs)")
-    task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
-    task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
     task.add_argument("--judge", metavar="C", help="independent classifier to ask afterwards")
     task.add_argument(
         "--stop-at", type=_probability, metavar="P",
@@ -93,8 +91,6 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     task.add_argument("--neuron", required=True, metavar="N")
     task.add_argument("--direction", required=True, choices=("max", "min"))
     task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
-    task.add_argument("--source", metavar="CLASS", help="what the image shows (default: asks C)")
-    task.add_argument("--prompt", metavar="TEXT", help="describes the image, names the source")
     _regularisers(task)
     add_photo_options(task)
     _job_options(task, out="neuron-counterfactuals")
@@ -131,7 +127,13 @@ def _command(commands, name: str, help: str) -> argparse.ArgumentParser:
 def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES",
-        help="files, folders, CSV or JSONL tables, embedded:photos or embedded:pairs",
+        help="files, folders, CSV, JSONL or Parquet tables, embedded:photos, embedded:pairs, or a "
+        "data set: imagenet:PATH, imagenet-pairs:PATH, cub:PATH, cars:PATH, food101:PATH, "
+        "ffhq:PATH, imagefolder:PATH",
+    )  # fmt: skip
+    parser.add_argument(
+        "--crop", action="store_true",
+        help="take the middle of photos that are not square (data sets always do)",
     )  # fmt: skip
 
 

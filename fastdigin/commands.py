@@ -234,7 +234,8 @@ class _Bar:
 def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], dict], out: Path) -> None:
     """Raises UserError where a finished job has the id of an input but was another photo's."""
     for id, item in part.inputs.items():
-        before, now = done.get((part.task, id), {}).get("input"), item.fingerprint()
+        before = done.get((part.task, id), {}).get("input")
+        now = item.fingerprint() if before else None
         if before and now and before != now:
             raise UserError(
                 f"--out '{out}' holds {id!r} of another image, prompt, source or mask; name "
@@ -276,6 +277,8 @@ def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput
     """The inputs of the command line, with whatever its options say of all of them."""
     described = {"source": options.source, "prompt": options.prompt, **also}
     given = {key: value for key, value in described.items() if value is not None}
+    if options.crop:
+        given["crop"] = True
     if options.prompt is not None:
         given["background"] = None  # the table's may not occur in the new prompt
     return [replace(item, **given) for item in collect(options.images, options.limit)]

@@ -12,7 +12,13 @@ if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
 
 
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
-    """How photos are prepared."""
+    """What photos show, and how they are prepared."""
+    parser.add_argument(
+        "--source", metavar="CLASS", help="what the image shows (default: asks the classifier)"
+    )
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="describes the image, names the source or has {} for it"
+    )
     parser.add_argument(
         "--inversion", choices=("null-text", "negative-prompt"),
         help="how photos are inverted: null-text optimisation (default), or negative-prompt, which "
@@ -30,11 +36,11 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
 
 def load_photo_tools(options: argparse.Namespace, model: LatentDiffusion) -> PhotoTools:
     """What the options of a command ask for."""
-    from fastdigin.caching import user_cache
     from fastdigin.editing.inversion_cache import InversionCache
     from fastdigin.tasks.sources import PhotoTools
+    from fastdigin_kernels.choices import cache_folder
 
     if options.no_cache:
         return PhotoTools()
-    folder = options.cache or user_cache()
+    folder = options.cache or cache_folder()
     return PhotoTools(inversions=InversionCache(model, folder / "inversions"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdigin.caching import TensorCache, cache_key, user_cache, weights_fingerprint
+from fastdigin.caching import TensorCache, cache_key, weights_fingerprint
 from fastdigin.errors import UserError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0), "one": torch.tensor(3)}
@@ -105,14 +105,6 @@ def test_every_weight_counts():
     changed = weights_fingerprint([network])
     network[1].running_mean += 1
     assert len({before, changed, weights_fingerprint([network])}) == 3
-
-
-def test_where_it_lies(monkeypatch, tmp_path):
-    monkeypatch.setenv("FASTDIGIN_CACHE", str(tmp_path))
-    assert user_cache() == tmp_path
-    monkeypatch.delenv("FASTDIGIN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache() == tmp_path / "fastdigin"
 
 
 def test_a_folder_that_cannot_be(tmp_path):

@@ -9,17 +9,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fastdigin.caching import (
-    LIMIT,
-    TensorCache,
-    arithmetic,
-    cache_key,
-    user_cache,
-    weights_fingerprint,
-)
+from fastdigin.caching import LIMIT, TensorCache, arithmetic, cache_key, weights_fingerprint
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.engine.batch import padded
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin_kernels.choices import cache_folder
 
 FORMAT = 1  # to be raised when the same inputs shall give another inversion
 
@@ -36,7 +30,7 @@ class InversionCache:
         self, model: LatentDiffusion, folder: str | Path | None = None, limit: int = LIMIT
     ):
         self.model = model
-        folder = user_cache() / "inversions" if folder is None else Path(folder).expanduser()
+        folder = cache_folder() / "inversions" if folder is None else Path(folder).expanduser()
         self._files = TensorCache(folder, limit)
 
     def invert(

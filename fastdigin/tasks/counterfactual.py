@@ -37,7 +37,6 @@ from fastdigin.tasks.sources import (
     PhotoTools,
     Source,
     SourcePhoto,
-    check_each,
     check_photo,
     prepare,
 )
@@ -144,14 +143,13 @@ def counterfactuals(
     engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
     inputs = _with_targets(as_inputs(images), targets)
     plans = list(zip(job_ids(inputs, classifier), inputs, strict=True))
-    requests, failures = check_each(plans, lambda plan: _check(engine, *plan, classifier), skip)
 
     return run_photo_jobs(
-        engine, TASK, requests, failures,
+        engine, TASK, plans, lambda plan: _check(engine, *plan, classifier),
         partial(_jobs, engine, classifier=classifier, settings=settings, seed=seed,
                 tools=tools),
         partial(_explain, classifier=classifier, judge=judge, described=described),
-        described, on_progress,
+        described, skip=skip, on_progress=on_progress,
     )  # fmt: skip
 
 

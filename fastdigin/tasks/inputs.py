@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from fastdigin import datasets
+from fastdigin.datasets.layout import SUFFIXES, images_of
 from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample
+from fastdigin.tasks.tables import TABLE_SUFFIXES, read_table
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-TABLE_SUFFIXES = {".csv", ".jsonl"}
 TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background")
 
 
@@ -28,9 +27,11 @@ TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "backgroun
 class ImageInput:
     """One image and what is known of it.
 
-    image: a file, or a tensor (3, H, W) in [0, 1]. prompt: describes the image. source, target:
-    class names. mask: the user's own foreground mask, a file or a tensor (H, W) in [0, 1].
+    image: a file, or a tensor (3, H, W) in [0, 1]. prompt: describes the image; "{}" in it stands
+    for the word of the source. source, target: class names. mask: the user's own foreground mask,
+    a file or a tensor (H, W) in [0, 1].
     background: the phrase of the prompt that names the background (for neuron counterfactuals).
+    crop: takes the middle of an image that is not square, which is refused otherwise.
     """
 
     id: str
@@ -40,6 +41,7 @@ class ImageInput:
     target: str | None = None
     mask: Path | Tensor | None = None
     background: str | None = None
+    crop: bool = False
 
     def fingerprint(self) -> str | None:
         """Tells whether an id still means the same input; None where a file cannot be read."""
@@ -50,23 +52,28 @@ class ImageInput:
             )
         except OSError:
             return None
-        return fingerprint(image, self.prompt, self.source, self.background, mask)
+        cropped = ("crop",) if self.crop else ()
+        return fingerprint(image, self.prompt, self.source, self.background, mask, *cropped)
 
 
 Images = Iterable[ImageInput | str | Path | Tensor | Image.Image]
 
 
 def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInput]:
-    """Inputs from command-line arguments: files, folders, tables, ``embedded:photos|pairs``.
+    """Inputs from command-line arguments: files, folders, tables, data sets, packaged photos.
 
-    A folder means its images in alphabetical order; a table is a CSV with a header or a JSONL,
-    with the columns of TABLE_COLUMNS (only ``image`` is needed; paths are relative to the table).
+    A folder means its images in alphabetical order; a table is a CSV with a header, a JSONL or a
+    Parquet file with the columns of TABLE_COLUMNS (only ``image`` is needed; paths are relative to
+    the table). A data set is ``imagenet:PATH`` or another of ``fastdigin.datasets.LAYOUTS``;
+    ``embedded:photos|pairs`` come with the package. No image is opened.
     Raises UserError for names that mean nothing and where no image is left.
     """
     found: list[ImageInput] = []
     for argument in arguments:
         if argument.startswith("embedded:"):
             found += _embedded(argument)
+        elif datasets.is_dataset(argument):
+            found += _dataset(argument)
         elif Path(argument).is_dir():
             found += _folder(Path(argument))
         elif Path(argument).suffix.lower() in TABLE_SUFFIXES:
@@ -74,7 +81,9 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
         else:
             found.append(ImageInput(Path(argument).stem, Path(argument)))
     if not found:
-        raise UserError("no images were given: name files, a folder, a table or embedded:photos")
+        raise UserError(
+            "no images were given: name files, a folder, a table, a data set or embedded:photos"
+        )
     return found[:limit]
 
 
@@ -145,9 +154,13 @@ def read_image(item: ImageInput, size: int) -> Tensor:
     else:
         label = f"image '{item.image}'"
         image = _to_tensor(_open(item.image, label))
+    image = _middle(image) if item.crop else image
     height, width = image.shape[-2:]
     if height != width:
-        raise UserError(f"{label} is {width} x {height} pixels, not square: crop it first")
+        raise UserError(
+            f"{label} is {width} x {height} pixels, not square: crop it first, or ask for --crop "
+            "(crop=True), which takes the middle"
+        )
     if height < size // 2:
         raise UserError(
             f"{label} is {width} x {height} pixels, too small for a model of {size} px: use one "
@@ -161,6 +174,13 @@ def read_images(items: Iterable[ImageInput], size: int) -> list[Tensor]:
     return [read_image(item, size) for item in items]
 
 
+def readable_images(items: Iterable[ImageInput], size: int) -> Iterator[Tensor]:
+    """Those images that are good, one at a time."""
+    for item in items:
+        with contextlib.suppress(UserError):
+            yield read_image(item, size)
+
+
 def read_mask(item: ImageInput, size: int) -> Tensor | None:
     """The user's own mask as (size, size) in [0, 1], or None."""
     if item.mask is None:
@@ -172,6 +192,7 @@ def read_mask(item: ImageInput, size: int) -> Tensor | None:
     else:
         label = f"mask '{item.mask}'"
         mask = torch.from_numpy(np.asarray(_open(item.mask, label).convert("L")) / np.float32(255))
+    mask = _middle(mask) if item.crop else mask
     height, width = mask.shape
     if height != width:
         raise UserError(f"{label} is {width} x {height} pixels, not square: crop it as the image")
@@ -180,6 +201,14 @@ def read_mask(item: ImageInput, size: int) -> Tensor | None:
             f"{label} is empty: it must be white (255 in a file, 1 in a tensor) where the object is"
         )
     return resample(mask[None, None], size)[0, 0]
+
+
+def _middle(image: Tensor) -> Tensor:
+    """The middle square of (..., H, W)."""
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[..., top : top + side, left : left + side]
 
 
 def _open(path: Path, label: str) -> Image.Image:
@@ -229,45 +258,23 @@ def _embedded(argument: str) -> list[ImageInput]:
 
 
 def _folder(folder: Path) -> list[ImageInput]:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = images_of(folder)
     if not files:
-        raise UserError(f"folder '{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"folder '{folder}' holds no images ({', '.join(sorted(SUFFIXES))})")
     return [ImageInput(f.stem, f) for f in files]
 
 
 def _table(path: Path) -> list[ImageInput]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"table '{path}' cannot be read: {error}") from None
     inputs = []
-    for number, row in enumerate(rows, start=1):
-        problem = _row_problem(row)
-        if problem:
-            raise UserError(
-                f"table '{path}', row {number}: {problem}; the columns are "
-                f"{', '.join(TABLE_COLUMNS)}, of which image is needed"
-            )
-        given = {key: str(value) for key, value in row.items() if value not in (None, "")}
+    for given in read_table(path, TABLE_COLUMNS, needed="image"):
         file = path.parent / given.pop("image")
         mask = path.parent / given.pop("mask") if "mask" in given else None
         inputs.append(ImageInput(given.pop("id", file.stem), file, mask=mask, **given))
-    if not inputs:
-        raise UserError(f"table '{path}' has no rows")
     return inputs
 
 
-def _row_problem(row: Any) -> str | None:
-    """What is wrong with one row as csv.DictReader or json.loads gave it."""
-    if not isinstance(row, dict):
-        return "not an object of columns"
-    if None in row:
-        return f"more cells than the header has columns ({row[None]})"
-    unknown = [key for key in row if key not in TABLE_COLUMNS]
-    if unknown:
-        return f"unknown column {unknown[0]!r}"
-    return None if row.get("image") else "no image"
+def _dataset(argument: str) -> list[ImageInput]:
+    return [
+        ImageInput(p.id, p.path, datasets.PROMPT, p.source, p.target, crop=True)
+        for p in datasets.photos(argument)
+    ]

@@ -34,7 +34,7 @@ from fastdigin.tasks.inputs import (
     distinct,
     fingerprint,
     one_each,
-    read_image,
+    readable_images,
 )
 from fastdigin.tasks.monitors import Activation, Confidence
 from fastdigin.tasks.photo_run import run_photo_jobs
@@ -45,12 +45,13 @@ from fastdigin.tasks.sources import (
     PhotoTools,
     Source,
     SourcePhoto,
-    check_each,
     check_photo,
     prepare,
 )
 
 TASK = "neuron-counterfactual"
+SCALING_IMAGES = 1000
+"""Of ``images``, at most so many are read to see how strongly a neuron fires."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def neuron_counterfactuals(
 
     images, tools, skip, on_progress: as in ``counterfactuals``. neurons, directions ("max" or
     "min"): one for all images, or one each. dataset: images (3, H, W) whose largest activation
-    sets the scale of a neuron's loss; without any, that of ``images``.
+    sets the scale of a neuron's loss; without any, that of (the first SCALING_IMAGES) ``images``.
     backgrounds: a classifier that names the background before and after, never optimised against.
     Raises UserError before any work if nothing can be done; one bad image among several yields a
     failed Explanation.
@@ -154,17 +155,15 @@ def neuron_counterfactuals(
 
     ids = job_ids(inputs, neurons, directions)
     plans = list(zip(ids, inputs, neurons, directions, strict=True))
-    requests, failures = check_each(plans, check, skip)
-    images_to_scale = dataset or (
-        read_image(r.photo.item, engine.model.image_size) for r in requests
-    )
-    scales = _scales(classifier, {r.neuron for r in requests}, images_to_scale)
+    if not dataset:
+        dataset = readable_images(inputs[:SCALING_IMAGES], engine.model.image_size)
+    scales = _scales(classifier, set(neurons), dataset)
     return run_photo_jobs(
-        engine, TASK, requests, failures,
+        engine, TASK, plans, check,
         partial(_jobs, engine, classifier=classifier, scales=scales, settings=settings, seed=seed,
                 tools=tools),
         partial(_explain, classifier=classifier, backgrounds=backgrounds, described=described),
-        described, on_progress,
+        described, skip=skip, on_progress=on_progress,
     )  # fmt: skip
 
 

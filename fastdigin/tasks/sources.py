@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -14,16 +13,12 @@ from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.editing.inversion_cache import InversionCache
 from fastdigin.editing.masks import foreground_mask, latent_mask
 from fastdigin.editing.prompts import phrase_tokens
-from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
 from fastdigin.tasks.words import class_word, find_class
 
 PROMPT = "a photo of a {}"
-
-Plan = TypeVar("Plan", bound=tuple)
-Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,8 @@ def check_photo(
 ) -> tuple[SourcePhoto, int]:
     """Checks one input: the photo and the class of its object.
 
-    Without a source class it is what the classifier sees; without a prompt it is PROMPT. A source
+    Without a source class it is what the classifier sees; without a prompt it is PROMPT; the word
+    of the source goes where "{}" stands in it. A source
     given as an index, or with all its synonyms, is called by its first synonym.
     Raises UserError for anything that would fail later.
     """
@@ -83,30 +79,10 @@ def check_photo(
     given = (item.source or "").strip()
     word = class_word(classifier, source) if given.isdecimal() or "," in given else given
     word = word or class_word(classifier, source)
-    prompt = item.prompt or PROMPT.format(word)
+    prompt = (item.prompt or PROMPT).replace("{}", word)
     phrase_tokens(model, prompt, word)
     read_mask(item, model.image_size)
     return SourcePhoto(item, prompt, word, item.fingerprint()), source
-
-
-def check_each(
-    plans: Sequence[Plan], check: Callable[[Plan], Checked], skip: Collection[str]
-) -> tuple[list[Checked], list[tuple[str, UserError]]]:
-    """(what ``check`` returned, ids of jobs that raised UserError); raises if all did.
-
-    plans: tuples that begin with the job's id. Those in ``skip`` are not looked at.
-    """
-    good, bad = [], []
-    for plan in plans:
-        if plan[0] in skip:
-            continue
-        try:
-            good.append(check(plan))
-        except UserError as error:
-            bad.append((plan[0], error))
-    if len(bad) == len(plans):
-        raise bad[0][1]
-    return good, bad
 
 
 def prepare(

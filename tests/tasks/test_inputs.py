@@ -207,3 +207,53 @@ def test_fingerprint_tells_inputs_apart(tmp_path):
     ]
     assert len({i.fingerprint() for i in [item, *others]}) == 7
     assert ImageInput("x", tmp_path / "nowhere.png").fingerprint() is None
+
+
+def test_the_middle_of_a_photo_that_is_not_square(tmp_path):
+    wide = np.zeros((20, 50, 3), np.uint8)
+    wide[:, 15:35] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    mask = Image.fromarray(wide[:, :, 0])
+    mask.save(tmp_path / "mask.png")
+    item = ImageInput("x", tmp_path / "wide.png", mask=tmp_path / "mask.png")
+    with pytest.raises(UserError, match="50 x 20 pixels, not square.*--crop"):
+        read_image(item, 20)
+    with pytest.raises(UserError, match="not square"):
+        read_mask(item, 20)
+    cropped = replace(item, crop=True)
+    assert (read_image(cropped, 20) == 1).all() and (read_mask(cropped, 20) == 1).all()
+    assert cropped.fingerprint() != item.fingerprint()
+    tall = torch.zeros(3, 51, 20)
+    tall[:, 15:35] = 1
+    assert (read_image(ImageInput("x", tall, crop=True), 20) == 1).all()
+
+
+def test_a_data_set(tmp_path):
+    for name in ("red_boot", "bag"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"")
+    boot = collect([f"imagefolder:{tmp_path}"])[1]
+    assert boot == ImageInput(
+        "red_boot-1", tmp_path / "red_boot" / "1.png", "a photograph of a {}", "red boot", crop=True
+    )
+    assert len(collect([f"imagefolder:{tmp_path}"], limit=1)) == 1
+
+
+def test_a_parquet_table(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"image": ["a.png", "b.png"], "source": ["boot", None], "target": ["bag", "7"]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
+    assert collect([str(tmp_path / "t.parquet")]) == [
+        ImageInput("a", tmp_path / "a.png", source="boot", target="bag"),
+        ImageInput("b", tmp_path / "b.png", target="7"),
+    ]
+    parquet.write_table(pyarrow.table({"image": [{"bytes": b"1"}]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="row 1: image is not a text"):
+        collect([str(tmp_path / "t.parquet")])
+    (tmp_path / "t.parquet").write_text("image\na.png\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        collect([str(tmp_path / "t.parquet")])
+    with pytest.raises(UserError, match="cannot be read"):
+        collect([str(tmp_path / "none.parquet")])

@@ -1,0 +1,83 @@
+"""What the readers of data sets share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdigin.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One file of a data set.
+
+    id: unique in it. name: its class, as a prompt calls it. source: its class, as a classifier
+    finds it (the name, unless that is ambiguous). target: a class to turn it into, likewise.
+    """
+
+    id: str
+    path: Path
+    name: str | None = None
+    source: str | None = None
+    target: str | None = None
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """The folders in ``folder``, by name."""
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+
+
+def images_of(folder: Path) -> list[Path]:
+    """The images in ``folder``, by name; told by their suffix, none is opened."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES]
+    return [folder / name for name in sorted(names)]
+
+
+def classes_in_folders(folders: list[Path], names: dict[str, str] | None = None) -> list[Photo]:
+    """The images of folders called after their classes; "_" in a name stands for a space."""
+    found = []
+    for folder in folders:
+        name = (names or {}).get(folder.name, folder.name.replace("_", " "))
+        found += [Photo(f"{folder.name}-{p.stem}", p, name, name) for p in images_of(folder)]
+    return found
+
+
+def first_existing(folder: Path, *names: str) -> Path | None:
+    """The first of the paths below ``folder`` that exists."""
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. UserError where it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_mat(path: Path) -> dict:
+    """A MATLAB file. UserError where scipy is not installed or the file is damaged."""
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError:
+        raise UserError(
+            f"'{path}' is a MATLAB file and needs the package scipy: "
+            "pip install 'fastdigin[datasets]'"
+        ) from None
+    try:
+        return loadmat(path, squeeze_me=True)
+    except (OSError, ValueError, NotImplementedError, MatReadError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from None
+
+
+def missing(layout: str, folder: Path, wanted: str) -> UserError:
+    """The folder is not what the layout's name promises."""
+    return UserError(f"{layout}:{folder}: there is no {wanted}: check the folder")

@@ -1,0 +1,73 @@
+"""Many photos: each is opened when its turn comes, and fails alone."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from fastdigin import embedded
+from fastdigin.errors import UserError
+from fastdigin.tasks import counterfactual, inputs, neuron_counterfactual
+
+PHOTOS = [p for p in embedded.photos() if p.garment == "boot"]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The files that were opened as pictures, in order."""
+    names = []
+    original = inputs._open
+    monkeypatch.setattr(
+        inputs, "_open", lambda path, label: names.append(path.name) or original(path, label)
+    )
+    return names
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """A hundred boots, of which only the first five can be read."""
+    folder = tmp_path / "set" / "boot"
+    folder.mkdir(parents=True)
+    for n in range(100):
+        shutil.copy(PHOTOS[n % len(PHOTOS)].path, folder / f"{n:03}.png") if n < 5 else (
+            folder / f"{n:03}.png"
+        ).write_bytes(b"broken")
+    return inputs.collect([f"imagefolder:{tmp_path / 'set'}"])
+
+
+
+def test_photos_are_opened_a_batch_at_a_time(engine, clean, data_set, opened, quick):
+    made = replace(counterfactual.EMBEDDED, optimisation=replace(quick, iterations=0))
+    run = counterfactual.counterfactuals(engine, data_set, clean, "bag", settings=made)
+    assert len(opened) == 1  # is there anything to do at all?
+    first = next(run)
+    assert first.status == "done" and first.record["prompt"] == "a photograph of a boot"
+    assert set(opened) <= {f"{n:03}.png" for n in range(2 * engine.slots + 2)}
+    rest = list(run)
+    assert len(rest) == 99 and sum(e.status == "done" for e in rest) == 4
+
+
+def test_nothing_is_done_where_every_photo_is_bad(engine, clean, data_set, quick):
+    made = replace(counterfactual.EMBEDDED, optimisation=quick)
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        counterfactual.counterfactuals(engine, data_set[5:], clean, "bag", settings=made)
+
+
+def test_the_scale_of_a_neuron_is_read_off_some_photos(
+    engine, spurious, data_set, opened, quick, monkeypatch
+):
+    """Off as many as are asked for, the broken ones left out, and the same when a run resumes."""
+    monkeypatch.setattr(neuron_counterfactual, "SCALING_IMAGES", 10)
+    made = replace(neuron_counterfactual.EMBEDDED, optimisation=replace(quick, iterations=0))
+    arguments = (engine, data_set, spurious, 3, "max")
+    whole = neuron_counterfactual.neuron_counterfactuals(*arguments, settings=made)
+    assert set(opened) == {f"{n:03}.png" for n in range(10)}
+    results = {e.id: e.record for e in (next(whole), next(whole))}
+    again = next(
+        neuron_counterfactual.neuron_counterfactuals(
+            *arguments, settings=made, skip={min(results)}
+        )
+    )
+    assert again.record["history"] == results[again.id]["history"]
