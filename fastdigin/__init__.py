@@ -24,6 +24,8 @@ _HOME = {
     "neuron_counterfactuals": "fastdigin.tasks.neuron_counterfactual",
     "NeuronCounterfactualSettings": "fastdigin.tasks.neuron_counterfactual",
     "InversionCache": "fastdigin.editing.inversion_cache",
+    "Segmentation": "fastdigin.editing.segmentation",
+    "Segmenter": "fastdigin.models.segmenter",
     "PhotoTools": "fastdigin.tasks.sources",
     "write_report": "fastdigin.report",
 }

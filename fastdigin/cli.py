@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser(with_benches=arguments[:1] == ["bench"]).parse_args(arguments)
         logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
         logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
-        logging.getLogger("fastdigin.report").setLevel(logging.WARNING)
+        for name in ("report", "caching", "editing.segmentation"):
+            logging.getLogger(f"fastdigin.{name}").setLevel(logging.WARNING)
         # Imported late, so that --help and usage errors answer at once.
         from fastdigin import commands
 

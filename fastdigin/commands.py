@@ -59,7 +59,7 @@ def counterfactual(options: Namespace) -> int:
     tools = load_photo_tools(options, engine.model)
     part = Part(
         cf.TASK,
-        cf.run_settings(engine.model, settings, classifier, judge, options.seed),
+        cf.run_settings(engine.model, settings, classifier, judge, options.seed, tools),
         len(inputs),
         lambda skip, tick: cf.counterfactuals(
             engine, inputs, classifier, settings=settings, judge=judge, seed=options.seed,
@@ -128,7 +128,9 @@ def neuron_counterfactual(options: Namespace) -> int:
     ids = ncf.job_ids(inputs, [neuron] * len(inputs), [options.direction] * len(inputs))
     part = Part(
         ncf.TASK,
-        ncf.run_settings(engine.model, settings, classifier, backgrounds, options.seed, dataset),
+        ncf.run_settings(
+            engine.model, settings, classifier, backgrounds, options.seed, dataset, tools
+        ),
         len(inputs),
         lambda skip, tick: ncf.neuron_counterfactuals(
             engine, inputs, classifier, neuron, options.direction, dataset=dataset,

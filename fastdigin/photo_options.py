@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fastdigin.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
     from fastdigin.models.diffusion import LatentDiffusion
@@ -24,13 +27,25 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
         help="how photos are inverted: null-text optimisation (default), or negative-prompt, which "
         "takes a fraction of the time and reproduces the photo less well",
     )  # fmt: skip
+    parser.add_argument(
+        "--segmenter", metavar="S",
+        help="finds the foreground from the attention: hq-sam:vit_tiny, vit_b, vit_l or vit_h "
+        "(default: the attention itself)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--segmenter-weights", metavar="FILE", help="its checkpoint (default: the hub's)"
+    )
+    parser.add_argument(
+        "--segmenter-prompt", choices=("points", "box"), default="points",
+        help="how attention marks the object for it (default points)",
+    )  # fmt: skip
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--cache", type=Path, metavar="DIR",
-        help="where inversions are kept (default: fastdigin/ in the user's cache folder)",
+        help="where inversions and masks are kept (default: the user's cache folder)",
     )  # fmt: skip
     where.add_argument(
-        "--no-cache", action="store_true", help="neither use nor keep inversions of other runs"
+        "--no-cache", action="store_true", help="neither use nor keep what other runs made"
     )
 
 
@@ -40,7 +55,27 @@ def load_photo_tools(options: argparse.Namespace, model: LatentDiffusion) -> Pho
     from fastdigin.tasks.sources import PhotoTools
     from fastdigin_kernels.choices import cache_folder
 
-    if options.no_cache:
-        return PhotoTools()
-    folder = options.cache or cache_folder()
-    return PhotoTools(inversions=InversionCache(model, folder / "inversions"))
+    if options.segmenter_weights and options.segmenter is None:
+        raise UserError("--segmenter-weights is given without --segmenter: name both")
+    folder = None if options.no_cache else options.cache or cache_folder()
+    return PhotoTools(
+        inversions=folder and InversionCache(model, folder / "inversions"),
+        segmentation=_load_segmentation(options, model, folder),
+    )
+
+
+def _load_segmentation(options, model: LatentDiffusion, folder: Path | None):
+    """Without weights the attention has to do; that is said, and does not end the run."""
+    from fastdigin.caching import TensorCache
+    from fastdigin.editing.segmentation import Segmentation
+    from fastdigin.models.segmenter import MissingWeights, Segmenter
+
+    if options.segmenter is None:
+        return None
+    try:
+        segmenter = Segmenter.load(options.segmenter, options.segmenter_weights)
+    except MissingWeights as error:
+        print(f"warning: attention alone finds the foreground: {error}", file=sys.stderr)
+        return None
+    masks = folder and TensorCache(folder / "masks")
+    return Segmentation(segmenter.to(model.device), options.segmenter_prompt, masks=masks)

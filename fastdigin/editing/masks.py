@@ -16,17 +16,20 @@ SQUASH_ABOVE = 0.3
 
 
 def foreground_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
+    """The attention mask, softened: it covers the object with a soft margin."""
+    return soften(attention_mask(maps_lhw, tokens, image_size))
+
+
+def attention_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
     """(H, W) in [0, 1] from attention maps (L, h, w) and the positions of the object's tokens.
 
-    Squashed (square root above 0.3 of the maximum), then eroded, dilated and blurred, so that the
-    mask covers the object with a soft margin.
+    From 0 at the smallest attention to 1 at the largest, squashed (square root above 0.3).
     """
     attention = maps_lhw[tokens].mean(dim=0)[None, None]
     mask = F.interpolate(attention, (image_size, image_size), mode="bilinear")[0, 0]
     mask = mask - mask.min()
     mask = mask / mask.max().clamp_min(torch.finfo(mask.dtype).tiny)
-    mask = torch.where(mask > SQUASH_ABOVE, mask.sqrt(), mask)
-    return soften(mask)
+    return torch.where(mask > SQUASH_ABOVE, mask.sqrt(), mask)
 
 
 def soften(mask_hw: Tensor) -> Tensor:

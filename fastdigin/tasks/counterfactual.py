@@ -139,7 +139,7 @@ def counterfactuals(
     for network in filter(None, (classifier, judge)):
         network.to(engine.model.device)
     check_regularisers(settings.regularisers, engine.model.device)
-    described = run_settings(engine.model, settings, classifier, judge, seed)
+    described = run_settings(engine.model, settings, classifier, judge, seed, tools)
     engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
     inputs = _with_targets(as_inputs(images), targets)
     plans = list(zip(job_ids(inputs, classifier), inputs, strict=True))
@@ -164,9 +164,10 @@ def run_settings(
     classifier: Classifier,
     judge: Classifier | None,
     seed: int,
+    tools: PhotoTools = NO_TOOLS,
 ) -> dict[str, Any]:
     """Whatever decides the results, as plain values for run.json."""
-    return plain(settings) | {
+    return plain(settings) | tools.described() | {
         "model": model.name,
         "classifier": classifier.name,
         "judge": judge.name if judge else None,

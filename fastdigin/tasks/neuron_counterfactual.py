@@ -144,7 +144,7 @@ def neuron_counterfactuals(
     engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
     check_regularisers(settings.regularisers, engine.model.device)
     dataset = list(dataset)
-    described = run_settings(engine.model, settings, classifier, backgrounds, seed, dataset)
+    described = run_settings(engine.model, settings, classifier, backgrounds, seed, dataset, tools)
 
     def check(plan: tuple[str, ImageInput, int, str]) -> _Request:
         id, item, neuron, direction = plan
@@ -179,9 +179,10 @@ def run_settings(
     backgrounds: Classifier | None,
     seed: int,
     dataset: Sequence[Tensor] = (),
+    tools: PhotoTools = NO_TOOLS,
 ) -> dict[str, Any]:
     """Whatever decides the results, as plain values for run.json."""
-    return plain(settings) | {
+    return plain(settings) | tools.described() | {
         "model": model.name,
         "classifier": classifier.name,
         "layer": classifier.layer,

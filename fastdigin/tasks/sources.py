@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from fastdigin.editing.attention_record import AttentionRecord, record_attention
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.editing.inversion_cache import InversionCache
-from fastdigin.editing.masks import foreground_mask, latent_mask
+from fastdigin.editing.masks import attention_mask, latent_mask, soften
 from fastdigin.editing.prompts import phrase_tokens
+from fastdigin.editing.segmentation import Segmentation
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
@@ -38,10 +40,18 @@ class SourcePhoto:
 class PhotoTools:
     """What may help to prepare photos.
 
-    inversions: keeps them between runs; None makes them anew.
+    inversions: keeps them between runs; None makes them anew. segmentation: finds the foreground
+    where the user gives no mask; None takes the attention for it.
     """
 
     inversions: InversionCache | None = None
+    segmentation: Segmentation | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What of it decides results, as plain values for run.json."""
+        if self.segmentation is None:
+            return {"segmenter": None}
+        return {"segmenter": f"{self.segmentation.segmenter.name} by {self.segmentation.prompt}"}
 
 
 NO_TOOLS = PhotoTools()
@@ -101,18 +111,36 @@ def prepare(
     run = tools.inversions.invert if tools.inversions else partial(invert, model)
     inversions = run(images, prompts, settings, batch=batch, on_step=on_step)
     records = record_attention(model, inversions, injected_fraction, batch=batch)
+    masks = _masks(model, photos, images, records, tools.segmentation)
     return [
-        _source(model, *parts) for parts in zip(photos, images, inversions, records, strict=True)
+        _source(model, *parts)
+        for parts in zip(photos, images, inversions, records, masks, strict=True)
     ]
 
 
+def _masks(model, photos, images, records, segmentation: Segmentation | None) -> list[Tensor]:
+    """The user's masks; where there is none, an automatic one."""
+    masks = [read_mask(photo.item, model.image_size) for photo in photos]
+    missing = [n for n, mask in enumerate(masks) if mask is None]
+    found = []
+    for n in missing:
+        tokens = phrase_tokens(model, photos[n].prompt, photos[n].source)
+        found.append(attention_mask(records[n].maps, tokens, model.image_size))
+    if segmentation is not None:
+        found = segmentation.foregrounds([images[n] for n in missing], found)
+    for n, mask in zip(missing, found, strict=True):
+        masks[n] = soften(mask)
+    return masks
+
+
 def _source(
-    model, photo: SourcePhoto, image: Tensor, inversion: Inversion, record: AttentionRecord
+    model,
+    photo: SourcePhoto,
+    image: Tensor,
+    inversion: Inversion,
+    record: AttentionRecord,
+    mask: Tensor,
 ) -> Source:
-    mask = read_mask(photo.item, model.image_size)
-    if mask is None:
-        tokens = phrase_tokens(model, photo.prompt, photo.source)
-        mask = foreground_mask(record.maps, tokens, model.image_size)
     mask = mask.to(inversion.encoded)
     reconstruction = model.decode(inversion.trajectory[-1:])[0].detach().to(mask)
     small = latent_mask(mask, model.latent_shape[-1])

@@ -1,0 +1,136 @@
+"""From attention to the prompts of a segmenter, and from its masks to foregrounds."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from tiny import uniform
+
+from fastdigin.caching import TensorCache
+from fastdigin.editing.segmentation import Segmentation, quantile_box, spread_points
+from fastdigin.errors import UserError
+from fastdigin.models.segmenter import Prompt
+
+SIZE = 32
+
+
+class Squares:
+    """A segmenter whose mask is a square around each point, or the box."""
+
+    name, fingerprint = "squares", "weights"
+
+    def __init__(self):
+        self.seen: list[Prompt] = []
+
+    def masks(self, images, prompts):
+        self.seen += prompts
+        return [self._mask(prompt) for prompt in prompts]
+
+    def _mask(self, prompt):
+        mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        for x, y in prompt.points.int().tolist() if prompt.points is not None else ():
+            mask[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = True
+        if prompt.box is not None:
+            left, top, right, bottom = prompt.box.int().tolist()
+            mask[top : bottom + 1, left : right + 1] = True
+        return mask
+
+
+class Blind(Squares):
+    def _mask(self, prompt):
+        return torch.zeros(SIZE, SIZE, dtype=torch.bool)
+
+
+def bar(top, bottom, left, right, value=1.0):
+    attention = torch.zeros(SIZE, SIZE)
+    attention[top:bottom, left:right] = value
+    return attention
+
+
+IMAGES = [uniform(3, SIZE, SIZE, seed=s).float() for s in range(2)]
+
+
+def test_points_spread_over_the_object():
+    """On a bar of even attention: one end, the other end, the middle between them."""
+    points = spread_points(bar(10, 11, 4, 29), 3)
+    assert points.tolist() == [[4, 10], [28, 10], [16, 10]]
+
+
+def test_points_prefer_likely_places():
+    """A faint far pixel loses against a likely one that is nearer."""
+    weights = torch.zeros(SIZE, SIZE)
+    weights[0, 0], weights[0, 20], weights[0, 31] = 1.0, 0.9, 0.4
+    assert spread_points(weights, 2).tolist() == [[0, 0], [20, 0]]
+    assert spread_points(weights, 9).tolist() == [[0, 0], [20, 0], [31, 0]]
+
+
+def test_a_spread_is_wider_than_the_heaviest_pixels():
+    """Against the greedy choice: the smallest distance between two points is several times it."""
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    blob = torch.exp(-((x - 12) ** 2 + (y - 18) ** 2) / 80)
+    points = spread_points(blob * (blob > 0.35), 5)
+    assert points[0].tolist() == [12, 18] and len(points) == 5
+    assert torch.pdist(points).min() > 4
+    assert all(blob[int(y), int(x)] > 0.35 for x, y in points.tolist())
+
+
+def test_the_box_leaves_stray_pixels_out():
+    likely = bar(8, 24, 4, 12) > 0
+    assert quantile_box(likely).tolist() == [4, 8, 11, 23]
+    likely[31, 31] = True
+    left, top, right, bottom = quantile_box(likely).tolist()
+    assert (left, right) == (4, 11) and top == 8 and bottom == 23
+
+
+@pytest.mark.parametrize("prompt", ["points", "box"])
+def test_foregrounds(prompt):
+    attention = [bar(8, 24, 4, 12), bar(8, 12, 20, 28)]
+    segmenter = Squares()
+    found = Segmentation(segmenter, prompt).foregrounds(IMAGES, attention)
+    for mask, expected in zip(found, attention, strict=True):
+        assert mask.shape == (SIZE, SIZE) and set(mask.unique().tolist()) == {0.0, 1.0}
+        if prompt == "box":
+            assert torch.equal(mask, expected)
+        assert mask[expected > 0].any()
+    kinds = [(p.points is not None, p.box is not None) for p in segmenter.seen]
+    assert kinds == [(prompt == "points", prompt == "box")] * 2
+
+
+@pytest.mark.parametrize("reason", ["no attention", "nothing found"])
+def test_attention_takes_over(reason, caplog):
+    attention = [bar(8, 24, 4, 12), bar(8, 24, 4, 12, value=0.2)]
+    segmenter = Blind() if reason == "nothing found" else Squares()
+    with caplog.at_level(logging.WARNING):
+        found = Segmentation(segmenter).foregrounds(IMAGES, attention)
+    assert torch.equal(found[1], attention[1])
+    assert torch.equal(found[0], attention[0]) == (reason == "nothing found")
+    assert "attention mask is used instead" in caplog.text
+    assert len(segmenter.seen) == 1  # the faint one marks no place to look at
+
+
+def test_masks_are_kept(tmp_path):
+    """By image, prompt and weights."""
+    attention = [bar(8, 24, 4, 12), bar(8, 12, 20, 28)]
+    cache = TensorCache(tmp_path)
+    expected = Segmentation(Squares()).foregrounds(IMAGES, attention)
+    for calls in (2, 0):
+        segmenter = Squares()
+        found = Segmentation(segmenter, masks=cache).foregrounds(IMAGES, attention)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert len(segmenter.seen) == calls
+    other = Squares()
+    other.fingerprint = "other weights"
+    Segmentation(other, masks=cache).foregrounds(IMAGES[:1], attention[:1])
+    Segmentation(other, "box", masks=cache).foregrounds(IMAGES[:1], attention[:1])
+    Segmentation(other, masks=cache).foregrounds(IMAGES[1:], attention[:1])
+    Segmentation(other, masks=cache).foregrounds(IMAGES[:1], attention[1:])
+    assert len(other.seen) == 4
+
+
+def test_bad_settings():
+    with pytest.raises(UserError, match="points or box, got 'boxes'"):
+        Segmentation(Squares(), "boxes")
+    with pytest.raises(UserError, match="points must be at least 1"):
+        Segmentation(Squares(), points=0)
