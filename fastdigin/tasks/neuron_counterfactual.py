@@ -27,6 +27,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import NeuronActivation
 from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
+from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.inputs import (
     ImageInput,
     Images,
@@ -206,12 +207,17 @@ def job_ids(
 def _scales(
     classifier: Classifier, neurons: Collection[int], images: Iterable[Tensor]
 ) -> dict[int, float]:
-    """Each neuron's largest activation over the images, or 1 where it never fires."""
-    top = dict.fromkeys(neurons, 0.0)
-    for image in images if neurons else ():
-        activations = classifier.activations(image[None].to(classifier.device))[0]
-        top = {n: max(value, float(activations[n])) for n, value in top.items()}
-    return {n: value if value > 0 else 1.0 for n, value in top.items()}
+    """Each neuron's largest activation over the images, or 1 where it never fires, and says so."""
+    rows = [
+        classifier.activations(image[None].to(classifier.device))[0].cpu()
+        for image in (images if neurons else ())
+    ]
+    if not rows:
+        return dict.fromkeys(neurons, 1.0)
+    low, high = torch.stack(rows).amin(dim=0), torch.stack(rows).amax(dim=0)
+    ranges = {n: (float(low[n]), float(high[n])) for n in neurons}
+    check_fires(classifier, ranges, len(rows), must=False)
+    return {n: top if top > 0 else 1.0 for n, (_, top) in ranges.items()}
 
 
 def _jobs(engine, requests, *, classifier, scales, settings, seed, tools, batch, on_step):

@@ -23,6 +23,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import Cutouts, NeuronActivation
 from fastdigin.tasks.explanation import Explanation, explain, plain
+from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.generated import generated_job, seed_of
 from fastdigin.tasks.inputs import fingerprint
 from fastdigin.tasks.monitors import Activation
@@ -83,7 +84,8 @@ def visualise_neurons(
     images_per_neuron: started from different seeds, the most activating first; at most
         ``samples_per_word``. skip: ids not to do again.
     on_progress: called with the share of one image's work that was just done.
-    Raises UserError before any work for a neuron that does not exist and for an empty word list.
+    Raises UserError before any work for a neuron that does not exist or does not fire on the data
+    set, and for an empty word list.
     """
     settings = settings or default_settings(engine.model)
     neurons = [neurons] if isinstance(neurons, (int, str)) else neurons
@@ -99,6 +101,8 @@ def visualise_neurons(
     classifier.to(engine.model.device)
     activations = dataset_activations(classifier, dataset)
     maxima = {n: float(activations[:, n].max()) for n in neurons}
+    ranges = {n: (float(activations[:, n].min()), maxima[n]) for n in neurons}
+    check_fires(classifier, ranges, len(dataset), must=True)
     chosen_words = _words_per_neuron(words, neurons, activations, dataset)
     for word in {w for list_ in chosen_words.values() for w in list_}:
         engine.model.tokenize(settings.prompt.format(word))
