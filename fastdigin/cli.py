@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdigin import __version__
+from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
 from fastdigin.errors import UserError
 from fastdigin.photo_options import add_photo_options
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser(with_benches=arguments[:1] == ["bench"]).parse_args(arguments)
         logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
         logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
-        for name in ("report", "caching", "editing.segmentation"):
+        for name in ("report", "caching", "editing.segmentation", "tasks.firing"):
             logging.getLogger(f"fastdigin.{name}").setLevel(logging.WARNING)
         # Imported late, so that --help and usage errors answer at once.
         from fastdigin import commands
@@ -54,7 +55,8 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
 
     task = _command(commands, "counterfactual", "what must change for the classifier to say TARGET")
     _images(task)
-    task.add_argument("--classifier", required=True, metavar="C", help="embedded:NAME, timm:NAME")
+    add_class_names(task)
+    task.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
     task.add_argument("--target", metavar="CLASS", help="name or index (not for embedded:pairs)")
     task.add_argument("--judge", metavar="C", help="independent classifier to ask afterwards")
     task.add_argument(
@@ -66,6 +68,7 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     _job_options(task, out="counterfactuals")
 
     task = _command(commands, "disagree", "images that F is sure of and G denies")
+    add_class_names(task)
     task.add_argument("--f", required=True, metavar="F", help="classifier whose confidence rises")
     task.add_argument("--g", required=True, metavar="G", help="classifier whose confidence falls")
     task.add_argument("--classes", required=True, type=_list, metavar="A,B")
@@ -74,7 +77,8 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     _job_options(task, out="disagreements")
 
     task = _command(commands, "neurons", "images that make single neurons fire")
-    task.add_argument("--classifier", required=True, metavar="C")
+    add_class_names(task)
+    task.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
     task.add_argument("--neurons", required=True, type=_list, metavar="3,17")
     task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
     task.add_argument("--words", metavar="FILE", help="one word a line, to start from")
@@ -88,7 +92,8 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
 
     task = _command(commands, "neuron-counterfactual", "change what a neuron sees, keep the object")
     _images(task)
-    task.add_argument("--classifier", required=True, metavar="C")
+    add_class_names(task)
+    task.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
     task.add_argument("--neuron", required=True, metavar="N")
     task.add_argument("--direction", required=True, choices=("max", "min"))
     task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")

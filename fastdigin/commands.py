@@ -17,6 +17,7 @@ import transformers
 from tqdm import tqdm
 
 import fastdigin
+from fastdigin.classifier_arguments import load_classifier, load_pair, read_lines
 from fastdigin.demo import demo_parts
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import EarlyStop
@@ -49,13 +50,13 @@ def counterfactual(options: Namespace) -> int:
     """Counterfactuals of the user's images."""
     inputs = _described_inputs(options, target=options.target)
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
-    classifier = Classifier.load(options.classifier)
+    classifier = load_classifier(options.classifier, options)
     settings = _with_options(cf.default_settings(engine.model), options)
     if options.stop_at is not None:
         stop = EarlyStop(above=options.stop_at, of=cf.CONFIDENCE, held_for=3)
         settings = replace(settings, optimisation=replace(settings.optimisation, early_stop=stop))
     judge_spec = options.judge or ("embedded:judge" if options.model == EMBEDDED else None)
-    judge = Classifier.load(judge_spec) if judge_spec else None
+    judge = load_classifier(judge_spec, options, classifier.classes) if judge_spec else None
     tools = load_photo_tools(options, engine.model)
     part = Part(
         cf.TASK,
@@ -73,7 +74,7 @@ def counterfactual(options: Namespace) -> int:
 def disagree(options: Namespace) -> int:
     """Disagreements of two classifiers."""
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
-    f, g = (_load_for_classes(spec, options.classes) for spec in (options.f, options.g))
+    f, g = load_pair(options.f, options.g, options)
     settings = _with_options(dis.default_settings(engine.model), options)
     if options.objective:
         settings = replace(settings, objective=options.objective)
@@ -92,10 +93,10 @@ def disagree(options: Namespace) -> int:
 
 def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
-    words = read_words(options.words) if options.words else default_words(options.model)
+    words = read_lines(options.words, "--words") if options.words else default_words(options.model)
     dataset_inputs = collect(options.images)
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
-    classifier = _with_layer(Classifier.load(options.classifier), options.layer)
+    classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
     wanted = wanted[: options.limit]
     dataset = read_images(dataset_inputs, engine.model.image_size)
@@ -117,7 +118,7 @@ def neuron_counterfactual(options: Namespace) -> int:
     """Counterfactuals of one neuron on the user's images."""
     inputs = _described_inputs(options)
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
-    classifier = _with_layer(Classifier.load(options.classifier), options.layer)
+    classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     neuron = classifier.check_neuron(options.neuron)
     embedded_model = options.model == EMBEDDED
     backgrounds = Classifier.load("embedded:background") if embedded_model else None
@@ -245,18 +246,6 @@ def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], dict], out: Pa
             )
 
 
-def read_words(path: str) -> list[str]:
-    """One word or phrase a line; empty lines are skipped."""
-    try:
-        words = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--words '{path}' cannot be read ({error}): give a text file") from None
-    words = [word for word in words if word]
-    if not words:
-        raise UserError(f"--words '{path}' is empty: write one word a line")
-    return words
-
-
 def default_words(model: str) -> list[str]:
     """What the embedded model can draw; other models need the user's words."""
     if model != EMBEDDED:
@@ -299,15 +288,3 @@ def _with_options(settings: Any, options: Namespace) -> Any:
 
 def _with_layer(classifier: Classifier, layer: str | None) -> Classifier:
     return classifier if layer is None else classifier.at_layer(layer)
-
-
-def _load_for_classes(spec: str, classes: list[str]) -> Classifier:
-    """A zero-shot classifier tells the named classes apart; others have their own."""
-    if not spec.startswith("clip:"):
-        return Classifier.load(spec)
-    if len(set(classes)) < 2:
-        raise UserError(
-            f"--classes {','.join(classes)} is one class, and {spec!r}, which is zero-shot, tells "
-            "the named classes apart: name at least two (--limit 1 does the first one only)"
-        )
-    return Classifier.load(spec, classes=classes)

@@ -1,6 +1,6 @@
 """Classifiers: any frozen network that maps normalised square images to logits.
 
-Images go in as the diffusion model makes them, in [0,1] and of any size; resampling and
+Images go in as the diffusion model makes them, in [0,1] and of any size; resizing and
 normalisation are part of the classifier and differentiable.
 """
 
@@ -9,23 +9,29 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastdigin.errors import UserError
-from fastdigin.models.resampling import resample
+from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
+from fastdigin.models.preprocessing import Resizing
 
 
 class Classifier:
     """A frozen network with what is needed to call it on images in [0,1].
 
     network: maps (B,3,size,size), normalised by ``mean`` and ``std`` (three numbers each), to
-        logits (B,K). It is frozen and put in evaluation mode, in place.
+        logits (B,K), or to an object that holds them as ``logits`` (transformers). It is frozen and
+        put in evaluation mode, in place.
+    resizing: how images become (size,size); by default they are squashed by exact area averages.
     classes: the K names. A name may list synonyms: "robin, American robin, Turdus migratorius".
     layer: named module of the network whose output holds the neurons; None takes the INPUT of the
-        last ``nn.Linear``, the penultimate layer of most classifiers.
+        head, the penultimate layer.
+    head: named module that turns features into logits; None finds it
+        (:func:`fastdigin.models.layers.find_head`).
 
     It runs in the dtype and on the device of the network (see :meth:`to`); results have the dtype
     of the images.
@@ -39,62 +45,80 @@ class Classifier:
         mean: Sequence[float],
         std: Sequence[float],
         classes: Sequence[str],
+        resizing: Resizing | None = None,
         layer: str | None = None,
+        head: str | None = None,
         name: str = "classifier",
     ):
         self.network = network.eval().requires_grad_(False)
         self.size = size
+        self.resizing = resizing or Resizing()
         self.classes = tuple(classes)
         self.layer = layer
         self.name = name
         self._mean_311 = torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)
         self._std_311 = torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
-        if layer is not None:
-            self._check_layer(layer)
+        for module in filter(None, (layer, head)):
+            check_layer(network, module, name)
+        self._head = head or find_head(network)
         self.to(self.device)
 
     @classmethod
-    def load(cls, spec: str, *, classes: Sequence[str] | None = None) -> Classifier:
+    def load(
+        cls,
+        spec: str,
+        *,
+        classes: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+    ) -> Classifier:
         """A classifier from the text users write on the command line, on the CPU in float32.
 
-        "embedded:NAME": one of the packaged classifiers. "timm:NAME": a pretrained model of timm,
-        with its own input size, normalisation and class names (timm takes safetensors where they
-        exist and unpickles nothing but tensors otherwise). "clip:HUB_ID_OR_FOLDER": a CLIP model of
-        transformers as a zero-shot classifier of ``classes``, which only it takes.
+        embedded:NAME               one of the packaged classifiers
+        timm:NAME                   a pretrained model of timm, also local-dir:FOLDER or hf-hub:ID
+        torchvision:NAME[.WEIGHTS]  for example resnet50 or resnet50.IMAGENET1K_V1
+        hf:ID                       image classification of transformers: a hub id or a folder
+        open_clip:MODEL/PRETRAINED  zero-shot; PRETRAINED is a tag or a file, or instead of both a
+                                    FOLDER or hf-hub:ID
+        file:PATH@ARCHITECTURE      weights for timm:NAME or torchvision:NAME
 
+        Size, crop, interpolation, normalisation and class names are the model's own.
+
+        classes: names to use instead, one per logit; for a zero-shot classifier any names
+            (default: ImageNet's). templates: its prompts, with ``{}`` for the class.
         Raises UserError if the kind or name is unknown, or the weights cannot be had.
         """
-        kind, _, name = spec.partition(":")
-        if kind not in ("embedded", "timm", "clip") or not name:
-            raise UserError(
-                f"classifier {spec!r} is not understood: write embedded:NAME, timm:NAME or "
-                "clip:HUB_ID_OR_FOLDER."
-            )
-        if kind == "clip":
-            # Here, because transformers takes seconds to import and other kinds do without it.
-            from fastdigin.models.zero_shot import load_zero_shot
+        # Here, because each kind imports its own library, and only when it is asked for.
+        from fastdigin.models.classifiers import is_zero_shot, load_network
 
-            network, config = load_zero_shot(name, classes)
-        elif classes is not None:
-            raise UserError(
-                f"classes were given for classifier {spec!r}, which has its own: leave them out, "
-                "or use a zero-shot classifier, clip:HUB_ID_OR_FOLDER."
-            )
-        elif kind == "embedded":
-            from fastdigin.embedded.networks import load_network
-
-            network, config = load_network(name)
-        else:
-            network, config = _load_timm(name)
-        settings = {key: config[key] for key in ("size", "mean", "std", "classes")}
-        return cls(network, name=spec, **settings)
+        loaded = load_network(spec, classes, templates)
+        # Results that other prompts made are told apart by the name.
+        by = f" with {len(templates)} templates {_digest(templates)}" if templates else ""
+        classifier = cls(
+            loaded.network, name=spec + by, size=loaded.size, mean=loaded.mean, std=loaded.std,
+            resizing=loaded.resizing, classes=loaded.classes, head=loaded.head,
+        )  # fmt: skip
+        if classes is None or is_zero_shot(spec):
+            return classifier
+        return classifier.with_classes(classes)
 
     def at_layer(self, layer: str) -> Classifier:
         """The same classifier with the neurons of another named module; shares the network."""
         other = copy.copy(self)
         other.__dict__.pop("num_neurons", None)  # cached for the old layer
-        other._check_layer(layer)
+        check_layer(self.network, layer, self.name)
         other.layer = layer
+        return other
+
+    def with_classes(self, classes: Sequence[str]) -> Classifier:
+        """The same classifier with other names for its classes; shares the network."""
+        if len(classes) != len(self.classes):
+            raise UserError(
+                f"{len(classes)} classes were given for {self.name}, which tells "
+                f"{len(self.classes)} apart: give one name per class."
+            )
+        other = copy.copy(self)
+        other.__dict__.pop("_names", None)  # cached for the old names
+        other.classes = tuple(classes)
         return other
 
     @property
@@ -114,9 +138,21 @@ class Classifier:
         self._std_311 = self._std_311.to(device)
         return self
 
-    def logits(self, images_b3hw: Tensor) -> Tensor:
-        """Logits (B,K) of images in [0,1] of any size; differentiable."""
-        logits = self.network(self._prepare(images_b3hw)).to(images_b3hw.dtype)
+    def prepare(self, images_b3hw: Tensor) -> Tensor:
+        """(B,3,size,size) in [0,1]: what the network looks at of images of any size."""
+        assert images_b3hw.ndim == 4 and images_b3hw.shape[1] == 3, (
+            f"images must be (B,3,H,W), got {tuple(images_b3hw.shape)}"
+        )
+        return self.resizing(images_b3hw, self.size)
+
+    def logits(self, images_b3hw: Tensor, *, prepared: bool = False) -> Tensor:
+        """Logits (B,K) of images in [0,1]; differentiable.
+
+        prepared: the images are (B,3,size,size) already and only normalised, neither resized nor
+        cropped.
+        """
+        output = self.network(self._normalise(images_b3hw, prepared))
+        logits = getattr(output, "logits", output).to(images_b3hw.dtype)
         if logits.ndim != 2 or logits.shape[1] != len(self.classes):
             raise UserError(
                 f"classes of {self.name} has {len(self.classes)} names, but its network returns "
@@ -128,48 +164,45 @@ class Classifier:
         """Softmax of the logits (B,K)."""
         return torch.softmax(self.logits(images_b3hw), dim=1)
 
-    def activations(self, images_b3hw: Tensor) -> Tensor:
+    def activations(self, images_b3hw: Tensor, *, prepared: bool = False) -> Tensor:
         """Activations (B,F) of the neurons of ``layer`` on images in [0,1]; differentiable.
 
-        A layer of (B,C,H,W) gives means over space, one of (B,L,C) means over tokens.
+        A layer of (B,C,H,W) or (B,H,W,C) gives means over space, one of (B,L,C) means over tokens.
+        prepared: as in :meth:`logits`.
         """
-        captured: list[Tensor] = []
-        if self.layer is None:
-            handle = self._last_linear.register_forward_pre_hook(
-                lambda module, inputs: captured.append(inputs[0])
-            )
+        inputs = self._normalise(images_b3hw, prepared)
+
+        def run() -> object:
+            return self.network(inputs)
+
+        if self.layer is not None:
+            features = layer_output(self.network, self.layer, run)
+        elif self._head is not None:
+            features = layer_input(self.network, self._head, run)
         else:
-            handle = self.network.get_submodule(self.layer).register_forward_hook(
-                lambda module, inputs, output: captured.append(output)
-            )
-        try:
-            self.network(self._prepare(images_b3hw))
-        finally:
-            handle.remove()
-        output = captured[-1] if captured else None
-        if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
             raise UserError(
-                f"layer {self.layer or 'before the last nn.Linear'} of {self.name} does not give a "
-                "tensor (B,F), (B,L,C) or (B,C,H,W): choose another layer."
+                f"{self.name} has no nn.Linear whose input could be its neurons: name a layer."
             )
-        features = output.to(images_b3hw.dtype)
-        if features.ndim == 4:
-            return features.mean(dim=(2, 3))
-        return features.mean(dim=1) if features.ndim == 3 else features
+        if features is None:
+            raise UserError(
+                f"{self._layer_name} of {self.name} does not give a tensor (B,F), (B,L,C) or "
+                "(B,C,H,W): choose another layer."
+            )
+        return features.to(images_b3hw.dtype)
 
     @functools.cached_property
     def num_neurons(self) -> int:
         """F, found by running one black image."""
         black = torch.zeros(1, 3, self.size, self.size, dtype=self.dtype, device=self.device)
         with torch.no_grad():
-            return self.activations(black).shape[1]
+            return self.activations(black, prepared=True).shape[1]
 
     def check_neuron(self, neuron: int | str) -> int:
         """The neuron's index as int, if the layer has it; UserError with the range otherwise."""
         if not str(neuron).isdecimal() or int(neuron) >= self.num_neurons:
             raise UserError(
                 f"neuron {neuron} does not exist: {self.name} has neurons 0 to "
-                f"{self.num_neurons - 1} in layer {self.layer or 'before the last nn.Linear'}."
+                f"{self.num_neurons - 1} in {self._layer_name}."
             )
         return int(neuron)
 
@@ -207,22 +240,14 @@ class Classifier:
                 names.setdefault(alias, []).append(index)
         return names
 
-    @functools.cached_property
-    def _last_linear(self) -> nn.Linear:
-        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise UserError(
-                f"{self.name} has no nn.Linear whose input could be its neurons: name a layer."
-            )
-        return linear[-1]
+    @property
+    def _layer_name(self) -> str:
+        return f"layer {self.layer}" if self.layer else f"the input of {self._head}"
 
-    def _prepare(self, images_b3hw: Tensor) -> Tensor:
-        assert images_b3hw.ndim == 4 and images_b3hw.shape[1] == 3, (
-            f"images must be (B,3,H,W), got {tuple(images_b3hw.shape)}"
-        )
-        images = resample(images_b3hw, self.size)
-        mean, std = self._mean_311.to(images), self._std_311.to(images)
-        return ((images - mean) / std).to(self.dtype)
+    def _normalise(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
+        pixels = images_b3hw if prepared else self.prepare(images_b3hw)
+        mean, std = self._mean_311.to(pixels), self._std_311.to(pixels)
+        return ((pixels - mean) / std).to(self.dtype)
 
     def _check_class(self, index: int) -> int:
         if not 0 <= index < len(self.classes):
@@ -232,60 +257,10 @@ class Classifier:
             )
         return index
 
-    def _check_layer(self, layer: str) -> None:
-        names = [name for name, _ in self.network.named_modules() if name]
-        if layer in names:
-            return
-        similar = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[-5:]
-        raise UserError(
-            f"layer {layer!r} is not a module of {self.name}; similar ones: {', '.join(similar)}."
-        )
-
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _load_timm(name: str) -> tuple[nn.Module, dict]:
-    """A pretrained timm model and its size, mean, std and classes."""
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(
-            f"classifier 'timm:{name}' needs the package timm: pip install 'fastdigin[timm]'."
-        ) from error
-    if ":" not in name and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        close = close or timm.list_models(f"*{name.split('.')[0]}*")[:3]
-        hint = f"; did you mean {', '.join(close)}?" if close else ": see timm.list_models()."
-        raise UserError(f"classifier 'timm:{name}' is not a model of timm{hint}")
-    try:
-        network = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the weights of classifier 'timm:{name}' could not be loaded "
-            f"({_first_sentence(error)}): check the name's tag and the connection to the "
-            "Hugging Face hub, or save them once and use timm:local-dir:FOLDER."
-        ) from error
-    data = timm.data.resolve_model_data_config(network)
-    config = {"size": data["input_size"][-1], "mean": data["mean"], "std": data["std"]}
-    return network, config | {"classes": _timm_classes(network)}
-
-
-def _timm_classes(network: nn.Module) -> tuple[str, ...]:
-    """The names that came with the weights, else ImageNet's by their number, else the indices."""
-    import timm.data
-
-    cfg = network.pretrained_cfg
-    names, descriptions = cfg.get("label_names"), cfg.get("label_descriptions")
-    if names:
-        return tuple(str((descriptions or {}).get(name, name)) for name in names)
-    subset = timm.data.infer_imagenet_subset(network)
-    if subset:
-        return tuple(timm.data.ImageNetInfo(subset).label_descriptions())
-    return tuple(str(index) for index in range(network.num_classes))
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".")
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]

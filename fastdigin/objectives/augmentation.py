@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
 from fastdigin.models.resampling import resample_crops
 
 Key = tuple[int, int, int]
@@ -65,14 +66,17 @@ class Cutouts:
         return crops + self.noise * noise.to(crops)
 
 
-def views(image_3hw: Tensor, size: int, cutouts: Cutouts | None, key: Key | None) -> Tensor:
-    """What a classifier of ``size`` looks at: the crops of this key, else the plain image.
+def views(
+    image_3hw: Tensor, classifier: Classifier, cutouts: Cutouts | None, key: Key | None
+) -> Tensor:
+    """What the classifier looks at, at its size: the crops of this key, else the plain image.
 
-    (count,3,size,size) crops, or (1,3,H,W) if there is no key or no cutouts.
+    (count,3,size,size) crops, or (1,3,size,size) if there is no key or no cutouts. Crops are
+    neither resized nor cropped again.
     """
     if cutouts is None or key is None:
-        return image_3hw.unsqueeze(0)
-    return cutouts(image_3hw, size, key)
+        return classifier.prepare(image_3hw.unsqueeze(0))
+    return cutouts(image_3hw, classifier.size, key)
 
 
 def _stable_hash(key: Key) -> int:

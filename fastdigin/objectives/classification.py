@@ -47,8 +47,8 @@ class ClassConfidence:
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
-        images = views(candidate.image, self.classifier.size, self.cutouts, candidate.key)
-        logits = self.classifier.logits(images)
+        images = views(candidate.image, self.classifier, self.cutouts, candidate.key)
+        logits = self.classifier.logits(images, prepared=True)
         if self.form == "conf":
             confidence = torch.softmax(logits, dim=1)[:, self.index].mean()
             return 1 - confidence if self.maximise else confidence

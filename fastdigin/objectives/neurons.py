@@ -41,6 +41,7 @@ class NeuronActivation:
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
-        images = views(candidate.image, self.classifier.size, self.cutouts, candidate.key)
-        activation = self.classifier.activations(images)[:, self.neuron].mean() / self.scale
+        images = views(candidate.image, self.classifier, self.cutouts, candidate.key)
+        activations = self.classifier.activations(images, prepared=True)
+        activation = activations[:, self.neuron].mean() / self.scale
         return -activation if self.maximise else activation

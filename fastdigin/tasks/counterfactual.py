@@ -27,7 +27,14 @@ from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.objectives.classification import FORMS
 from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
-from fastdigin.tasks.inputs import ImageInput, Images, as_inputs, distinct, one_each
+from fastdigin.tasks.inputs import (
+    ImageInput,
+    Images,
+    as_inputs,
+    distinct,
+    fingerprint,
+    one_each,
+)
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_run import run_photo_jobs
 from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
@@ -170,6 +177,7 @@ def run_settings(
     return plain(settings) | tools.described() | {
         "model": model.name,
         "classifier": classifier.name,
+        "classes": fingerprint(classifier.classes),  # a zero-shot classifier's are the user's
         "judge": judge.name if judge else None,
         "seed": seed,
     }

@@ -25,7 +25,7 @@ from fastdigin.tasks.generated import generated_job, seed_of
 from fastdigin.tasks.inputs import fingerprint
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.sources import PROMPT
-from fastdigin.tasks.words import class_word
+from fastdigin.tasks.words import class_word, same_classes
 
 TASK = "disagreement"
 
@@ -124,7 +124,8 @@ def job_id(word: str, number: int) -> str:
 
 def _class_pair(f: Classifier, g: Classifier, name: str | int) -> tuple[int, int]:
     index = f.class_index(name)
-    return index, g.class_index(class_word(f, index))
+    same = same_classes(f, g)
+    return index, index if same else g.class_index(class_word(f, index))
 
 
 def _job(engine, f, g, pair, settings, seed, number) -> Job:

@@ -13,6 +13,19 @@ def class_word(classifier: Classifier, index: int) -> str:
     return classifier.classes[index].split(",")[0].replace("_", " ").strip()
 
 
+def same_classes(f: Classifier, g: Classifier) -> bool:
+    """Whether an index means the same to both: most names at the same index share a synonym.
+
+    Libraries spell ImageNet's classes differently, and two of them are a "crane": there names alone
+    would lead to another class.
+    """
+    if len(f.classes) != len(g.classes):
+        return False
+    synonyms = ([{s.strip().casefold() for s in c.split(",")} for c in x.classes] for x in (f, g))
+    shared = sum(bool(a & b) for a, b in zip(*synonyms, strict=True))
+    return 2 * shared > len(f.classes)
+
+
 @torch.no_grad()
 def find_class(classifier: Classifier, image_3hw: Tensor, name: str | None) -> int:
     """The class called ``name``, or what the classifier sees where no name is given."""

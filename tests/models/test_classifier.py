@@ -1,13 +1,10 @@
-import json
-
 import pytest
-import timm
 import torch
 from torch import nn
 
-from fastdigin.embedded import model_folder
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.preprocessing import Resizing
 from fastdigin.models.resampling import resample
 
 
@@ -159,9 +156,9 @@ def test_unknown_class_suggests_and_lists():
             classifier.class_index(index)
 
 
-@pytest.mark.parametrize("spec", ["resnet18", "torchvision:resnet18", "timm:", ""])
+@pytest.mark.parametrize("spec", ["resnet18", "clip:vit", "timm:", ""])
 def test_spec_of_an_unknown_kind(spec):
-    with pytest.raises(UserError, match="embedded:NAME, timm:NAME or clip:"):
+    with pytest.raises(UserError, match="embedded:NAME, timm:NAME, torchvision:NAME.*file:PATH@"):
         Classifier.load(spec)
 
 
@@ -176,116 +173,53 @@ def test_embedded(monkeypatch):
     assert classifier.network is network and classifier.size == 8
 
 
-def test_classes_are_for_zero_shot_only():
-    with pytest.raises(UserError, match="leave them out"):
-        Classifier.load("embedded:clean", classes=["a"])
+def test_other_names_for_the_classes():
+    classifier = make_classifier()
+    assert classifier.class_index("dog") == 1
+    other = classifier.with_classes(["Katze", "Hund", "Vogel"])
+    assert other.class_index("Hund") == 1 and classifier.classes == ("cat", "dog", "bird")
+    with pytest.raises(UserError, match="not a class"):
+        other.class_index("dog")
+    with pytest.raises(UserError, match="2 classes were given for classifier, which tells 3 apart"):
+        classifier.with_classes(["cat", "dog"])
+    names = [str(i) for i in range(8)]
+    assert Classifier.load("embedded:clean", classes=names).classes == tuple(names)
 
 
-def test_timm_from_a_folder(tmp_path):
+def test_templates_are_for_zero_shot_only():
+    with pytest.raises(UserError, match="reads no text: leave them out"):
+        Classifier.load("embedded:clean", templates=["{}"])
+
+
+def test_prepared_images_are_only_normalised():
+    resizing = Resizing("shortest", 12, "bilinear")
+    classifier, images = make_classifier(resizing=resizing), random_images()
+    prepared = classifier.prepare(images)
+    assert prepared.shape == (2, 3, 8, 8)
+    for method in (classifier.logits, classifier.activations):
+        torch.testing.assert_close(method(prepared, prepared=True), method(images))
+        assert not torch.allclose(method(prepared), method(images))  # cropped once more
+
+
+def test_logits_of_an_output_object():
+    from types import SimpleNamespace
+
+    class Wrapped(TinyNetwork):
+        def forward(self, x):
+            return SimpleNamespace(logits=super().forward(x))
+
     torch.manual_seed(0)
-    model = timm.create_model("test_resnet", pretrained=False).eval()
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    classifier = Classifier.load(f"timm:local-dir:{tmp_path}")
-    assert len(classifier.classes) == 1000
-    assert classifier.classes[15] == "robin, American robin, Turdus migratorius"
-    assert classifier.class_index("American robin") == 15
-    assert classifier.class_index("15") == 15
-    with pytest.raises(UserError, match=r"134 \(crane\); 517 \(crane\)"):
-        classifier.class_index("crane")
-    data = timm.data.resolve_model_data_config(model)
-    assert classifier.size == data["input_size"][-1]
-    images = torch.rand(2, 3, classifier.size, classifier.size)
-    mean, std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
-    with torch.no_grad():
-        torch.testing.assert_close(classifier.logits(images), model((images - mean) / std))
-        assert classifier.activations(images).shape == (2, model.num_features)
+    options = {"size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+    wrapped = Classifier(Wrapped(), classes=("cat", "dog", "bird"), **options)
+    images = random_images()
+    torch.testing.assert_close(wrapped.logits(images), make_classifier().logits(images))
 
 
-def test_timm_names_that_came_with_the_weights(tmp_path):
-    model = timm.create_model("test_resnet", pretrained=False, num_classes=2)
-    labels = {"label_names": ["n1", "n2"], "label_descriptions": {"n1": "cat", "n2": "dog"}}
-    timm.models.save_for_hf(model, tmp_path, model_config=labels, safe_serialization=True)
-    assert Classifier.load(f"timm:local-dir:{tmp_path}").classes == ("cat", "dog")
-
-
-def test_unknown_timm_name_suggests():
-    with pytest.raises(UserError, match="'timm:resnet18x' is not a model of timm.*resnet18"):
-        Classifier.load("timm:resnet18x")
-
-
-def test_timm_weights_that_cannot_be_had(monkeypatch, tmp_path):
-    def offline(*args, **kwargs):
-        raise OSError("Cannot find the file in the cache. Check your connection.")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match="timm:resnet18' could not be loaded .Cannot find the file"):
-        Classifier.load("timm:resnet18")
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="could not be loaded"):
-        Classifier.load(f"timm:local-dir:{tmp_path / 'nowhere'}")
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A random CLIP model of the smallest size, with the embedded model's tokenizer."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    small["num_attention_heads"] = 2
-    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    vision = {**small, "image_size": 16, "patch_size": 8}
+def test_head_may_be_named():
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    CLIPModel(config).eval().save_pretrained(folder)
-    return folder
-
-
-def test_zero_shot_agrees_with_the_whole_clip_model(clip_folder):
-    from transformers import CLIPModel, CLIPTokenizer
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-    classes = ("cat", "dog", "boat")
-    classifier = Classifier.load(f"clip:{clip_folder}", classes=classes)
-    assert classifier.classes == classes and classifier.size == 16
-    images = random_images(2, 16)
-    cat, dog, _ = classifier.logits(images).unbind(1)
-    assert not torch.allclose(cat, dog)  # the words reach the text encoder
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    model = CLIPModel.from_pretrained(clip_folder)
-    prompts = [f"a photo of a {name}" for name in classes]
-    tokens = CLIPTokenizer.from_pretrained(clip_folder)(prompts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        expected = model(pixel_values=(images - mean) / std, **tokens).logits_per_image
-        torch.testing.assert_close(classifier.logits(images), expected)
-    assert expected.std() > 1e-3  # the prompts are told apart
-    assert classifier.num_neurons == 12
-    images.requires_grad_()
-    classifier.logits(images)[:, 0].sum().backward()
-    assert images.grad.abs().sum() > 0
-
-
-def test_zero_shot_takes_the_saved_normalisation(clip_folder, tmp_path):
-    from transformers import CLIPModel, CLIPTokenizer
-
-    CLIPModel.from_pretrained(clip_folder).save_pretrained(tmp_path)
-    CLIPTokenizer.from_pretrained(clip_folder).save_pretrained(tmp_path)
-    saved = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
-    images = random_images(1, 16)
-    expected = Classifier.load(f"clip:{clip_folder}", classes=["cat", "dog"])
-    actual = Classifier.load(f"clip:{tmp_path}", classes=["cat", "dog"])
-    mean, std = (torch.tensor(saved[k]).view(3, 1, 1) for k in ("image_mean", "image_std"))
-    torch.testing.assert_close(
-        actual.logits(images), expected.network((images - mean) / std), rtol=1e-5, atol=1e-5
-    )
-
-
-def test_zero_shot_errors(clip_folder, tmp_path):
-    with pytest.raises(UserError, match="needs classes"):
-        Classifier.load(f"clip:{clip_folder}")
-    with pytest.raises(UserError, match="could not be loaded"):
-        Classifier.load(f"clip:{tmp_path}", classes=["cat"])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 7), nn.ReLU(), nn.Linear(7, 2))
+    options = {"size": 8, "mean": (0,) * 3, "std": (1,) * 3, "classes": "ab"}
+    assert Classifier(network, **options).num_neurons == 7
+    assert Classifier(network, head="1", **options).num_neurons == 192
+    with pytest.raises(UserError, match="layer 'head' is not a module"):
+        Classifier(network, head="head", **options)

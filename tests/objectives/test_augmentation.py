@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from tiny import build_classifier
 
 from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample_crops
@@ -101,11 +102,13 @@ def test_differentiable():
     assert torch.autograd.gradcheck(lambda x: Cutouts(count=2)(x, 5, KEY), image, fast_mode=True)
 
 
-def test_views_without_key_or_cutouts_are_the_plain_image():
-    image = random_image()
-    assert torch.equal(views(image, 12, None, KEY), image[None])
-    assert torch.equal(views(image, 12, Cutouts(), None), image[None])
-    assert views(image, 12, Cutouts(), KEY).shape == (16, 3, 12, 12)
+def test_views_are_crops_or_the_plain_image_as_the_classifier_prepares_it():
+    image, classifier = random_image(), build_classifier()
+    plain = classifier.prepare(image[None])
+    assert plain.shape == (1, 3, 12, 12)
+    assert torch.equal(views(image, classifier, None, KEY), plain)
+    assert torch.equal(views(image, classifier, Cutouts(), None), plain)
+    assert torch.equal(views(image, classifier, Cutouts(), KEY), Cutouts()(image, 12, KEY))
 
 
 @pytest.mark.parametrize(

@@ -5,25 +5,30 @@ import json
 import pytest
 
 import fastdigin as fd
+from fastdigin.embedded import GARMENTS
+from fastdigin.tasks.disagreement import _class_pair
 
 
 @pytest.fixture(scope="module")
-def clip_folder(embedded, tmp_path_factory):
-    """A random CLIP model of the smallest size, with the packaged tokenizer."""
+def clip_folder(tmp_path_factory):
+    """A random model of open_clip, of the smallest size."""
+    import open_clip
     import torch
-    from transformers import CLIPConfig, CLIPModel
+    from safetensors.torch import save_file
 
-    folder, tokenizer = tmp_path_factory.mktemp("clip"), embedded.tokenizer
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    small["num_attention_heads"] = 2
-    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    vision = {**small, "image_size": 16, "patch_size": 8}
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 16, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    CLIPModel(config).eval().save_pretrained(folder)
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTDIGIN_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("objective", ["conf", "log_conf", "logits"])
@@ -53,7 +58,7 @@ def test_seeds_and_classes(engine, clean, spurious, quick, tmp_path):
 
 
 def test_zero_shot_classifier(engine, clean, clip_folder, quick, tmp_path):
-    clip = fd.Classifier.load(f"clip:{clip_folder}", classes=["sneaker", "anything else"])
+    clip = fd.Classifier.load(f"open_clip:{clip_folder}", classes=["sneaker", "anything else"])
     weights = clip.network.head.weight
     assert not weights[0].allclose(weights[1])  # the prompts are told apart
     settings = fd.DisagreementSettings(optimisation=quick, objective="log_conf")
@@ -63,7 +68,7 @@ def test_zero_shot_classifier(engine, clean, clip_folder, quick, tmp_path):
     assert best["g_confidence"] != first["g_confidence"]
     e.save(tmp_path)
     # Other words make another classifier, of the same name.
-    other = fd.Classifier.load(f"clip:{clip_folder}", classes=["sneaker", "boot"])
+    other = fd.Classifier.load(f"open_clip:{clip_folder}", classes=["sneaker", "boot"])
     (e,) = fd.disagreements(engine, clean, other, "sneaker", settings=settings)
     with pytest.raises(fd.UserError, match="other settings"):
         e.save(tmp_path)
@@ -72,13 +77,32 @@ def test_zero_shot_classifier(engine, clean, clip_folder, quick, tmp_path):
 def test_zero_shot_classifier_on_the_command_line(clip_folder, tmp_path, capsys):
     from fastdigin.cli import main
 
-    out = tmp_path / "out"
-    common = ["disagree", "--f", "embedded:clean", "--g", f"clip:{clip_folder}", "--steps", "2",
-              "--iterations", "1", "--out", str(out)]  # fmt: skip
-    assert main([*common, "--classes", "bag"]) == 2
-    assert "name at least two" in capsys.readouterr().err and not out.exists()
-    assert main([*common, "--classes", "bag,boot", "--limit", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["class"] == "bag"
+    common = ["disagree", "--g", f"open_clip:{clip_folder}", "--steps", "2", "--iterations", "1",
+              "--classes", "bag", "--json"]  # fmt: skip
+    # It tells the classes of the other one apart, unless a file names others.
+    assert main([*common, "--f", "embedded:clean", "--out", str(tmp_path / "a")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["class"] == "bag" and record["g_prediction"] in GARMENTS
+    names = tmp_path / "names.txt"
+    names.write_text("bag\n\nbird\n")
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a drawing of a {}\n")
+    common += ["--class-names", str(names), "--templates", str(templates)]
+    assert main([*common, "--f", "embedded:clean", "--out", str(tmp_path / "b")]) == 0
+    assert json.loads(capsys.readouterr().out)["g_prediction"] in ("bag", "bird")
+    names.write_text("")
+    assert main([*common, "--f", "embedded:clean", "--out", str(tmp_path / "c")]) == 2
+    assert "--class-names" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_classes_that_libraries_spell_differently_are_matched_by_index(clean):
+    """ImageNet has two classes called "crane"; torchvision calls one "crane bird"."""
+    names = list(clean.classes)
+    mine = names[:6] + ["crane", "crane, lifting crane"]
+    theirs = names[:6] + ["crane bird", "crane"]
+    f, g = clean.with_classes(mine), clean.with_classes(theirs)
+    assert _class_pair(f, g, 6) == (6, 6) and _class_pair(f, g, 7) == (7, 7)
+    assert _class_pair(f, clean.with_classes(names[::-1]), names[0]) == (0, 7)
 
 
 def test_errors_come_with_the_call(engine, clean, spurious, own_classifier, quick):

@@ -1,0 +1,73 @@
+"""The options that several commands share for their classifiers, and loading what they name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastdigin.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
+    from fastdigin.models.classifier import Classifier
+
+CLASSIFIER_HELP = (
+    "embedded:NAME, timm:NAME, torchvision:NAME[.WEIGHTS], hf:ID_OR_FOLDER, "
+    "open_clip:MODEL/PRETRAINED (zero-shot) or file:PATH@ARCHITECTURE"
+)
+
+
+def add_class_names(parser: argparse.ArgumentParser) -> None:
+    """--class-names and --templates."""
+    parser.add_argument(
+        "--class-names", metavar="FILE",
+        help="one class a line, for zero-shot classifiers (default: ImageNet's, or those of the "
+        "other classifier) and for weights that come without names",
+    )  # fmt: skip
+    parser.add_argument(
+        "--templates", metavar="FILE",
+        help="prompts of zero-shot classifiers, one a line, {} for the class (default: a photo of "
+        "a {}.)",
+    )  # fmt: skip
+
+
+def load_classifier(
+    spec: str, options: argparse.Namespace, classes: Sequence[str] | None = None
+) -> Classifier:
+    """The classifier of this text. classes: a zero-shot one's, where no file names them."""
+    from fastdigin.models.classifier import Classifier
+    from fastdigin.models.classifiers import is_zero_shot
+    from fastdigin.models.classifiers.loaded import numbered
+
+    names = read_lines(options.class_names, "--class-names") if options.class_names else None
+    if is_zero_shot(spec):
+        templates = read_lines(options.templates, "--templates") if options.templates else None
+        return Classifier.load(spec, classes=names or classes, templates=templates)
+    classifier = Classifier.load(spec)
+    if names and classifier.classes == numbered(len(classifier.classes)):
+        return classifier.with_classes(names)
+    return classifier
+
+
+def load_pair(f: str, g: str, options: argparse.Namespace) -> tuple[Classifier, Classifier]:
+    """Two classifiers; a zero-shot one tells the classes of the other one apart."""
+    from fastdigin.models.classifiers import is_zero_shot
+
+    if is_zero_shot(f) == is_zero_shot(g):
+        return load_classifier(f, options), load_classifier(g, options)
+    own = load_classifier(g if is_zero_shot(f) else f, options)
+    other = load_classifier(f if is_zero_shot(f) else g, options, own.classes)
+    return (other, own) if is_zero_shot(f) else (own, other)
+
+
+def read_lines(path: str, option: str) -> list[str]:
+    """The lines of a text file without empty ones; UserError names the option."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} '{path}' cannot be read ({error}): give a text file") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{option} '{path}' is empty: write one word a line")
+    return lines

@@ -1,0 +1,38 @@
+"""What every source of classifiers gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fastdigin.errors import UserError
+from fastdigin.models.preprocessing import Resizing
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its own preprocessing and class names; see ``Classifier`` for the fields."""
+
+    network: nn.Module
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    resizing: Resizing = Resizing()
+    head: str | None = None
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes that nobody named: their indices."""
+    return tuple(str(index) for index in range(count))
+
+
+def square(height: int, width: int, spec: str) -> int:
+    """The edge; UserError where the two differ."""
+    if height != width:
+        raise UserError(
+            f"classifier {spec!r} takes images of {width} x {height} pixels: only square ones can "
+            "be used."
+        )
+    return height

@@ -1,0 +1,67 @@
+"""Saying what is not on this machine, and how to get it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pickle
+from collections.abc import Iterable
+from importlib import import_module
+from types import ModuleType
+
+from safetensors import SafetensorError
+
+from fastdigin.errors import UserError
+
+_DAMAGED = (SafetensorError, pickle.UnpicklingError)
+LOAD_ERRORS = (OSError, RuntimeError, ValueError, *_DAMAGED)
+"""What the libraries raise where weights are missing, foreign or damaged."""
+
+
+def require(module: str, extra: str, spec: str) -> ModuleType:
+    """The imported module; UserError that names the extra to install where it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        if error.name != module:
+            raise
+        raise UserError(
+            f"classifier {spec!r} needs the package {module}: pip install 'fastdigin[{extra}]'."
+        ) from None
+
+
+def unknown(spec: str, owner: str, name: str, known: Iterable[str], see: str) -> UserError:
+    """The error for a name that ``owner`` does not have, with near matches."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3)
+    close = close or [k for k in known if name.split(".")[0].casefold() in k.casefold()][:3]
+    hint = f"; did you mean {', '.join(close)}?" if close else f": see {see}."
+    return UserError(f"classifier {spec!r} is not a model of {owner}{hint}")
+
+
+def missing_weights(spec: str, what: str, command: str, cause: Exception | None) -> UserError:
+    """The error for weights that are neither on this machine nor to be had from the network.
+
+    what: the files and where they belong. command: fetches them on a machine with a connection.
+    """
+    if isinstance(cause, _DAMAGED):
+        why = "are damaged"
+    elif offline():
+        why = "are not on this machine and HF_HUB_OFFLINE forbids fetching"
+    else:
+        why = "are not on this machine and could not be fetched"
+    reason = f" ({first_sentence(cause)})" if cause else ""
+    return UserError(
+        f"the weights of classifier {spec!r} {why}: {what}{reason}. With a connection, "
+        f"'{command}' fetches them."
+    )
+
+
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids every access to the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".")

@@ -1,0 +1,106 @@
+"""Neurons: what a named module puts out, or what the head takes in, one number per channel."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from fastdigin.errors import UserError
+
+
+def find_head(network: nn.Module) -> str | None:
+    """Name of the module that turns features into logits: the last linear layer, or None.
+
+    Where there is none, the last 1x1 convolution (SqueezeNet).
+    """
+    modules = list(network.named_modules())
+    linear = [name for name, module in modules if isinstance(module, nn.Linear)]
+    pointwise = [
+        name
+        for name, module in modules
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    ]
+    return next(reversed(linear or pointwise), None)
+
+
+def check_layer(network: nn.Module, layer: str, owner: str) -> None:
+    """UserError with similar names if ``layer`` is not a module of the network."""
+    names = [name for name, _ in network.named_modules() if name]
+    if layer in names:
+        return
+    similar = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[-5:]
+    raise UserError(
+        f"layer {layer!r} is not a module of {owner}; similar ones: {', '.join(similar)}."
+    )
+
+
+def layer_output(network: nn.Module, layer: str, run: Callable[[], object]) -> Tensor | None:
+    """Activations (B,F) of the module called ``layer`` during ``run``; differentiable.
+
+    None if it did not run or gives something else than (B,F), (B,L,C), (B,C,H,W) or (B,H,W,C).
+    """
+    module = network.get_submodule(layer)
+    captured: list[object] = []
+    handle = module.register_forward_hook(lambda _, inputs, output: captured.append(output))
+    _run(handle, run)
+    output = _tensor(captured[-1]) if captured else None
+    return None if output is None else _pool(output, _has_channels_last(network, module, output))
+
+
+def layer_input(network: nn.Module, layer: str, run: Callable[[], object]) -> Tensor | None:
+    """The same for what the module takes in; a linear layer takes channels last."""
+    module = network.get_submodule(layer)
+    captured: list[object] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    _run(handle, run)
+    value = _tensor(captured[-1]) if captured else None
+    return None if value is None else _pool(value, isinstance(module, nn.Linear))
+
+
+def _run(handle, run: Callable[[], object]) -> None:
+    try:
+        run()
+    finally:
+        handle.remove()
+
+
+def _tensor(value: object) -> Tensor | None:
+    """The tensor itself, or the first one of a tuple or of transformers' model outputs."""
+    if hasattr(value, "to_tuple"):
+        value = value.to_tuple()
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) and value.ndim in (2, 3, 4) else None
+
+
+def _pool(values: Tensor, channels_last: bool) -> Tensor:
+    """(B,F): means over space or over tokens, class tokens included."""
+    if values.ndim == 4:
+        return values.mean(dim=(1, 2) if channels_last else (2, 3))
+    return values.mean(dim=1) if values.ndim == 3 else values
+
+
+def _has_channels_last(network: nn.Module, module: nn.Module, output: Tensor) -> bool:
+    """Whether a 4-d output is (B,H,W,C), as in Swin transformers.
+
+    A layer that knows its channels decides by them; elsewhere the network's kind does.
+    """
+    channels = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+    if channels is None and isinstance(module, nn.LayerNorm):
+        channels = module.normalized_shape[-1]
+    if isinstance(channels, int) and output.ndim == 4:
+        first, last = output.shape[1] == channels, output.shape[-1] == channels
+        if first != last:
+            return last
+    if isinstance(module, (nn.Conv2d, nn.AdaptiveAvgPool2d)):
+        return False
+    return _is_channels_last_network(network)
+
+
+def _is_channels_last_network(network: nn.Module) -> bool:
+    declared = getattr(network, "output_fmt", None)  # timm
+    return str(getattr(declared, "value", declared)) == "NHWC" or (
+        type(network).__module__.startswith("torchvision.") and "Swin" in type(network).__name__
+    )

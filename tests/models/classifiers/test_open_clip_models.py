@@ -1,0 +1,148 @@
+import json
+
+import open_clip
+import pytest
+import torch
+from photos import as_tensor, check_transform, photo
+from safetensors.torch import save_file
+
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+
+CLASSES = ("cat", "tench, Tinca tinca", "fire_truck")
+WORDS = ("cat", "tench", "fire truck")
+TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
+
+
+def tiny_config(**options):
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    return {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **options}
+
+
+def save_model(folder, preprocess=None, **options):
+    config = tiny_config(**options)
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config).eval()
+    saved = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(saved))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    save_model(folder)
+    return folder
+
+
+def own_zero_shot(model, tokenizer, templates):
+    """open_clip's own recipe; its templates are functions."""
+    functions = [t.format for t in templates]
+    return open_clip.build_zero_shot_classifier(model, tokenizer, WORDS, functions)
+
+
+@pytest.mark.parametrize("templates", [None, TEMPLATES])
+@pytest.mark.parametrize("bias", [None, -10.0])
+def test_agrees_with_open_clips_own_zero_shot_classifier(tmp_path, templates, bias):
+    save_model(tmp_path, init_logit_bias=bias)
+    classifier = Classifier.load(f"open_clip:{tmp_path}", classes=CLASSES, templates=templates)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    with torch.no_grad():
+        text_fk = own_zero_shot(model, tokenizer, templates or ["a photo of a {}."])
+    assert not text_fk[:, 0].allclose(text_fk[:, 1])
+
+    def own_logits(pixels):
+        logits = model.logit_scale.exp() * model.encode_image(pixels, normalize=True) @ text_fk
+        return logits if bias is None else logits + bias
+
+    check_transform(classifier, own_logits, transform, (60, 81))
+    assert classifier.classes == CLASSES
+    assert classifier.num_neurons == 24
+    assert classifier.at_layer("visual.transformer.resblocks.1").num_neurons == 64
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+def test_preprocessing_is_the_models_own(tmp_path, mode):
+    own = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": mode}
+    save_model(tmp_path, own)
+    classifier = Classifier.load(f"open_clip:{tmp_path}", classes=CLASSES)
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    pixels = transform(photo(60, 81))[None] * 0.25 + 0.5
+    assert (classifier.prepare(as_tensor(photo(60, 81))) - pixels).abs().max() <= 1.6 / 255
+
+
+def test_built_in_architecture_with_a_file_of_weights(folder, tmp_path, monkeypatch):
+    config = tmp_path / "Tiny-Test.json"
+    config.write_text(json.dumps(tiny_config()))
+    open_clip.add_model_config(config)
+    weights = folder / "open_clip_model.safetensors"
+    classifier = Classifier.load(f"open_clip:Tiny-Test/{weights}", classes=CLASSES)
+    other = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
+    image = as_tensor(photo(40, 40))
+    torch.testing.assert_close(classifier.logits(image), other.logits(image))
+    with pytest.raises(UserError, match="'openai' is neither a file nor weights of Tiny-Test"):
+        Classifier.load("open_clip:Tiny-Test/openai", classes=CLASSES)
+    (tmp_path / "broken.safetensors").write_text("hello")
+    with pytest.raises(UserError, match="could not be loaded"):
+        Classifier.load(f"open_clip:Tiny-Test/{tmp_path}/broken.safetensors", classes=CLASSES)
+
+
+def test_text_weights_are_kept(folder, monkeypatch):
+    first = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
+    monkeypatch.setattr(
+        open_clip.CLIP, "encode_text", lambda *a, **k: pytest.fail("text was encoded again")
+    )
+    again = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
+    assert torch.equal(first.network.head.weight, again.network.head.weight)
+    for other in ({"classes": ("cat", "dog")}, {"classes": CLASSES, "templates": TEMPLATES}):
+        with pytest.raises(pytest.fail.Exception, match="encoded again"):
+            Classifier.load(f"open_clip:{folder}", **other)
+
+
+def test_imagenet_by_default(folder):
+    classifier = Classifier.load(f"open_clip:{folder}")
+    assert len(classifier.classes) == 1000 and classifier.class_index("American robin") == 15
+
+
+def test_other_templates_make_another_name(folder):
+    names = {
+        Classifier.load(f"open_clip:{folder}", classes=CLASSES, templates=t).name
+        for t in (None, TEMPLATES, TEMPLATES[:1])
+    }
+    assert len(names) == 3
+
+
+def test_differentiable(folder):
+    classifier = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
+    image = as_tensor(photo(40, 40)).requires_grad_()
+    classifier.logits(image)[0, 0].backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_errors(folder, tmp_path):
+    for spec, options, words in (
+        (f"open_clip:{folder}", {"classes": ["cat"]}, "at least two classes"),
+        (f"open_clip:{folder}", {"classes": CLASSES, "templates": ["cat"]}, "must contain {}"),
+        (f"open_clip:{folder}", {"classes": CLASSES, "templates": []}, "must contain {}"),
+        ("open_clip:ViT-B-33/openai", {}, "not a model of open_clip; did you mean .*ViT-B-32"),
+        ("open_clip:ViT-B-32", {}, "neither a file nor weights of ViT-B-32; write .*openai"),
+        ("open_clip:ViT-B-32/openAI", {}, "neither a file nor weights of ViT-B-32; write .*openai"),
+        (f"open_clip:{tmp_path}", {}, "could not be loaded .*open_clip_config.json"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Classifier.load(spec, **options)
+
+
+def test_weights_that_cannot_be_had(no_network):
+    for spec, repository in (
+        ("open_clip:ViT-B-32/openai", "timm/vit_base_patch32_clip_224.openai"),
+        ("open_clip:hf-hub:someone/net", "someone/net"),
+    ):
+        with pytest.raises(UserError) as error:
+            Classifier.load(spec)
+        assert f"'hf download {repository}' fetches them" in str(error.value)
+        assert f"of {repository}" in str(error.value)
