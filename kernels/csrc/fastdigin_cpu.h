@@ -1,4 +1,7 @@
 // C ABI of the CPU kernels, loaded with ctypes by fastdigin_kernels/native.py.
+//
+// All tensors are fp32. Strides count floats. Every function returns kFastdiginOk, or
+// kFastdiginOutOfMemory with its outputs undefined; its arguments are checked by the caller.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +13,14 @@
 #endif
 
 // Raised whenever a signature or the meaning of a value below changes; native.py refuses any other.
-inline constexpr std::int32_t kFastdiginAbiVersion = 1;
+inline constexpr std::int32_t kFastdiginAbiVersion = 2;
 
 // Bits of fastdigin_cpu_features(); native.py names them in this order.
 inline constexpr std::uint32_t kFastdiginAvx2 = 1u << 0;  // AVX2 with FMA
 inline constexpr std::uint32_t kFastdiginAvx512f = 1u << 1;
+
+inline constexpr std::int32_t kFastdiginOk = 0;
+inline constexpr std::int32_t kFastdiginOutOfMemory = 1;
 
 extern "C" {
 
@@ -24,4 +30,46 @@ FASTDIGIN_EXPORT std::int32_t fastdigin_abi_version();
 // portable code only. Always 0 on other architectures than x86-64 and with compilers without
 // __builtin_cpu_supports.
 FASTDIGIN_EXPORT std::uint32_t fastdigin_cpu_features();
+
+// Restricts the kernels to these features, of those that there are. For tests; not thread-safe.
+FASTDIGIN_EXPORT void fastdigin_limit_features(std::uint32_t features);
+
+// Work is then shared among the threads of an OpenMP library that is loaded already: the addresses
+// of its GOMP_parallel and omp_get_thread_num. With null, threads are started for every call.
+FASTDIGIN_EXPORT void fastdigin_use_openmp(void* gomp_parallel);
+
+// Every field of these structures is 8 bytes wide, so that a caller may pass an array of integers.
+
+// (B,H,rows,d), the last dimension contiguous. data may be null where a comment says so.
+struct FastdiginHeads {
+  float* data;
+  std::int64_t batch_stride, head_stride, row_stride;
+};
+
+struct FastdiginAttentionSize {
+  std::int64_t batch, heads, queries, keys, head_size;
+};
+
+// out = factor * softmax(Q K^T / sqrt(d)) V, or added to out where accumulate is not 0.
+struct FastdiginAttentionForward {
+  FastdiginAttentionSize size;
+  FastdiginHeads q, k, v, out;
+  float* lse_bhn;         // contiguous; natural logarithm of the sum of exp of the scaled scores
+  const float* factor_b;  // null for 1; a sample whose factor is 0 is not computed, its lse is 0
+  std::int64_t accumulate;
+};
+FASTDIGIN_EXPORT std::int32_t fastdigin_attention_forward(const FastdiginAttentionForward*,
+                                                          std::int32_t threads);
+
+// Gradients of the above, given that of out.
+struct FastdiginAttentionBackward {
+  FastdiginAttentionSize size;
+  FastdiginHeads grad, q, k, v;
+  FastdiginHeads out;  // of factor 1; null data: what is needed of it is computed anew
+  const float* lse_bhn;
+  const float* factor_b;
+  FastdiginHeads dq, dk, dv;  // null data: not wanted
+};
+FASTDIGIN_EXPORT std::int32_t fastdigin_attention_backward(const FastdiginAttentionBackward*,
+                                                           std::int32_t threads);
 }

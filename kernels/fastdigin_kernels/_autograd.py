@@ -20,6 +20,18 @@ class Function(torch.autograd.Function):
         cls.forward.__signature__ = inspect.signature(cls.forward)
 
 
+def seen_by_compilers(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, such that torch.compile sees which of them need a gradient.
+
+    It takes what torch.func.vjp differentiates for a constant as long as nothing was computed from
+    it (torch 2.14), and an autograd.Function on it for its forward alone: where that calls an
+    operation that has no gradient of its own, the result would be zero.
+    """
+    if not torch.compiler.is_compiling():
+        return tensors
+    return tuple(x.view_as(x) for x in tensors)
+
+
 def require_frozen(operation: str, **parameters: Tensor | None) -> None:
     """Raises ValueError if a parameter requires a gradient that ``operation`` does not compute."""
     for name, parameter in parameters.items():

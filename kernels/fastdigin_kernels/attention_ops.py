@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from fastdigin_kernels._autograd import Function, require_frozen
+from fastdigin_kernels._autograd import Function, require_frozen, seen_by_compilers
 
 BACKENDS = ("triton", "cpp", "xformers")
 """Implementations that are backend modules."""
@@ -60,7 +60,7 @@ def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str) -> Tens
     """softmax(Q K^T / sqrt(d)) V by a backend, differentiable (once) -> (B,H,N,d)."""
     if not torch.is_grad_enabled():  # spares the call of an autograd.Function
         return torch.ops.fastdigin.attention_forward(q_bhnd, k_bhtd, v_bhtd, impl)[0]
-    return _Attention.apply(q_bhnd, k_bhtd, v_bhtd, impl)[0]
+    return _Attention.apply(*seen_by_compilers(q_bhnd, k_bhtd, v_bhtd), impl)[0]
 
 
 def injected_attention(
@@ -80,10 +80,10 @@ def injected_attention(
     require_frozen(
         "injected attention", source_q=source_q_bhnd, source_k=source_k_bhsd, weight=weight_b
     )
-    args = (q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd, weight_b, impl)
+    tensors = (q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd, weight_b)
     if not torch.is_grad_enabled():
-        return torch.ops.fastdigin.injected_attention_forward(*args)[0]
-    return _InjectedAttention.apply(*args)[0]
+        return torch.ops.fastdigin.injected_attention_forward(*tensors, impl)[0]
+    return _InjectedAttention.apply(*seen_by_compilers(*tensors), impl)[0]
 
 
 class _Attention(Function):
@@ -133,8 +133,8 @@ class _InjectedAttention(Function):
 
 def like_unet(x_bhnd: Tensor) -> Tensor:
     """An uninitialised tensor of this shape and dtype in the layout that every result has."""
-    batch, heads, tokens, size = x_bhnd.shape
-    return x_bhnd.new_empty(batch, tokens, heads, size).transpose(1, 2)
+    batch, heads, tokens, size = shape = x_bhnd.shape
+    return x_bhnd.new_empty_strided(shape, (tokens * heads * size, size, heads * size, 1))
 
 
 def _checked(impl: str, q: Tensor, k: Tensor, v: Tensor) -> ModuleType:

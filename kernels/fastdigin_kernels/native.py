@@ -15,9 +15,21 @@ from pathlib import Path
 
 import fastdigin_kernels
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _CPUINFO = Path("/proc/cpuinfo")
 _FEATURES = ("avx2", "avx512f")  # bit 0, bit 1, ... of fastdigin_cpu_features()
+
+
+# The result, then the arguments. Structures are passed as arrays of 8-byte integers, which ctypes
+# makes several times as fast as it makes structures.
+_STRUCTURE = ctypes.POINTER(ctypes.c_int64)
+_SIGNATURES = {
+    "fastdigin_cpu_features": (ctypes.c_uint32,),
+    "fastdigin_limit_features": (None, ctypes.c_uint32),
+    "fastdigin_use_openmp": (None, ctypes.c_void_p),
+    "fastdigin_attention_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+    "fastdigin_attention_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+}
 
 
 def library_path() -> Path | None:
@@ -61,6 +73,17 @@ def cpu_model() -> str:
     return next(named, platform.processor() or "unknown")
 
 
+def load() -> ctypes.CDLL:
+    """The library, ready to be called. ImportError, saying why, where it cannot be."""
+    library = _load_library()
+    if library is None:
+        raise ImportError(
+            "the C++ library is not built: install fastdigin where there is a C++20 compiler "
+            "(GCC or Clang)"
+        )
+    return library
+
+
 @functools.cache
 def _load_library() -> ctypes.CDLL | None:
     path = library_path()
@@ -69,12 +92,36 @@ def _load_library() -> ctypes.CDLL | None:
     library = ctypes.CDLL(str(path))
     library.fastdigin_abi_version.restype = ctypes.c_int32
     library.fastdigin_abi_version.argtypes = []
-    library.fastdigin_cpu_features.restype = ctypes.c_uint32
-    library.fastdigin_cpu_features.argtypes = []
     version = library.fastdigin_abi_version()
     if version != _ABI_VERSION:
         raise ImportError(
             f"{path} has ABI version {version}, but this fastdigin_kernels needs {_ABI_VERSION}: "
             "install the package again"
         )
+    for name, (restype, *argtypes) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = restype, argtypes
+    gomp_parallel = _openmp_of_torch()
+    if gomp_parallel is not None:
+        library.fastdigin_use_openmp(gomp_parallel)
     return library
+
+
+def _openmp_of_torch() -> ctypes.c_void_p | None:
+    """Address of GOMP_parallel in the OpenMP library that torch has loaded, if there is one.
+
+    torch's wheels bring their own, sometimes under another name than the system's: linking to
+    OpenMP could start a second pool of threads. (Linux only: elsewhere threads are started for
+    every call.)
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    files = dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if "/" in line)
+    for file in files:
+        if "omp" in Path(file).name and ".so" in Path(file).name:
+            function = getattr(ctypes.CDLL(file), "GOMP_parallel", None)
+            if function is not None:
+                return ctypes.cast(function, ctypes.c_void_p)
+    return None

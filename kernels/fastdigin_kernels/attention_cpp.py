@@ -1,0 +1,158 @@
+"""Attention in fp32 on the CPU, by the C++ library (csrc/attention_forward.h and _backward.h).
+
+A backend module as attention_ops.py describes them. Any head size and any number of queries and
+keys, without padding. A sample's results do not depend on the batch, the threads or the strides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fastdigin_kernels import native
+from fastdigin_kernels.attention_ops import like_unet
+
+_library = native.load()  # an ImportError tells why there is none
+
+
+def unsupported(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> str | None:
+    """Why these tensors cannot be taken, or None."""
+    for x in (q_bhnd, k_bhtd, v_bhtd):
+        if x.device.type != "cpu":
+            return f"it runs on the CPU, not on {x.device}"
+        if x.dtype is not torch.float32:
+            return f"it computes in float32, not in {x.dtype}"
+    return None
+
+
+def forward(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> tuple[Tensor, Tensor]:
+    """(out (B,H,N,d), lse (B,H,N))."""
+    out, lse = like_unet(q_bhnd), q_bhnd.new_empty(q_bhnd.shape[:3])
+    _forward(q_bhnd, k_bhtd, v_bhtd, out, lse, None, accumulate=False)
+    return out, lse
+
+
+def backward(
+    grad_bhnd: Tensor,
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    out_bhnd: Tensor,
+    lse_bhn: Tensor,
+    *,
+    frozen_keys: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dq, dk, dv); with frozen_keys dk and dv are None."""
+    dq = like_unet(q_bhnd)
+    dk, dv = (None, None) if frozen_keys else (like_unet(k_bhtd), like_unet(v_bhtd))
+    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, out_bhnd, lse_bhn, None, dq, dk, dv)
+    return dq, dk, dv
+
+
+def injected_forward(
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    source_q_bhnd: Tensor,
+    source_k_bhsd: Tensor,
+    mapped_v_bhsd: Tensor,
+    weight_b: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, lse, source lse): the blend by weight_b of the source's attention and the own.
+
+    Of a sample whose weight is 0 or 1 only one of both is computed; the other's lse is 0.
+    """
+    out = like_unet(q_bhnd)
+    lse, source_lse = (q_bhnd.new_empty(q_bhnd.shape[:3]) for _ in range(2))
+    _forward(q_bhnd, k_bhtd, v_bhtd, out, lse, 1 - weight_b, accumulate=False)
+    _forward(
+        source_q_bhnd, source_k_bhsd, mapped_v_bhsd, out, source_lse, weight_b, accumulate=True
+    )
+    return out, lse, source_lse
+
+
+def injected_backward(
+    grad_bhnd: Tensor,
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    source_q_bhnd: Tensor,
+    source_k_bhsd: Tensor,
+    mapped_v_bhsd: Tensor,
+    weight_b: Tensor,
+    lse_bhn: Tensor,
+    source_lse_bhn: Tensor,
+    *,
+    frozen_keys: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(dq, dk, dv, dmapped_v); with frozen_keys all but dq are None."""
+    dq, dk, dv, dmapped = like_unet(q_bhnd), None, None, None
+    if not frozen_keys:
+        dk, dv, dmapped = like_unet(k_bhtd), like_unet(v_bhtd), like_unet(mapped_v_bhsd)
+    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, None, lse_bhn, 1 - weight_b, dq, dk, dv)
+    if dmapped is not None:
+        _backward(
+            grad_bhnd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd, None, source_lse_bhn, weight_b,
+            None, None, dmapped,
+        )  # fmt: skip
+    return dq, dk, dv, dmapped
+
+
+def _forward(q, k, v, out, lse, factor_b, *, accumulate: bool) -> None:
+    q, k, v = (_readable(x) for x in (q, k, v))
+    factor_b = _contiguous_fp32(factor_b)
+    _check(
+        _library.fastdigin_attention_forward(
+            _ForwardFields(
+                *_size(q, k), *_heads(q), *_heads(k), *_heads(v), *_heads(out), lse.data_ptr(),
+                0 if factor_b is None else factor_b.data_ptr(), accumulate,
+            ),
+            torch.get_num_threads(),
+        )
+    )  # fmt: skip
+
+
+def _backward(grad, q, k, v, out, lse, factor_b, dq, dk, dv) -> None:
+    grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
+    out = None if out is None else _readable(out)
+    factor_b, lse = _contiguous_fp32(factor_b), lse.contiguous()
+    _check(
+        _library.fastdigin_attention_backward(
+            _BackwardFields(
+                *_size(q, k), *_heads(grad), *_heads(q), *_heads(k), *_heads(v), *_heads(out),
+                lse.data_ptr(), 0 if factor_b is None else factor_b.data_ptr(),
+                *_heads(dq), *_heads(dk), *_heads(dv),
+            ),
+            torch.get_num_threads(),
+        )
+    )  # fmt: skip
+
+
+# FastdiginAttentionForward and FastdiginAttentionBackward of csrc/fastdigin_cpu.h.
+_ForwardFields = ctypes.c_int64 * (5 + 4 * 4 + 3)
+_BackwardFields = ctypes.c_int64 * (5 + 5 * 4 + 2 + 3 * 4)
+
+
+def _size(q: Tensor, k: Tensor) -> tuple[int, ...]:
+    batch, heads, queries, size = q.shape
+    return batch, heads, queries, k.shape[2], size
+
+
+def _heads(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x itself where the numbers of a row lie side by side, or a copy."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _contiguous_fp32(x_b: Tensor | None) -> Tensor | None:
+    return None if x_b is None else x_b.to(torch.float32).contiguous()
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise MemoryError("the C++ attention found no scratch memory")
