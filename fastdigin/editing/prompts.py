@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
+
+_END_OF_WORD = "</w>"
 
 
 def replace_phrase(prompt: str, source: str, target: str) -> str:
@@ -27,12 +31,17 @@ def replace_phrase(prompt: str, source: str, target: str) -> str:
 
 
 def phrase_tokens(model: LatentDiffusion, prompt: str, phrase: str) -> list[int]:
-    """Positions of the tokens of ``phrase`` in ``prompt``, every occurrence."""
-    words, wanted = prompt.lower().split(), phrase.lower().split()
-    spans, positions = _token_spans(model, prompt), []
+    """Positions of the tokens of ``phrase`` in ``prompt``, every occurrence.
+
+    Whole words only, any case; punctuation beside a word is no part of it.
+    """
+    words = _words(model, prompt)
+    wanted = [word.text for word in _words(model, phrase)]
+    positions = []
     for start in range(len(words) - len(wanted) + 1):
-        if [w.strip(".,;:!?\"'") for w in words[start : start + len(wanted)]] == wanted:
-            positions += [p for span in spans[start : start + len(wanted)] for p in span]
+        found = words[start : start + len(wanted)]
+        if wanted and [word.text for word in found] == wanted:
+            positions += [p for word in found for p in word.positions]
     if not positions:
         raise UserError(f"prompt {prompt!r} does not contain {phrase!r}")
     return positions
@@ -46,26 +55,35 @@ def token_mapping(model: LatentDiffusion, source: str, target: str) -> Tensor:
     inserted or deleted word shares the mass of the word after it (before it, at the end).
     """
     length = model.text_length
-    source_spans, target_spans = _token_spans(model, source), _token_spans(model, target)
+    old, new = _words(model, source), _words(model, target)
     mapping = torch.zeros(length, length)
-    for source_words, target_words in _aligned_words(source, target):
-        rows = [p for w in target_words for p in target_spans[w]]
-        columns = [p for w in source_words for p in source_spans[w]]
+    for old_words, new_words in _aligned_words(old, new):
+        columns = [p for w in old_words for p in old[w].positions]
+        rows = [p for w in new_words for p in new[w].positions]
         if len(rows) == len(columns):
             mapping[rows, columns] = 1.0
         else:
             mapping[torch.tensor(rows)[:, None], torch.tensor(columns)] = 1 / len(rows)
     mapping[0, 0] = 1.0  # start of text
-    source_end = 1 + sum(len(span) for span in source_spans)
-    target_end = 1 + sum(len(span) for span in target_spans)
+    source_end, target_end = (1 + sum(len(w.positions) for w in words) for words in (old, new))
     for column in range(source_end, length):  # end of text and padding, in order
         mapping[min(column - source_end + target_end, length - 1), column] = 1.0
     return mapping
 
 
-def _aligned_words(source: str, target: str) -> list[tuple[list[int], list[int]]]:
+@dataclass(frozen=True)
+class _Word:
+    """A word or a punctuation mark, lower case, and where its tokens stand in the prompt."""
+
+    text: str
+    positions: list[int]
+
+
+def _aligned_words(
+    source: Sequence[_Word], target: Sequence[_Word]
+) -> list[tuple[list[int], list[int]]]:
     """Groups of (source word numbers, target word numbers) that stand for each other."""
-    a, b = source.lower().split(), target.lower().split()
+    a, b = ([word.text for word in words] for words in (source, target))
     groups: list[tuple[list[int], list[int]]] = []
     for kind, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if kind == "equal":
@@ -86,17 +104,17 @@ def _aligned_words(source: str, target: str) -> list[tuple[list[int], list[int]]
     return merged
 
 
-def _token_spans(model: LatentDiffusion, prompt: str) -> list[list[int]]:
-    """Token positions of each whitespace-separated word; position 0 is the start of text."""
-    ids = model.tokenize(prompt)
-    spans, position = [], 1
-    for word in prompt.split():
-        pieces = model.tokenizer(word, add_special_tokens=False, padding=False).input_ids
-        if ids[position : position + len(pieces)] != pieces:
-            raise UserError(
-                f"prompt {prompt!r} cannot be split into words: the tokenizer joins {word!r} with "
-                "its neighbour"
-            )
-        spans.append(list(range(position, position + len(pieces))))
-        position += len(pieces)
-    return spans
+def _words(model: LatentDiffusion, prompt: str) -> list[_Word]:
+    """The prompt as the tokenizer splits it; position 0 is the start of text.
+
+    CLIP's byte-pair encoding marks the last piece of each word.
+    """
+    model.tokenize(prompt)  # raises where it is too long
+    tokens = model.tokenizer.convert_ids_to_tokens(model.tokenizer(prompt).input_ids)[1:-1]
+    words, start = [], 0
+    for end, token in enumerate(tokens, start=1):
+        if token.endswith(_END_OF_WORD) or end == len(tokens):
+            text = "".join(tokens[start:end]).removesuffix(_END_OF_WORD)
+            words.append(_Word(text, list(range(start + 1, end + 1))))
+            start = end
+    return words
