@@ -85,7 +85,7 @@ def _networks(prediction_type: str) -> SimpleNamespace:
     )
     for seed, network in enumerate((unet, vae, text_encoder)):
         network.double().eval().requires_grad_(False)
-        _draw_weights(network, seed)
+        draw_weights(network, seed)
     vae.decoder.conv_out.weight *= 0.8  # few pixels leave [0, 1] and are clamped
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -102,7 +102,8 @@ def _networks(prediction_type: str) -> SimpleNamespace:
     )
 
 
-def _draw_weights(network: nn.Module, seed: int) -> None:
+def draw_weights(network: nn.Module, seed: int, scale: float = 1.0) -> None:
+    """Large random weights: attention far from uniform, gradients far from zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -112,7 +113,7 @@ def _draw_weights(network: nn.Module, seed: int) -> None:
             parameter.copy_(noise)
         else:
             fan_in = parameter[0].numel()
-            gain = 2.0 if "to_q" in name or "to_k" in name else 1.0
+            gain = scale * (2.0 if "to_q" in name or "to_k" in name else 1.0)
             parameter.copy_(gain * noise / fan_in**0.5)
 
 
@@ -129,7 +130,7 @@ class _Network(nn.Module):
 def build_classifier(seed: int = 0, name: str = "tiny") -> Classifier:
     """A random smooth classifier of CLASSES with six neurons that looks at 12 px, in fp64."""
     network = _Network(len(CLASSES), width=6).double().requires_grad_(False)
-    _draw_weights(network, 100 + seed)
+    draw_weights(network, 100 + seed)
     network.head.weight *= 3
     half = (0.5, 0.5, 0.5)
     return Classifier(network, size=12, mean=half, std=half, classes=CLASSES, name=name)

@@ -1,0 +1,207 @@
+"""Every family of models against diffusers' own pipeline, from the files on disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, SIZE, load_pipeline, save_family
+from tiny import assert_near, normal
+
+from fastdigin.engine.batch import BatchSteps
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Settings
+from fastdigin.engine.sampler import unrolled_forward
+from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import Distance
+from fastdigin.tasks.generated import generated_job
+
+PROMPT = "a photo of a red sneaker on grass"
+# name: (solver, steps, guidance scale, few-step, pooled width)
+EXPECTED = {
+    "sd1": ("DDIMScheduler", 20, 3.0, False, 0),
+    "sd2": ("DDIMScheduler", 20, 3.0, False, 0),
+    "sd2-v": ("DDIMScheduler", 20, 3.0, False, 0),
+    "sdxl": ("EulerDiscreteScheduler", 20, 3.0, False, 12),
+    "sd-turbo": ("EulerDiscreteScheduler", 4, 1.0, True, 0),
+    "sdxl-turbo": ("EulerAncestralDiscreteScheduler", 4, 1.0, True, 12),
+    "lcm": ("LCMScheduler", 4, 8.5, True, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = save_family(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder
+
+
+def load(folder, dtype=torch.float32, **options):
+    return LatentDiffusion.load(str(folder), device="cpu", dtype=dtype, **options)
+
+
+def sampled(model, prompt, steps, guidance_scale, seed):
+    """The last latent of a generated job."""
+    settings = Settings(steps=steps, guidance_scale=guidance_scale)
+    job = generated_job(
+        model, id="job", prompt=prompt, losses=[], settings=settings, seed=seed, monitors={},
+        info={},
+    )  # fmt: skip
+    texts = [
+        text[None, None].expand(1, steps, -1, -1) for text in (job.conditioning, job.null_text)
+    ]
+    if not model.has_null_branch(guidance_scale):
+        texts[1] = None
+    constants = BatchSteps(model, [job], torch.float32)
+    return unrolled_forward(model, job.latents[None], *texts, constants, 1).last
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_sampler_equals_the_pipeline(folders, name, steps):
+    """From prompt and seed: tokens, embeddings, z_T, the solver and the noise it draws."""
+    guidance = EXPECTED[name][2]
+    expected = load_pipeline(folders(name))(
+        PROMPT, num_inference_steps=steps, guidance_scale=guidance, output_type="latent",
+        generator=torch.Generator().manual_seed(3),
+    ).images  # fmt: skip
+    assert_near(sampled(load(folders(name)), PROMPT, steps, guidance, 3), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_kind_is_read_from_the_files(folders, name):
+    model = load(folders(name))
+    solver, steps, guidance, few_step, pooled = EXPECTED[name]
+    assert type(model.scheduler).__name__ == solver
+    assert (model.usual_steps, model.usual_guidance_scale) == (steps, guidance)
+    assert model.few_step == few_step and model.pooled_width == pooled
+    assert model.embeds_guidance == (name == "lcm")
+    assert model.has_null_branch(7.5) == (name != "lcm") and not model.has_null_branch(1.0)
+    assert model.image_size == SIZE and model.latent_shape == (4, 8, 8)
+    assert len(model.networks) == (4 if pooled else 3)
+    stochastic = name in ("sdxl-turbo", "lcm")
+    table = model.ddim_table(4)
+    assert (table.noise is not None) == (table.inverse is None) == stochastic
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-turbo", "lcm"])
+def test_gradients_equal_finite_differences(folders, name):
+    """Through the pooled embedding's, the guidance scale's and the noise's constants."""
+    model = load(folders(name), torch.float64)
+    engine = Engine(model, slots=1, kept_steps=0)
+    z, cond = normal(1, 4, 8, 8), model.encode_prompts([PROMPT])
+    pooled = model.encode_pooled([PROMPT, ""])
+    constants = {
+        "pooled": None if pooled is None else pooled[None],
+        "noise": normal(1, 2, 4, 8, 8, seed=7) if name != "sdxl" else None,
+        "steps": 2,
+    }
+    weight = normal(1, 4, 8, 8, seed=5)
+    directions = normal(*z.shape, seed=1), normal(*cond.shape, seed=2)
+
+    def value(h):
+        moved = (x + h * d for x, d in zip((z, cond), directions, strict=True))
+        return (engine.sample(*moved, **constants) * weight).sum()
+
+    variables = z.clone().requires_grad_(), cond.clone().requires_grad_()
+    (engine.sample(*variables, **constants) * weight).sum().backward()
+    slope = sum((v.grad * d).sum() for v, d in zip(variables, directions, strict=True))
+    with torch.no_grad():
+        expected = (value(1e-6) - value(-1e-6)) / 2e-6
+    assert_near(slope, expected, 1e-5)
+
+
+def test_steps_and_guidance_of_a_sample_default_to_the_models(folders):
+    model = load(folders("lcm"))
+    z, cond = normal(1, 4, 8, 8).float(), model.encode_prompts([PROMPT])
+    noise = normal(1, 4, 4, 8, 8, seed=1).float()
+    usual = Engine(model, slots=1).sample(z, cond, noise=noise)
+    given = Engine(model, slots=1).sample(z, cond, noise=noise, steps=4, guidance_scale=8.5)
+    other = Engine(model, slots=1).sample(z, cond, noise=noise, steps=4, guidance_scale=4.0)
+    assert torch.equal(usual, given) and not torch.allclose(usual, other, rtol=1e-3)
+
+
+def test_the_empty_prompt_of_sdxl_is_zeros(folders):
+    model = load(folders("sdxl"))
+    text, empty = model.encode_prompts([PROMPT, ""])
+    pooled, none = model.encode_pooled([PROMPT, ""])
+    assert text.abs().min() > 0 and pooled.abs().min() > 0
+    assert not empty.any() and not none.any()
+    assert text.shape == empty.shape == (16, 40) and pooled.shape == none.shape == (12,)
+
+
+def test_the_two_tokenizers_of_sdxl_pad_differently(folders):
+    model = load(folders("sdxl"))
+    first, second = (tok("a bag", padding="max_length").input_ids for tok in (
+        model.tokenizer, model.tokenizer_2))  # fmt: skip
+    assert first[:4] == second[:4] and first[4:] == [model.tokenizer.eos_token_id] * 12
+    assert second[4:] == [0] * 12
+
+
+def test_one_text_encoder_has_no_pooled_embeddings(folders):
+    assert load(folders("sd1")).encode_pooled([PROMPT]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("sdxl", {"pooled": None}, "pooled is None, but model .* needs \\(2, 12\\)"),
+        ("sdxl", {"pooled": torch.zeros(12)}, "pooled is of shape \\(12,\\)"),
+        ("sd1", {"pooled": torch.zeros(2, 12)}, "pooled is of shape \\(2, 12\\), .* needs None"),
+        ("sd1", {"noise": torch.zeros(4, 4, 8, 8)}, "wanted None: the model's solver adds no"),
+        ("lcm", {"noise": torch.zeros(3, 4, 8, 8)}, "wanted \\(4, 4, 8, 8\\)"),
+    ],
+)
+def test_jobs_that_do_not_fit_the_family(folders, name, changes, message):
+    from dataclasses import replace
+
+    model = load(folders(name))
+    settings = Settings(steps=4, guidance_scale=model.usual_guidance_scale, iterations=0)
+    job = generated_job(
+        model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
+        settings=settings, seed=0, monitors={}, info={},
+    )  # fmt: skip
+    engine = Engine(model, slots=1, kept_steps=0)
+    bad, good = engine.run([replace(job, **changes), job])
+    assert bad.status == "failed" and good.status == "done"
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(bad.error)
+
+
+def test_no_guidance_is_one_not_zero(folders):
+    model = load(folders("sd-turbo"))
+    job = generated_job(
+        model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
+        settings=Settings(steps=1, guidance_scale=0.0), seed=0, monitors={}, info={},
+    )  # fmt: skip
+    (result,) = Engine(model, slots=1, kept_steps=0).run([job])
+    assert "write 1 here: no guidance" in result.error
+
+
+def test_another_size(folders):
+    model = load(folders("sdxl"), size=64)
+    assert model.image_size == 64 and model.latent_shape == (4, 16, 16)
+    pooled = model.encode_pooled([PROMPT, ""])
+    assert model.vector(pooled[:1], torch.ones(1))[0, -6:].tolist() == [64, 64, 0, 0, 64, 64]
+    z, cond = normal(1, 4, 16, 16).float(), model.encode_prompts([PROMPT])
+    x0 = Engine(model, slots=1).sample(z, cond, steps=1, pooled=pooled[None])
+    assert model.decode(x0).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [0, 8, 40, -16])
+def test_sizes_that_the_unet_cannot_halve(folders, size):
+    with pytest.raises(UserError, match=f"size must be a multiple of 16 pixels .* got {size}"):
+        load(folders("sd1"), size=size)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_the_autoencoder_of_sdxl_stays_in_single_precision(folders, name):
+    model = load(folders(name), torch.float16)
+    assert model.dtype == torch.float16
+    assert model.vae.dtype == (torch.float32 if name == "sdxl" else torch.float16)
+    assert load(folders(name), torch.bfloat16).vae.dtype == torch.bfloat16
