@@ -57,13 +57,15 @@ def _record_batch(model, inversions, injected_fraction) -> list[AttentionRecord]
     half = (steps + 1) // 2
     trajectory = torch.stack([x.trajectory for x in inversions])
     cond = torch.stack([x.conditioning for x in inversions])
+    vectors = [x.vector for x in inversions]
+    vector = None if vectors[0] is None else torch.stack(vectors)
 
     kept: dict[str, list[SourceAttention]] = {}
     maps_sum, count = 0.0, 0
     for i in range(max(injected, half)):
         record: dict[str, tuple[Tensor, Tensor]] = {}
         t = timesteps[i].expand(len(cond))
-        model.predict(trajectory[:, i], t, cond, AttentionControl(record=record))
+        model.predict(trajectory[:, i], t, cond, AttentionControl(record=record), vector)
         if i < injected:
             for layer, (queries, keys) in record.items():
                 kept.setdefault(layer, []).append(SourceAttention.smallest(queries, keys))

@@ -5,6 +5,10 @@ With guidance the sample drifts; null-text optimisation (Mokady et al. 2023, alg
 the null embedding of each step until the guided step lands on the inverted trajectory again.
 Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807) is its fast relative: with the
 prompt's own embedding as the null text, guidance cancels and the sample is the unguided one.
+
+Solvers that add noise have no DDIM inversion: the noise is found instead (noise_inversion.py).
+Few-step models with a deterministic solver (SD-Turbo) are inverted with it like the others; steps
+that large make rough reconstructions.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastdigin.editing.noise_inversion import noise_inversion
 from fastdigin.engine.batch import padded
 from fastdigin.engine.sampler import Step, guided_step
 from fastdigin.errors import UserError
@@ -32,7 +37,8 @@ class InversionSettings:
     linearly to half over the timesteps. An image goes on to its next timestep as soon as the mean
     squared distance to the inverted trajectory is below tolerance * (1 + 2 i) at step i.
     method: "null-text" optimises; "negative-prompt" takes the prompt as null text, without the
-    work and without what null_text_steps, learning_rate and tolerance say.
+    work and without what null_text_steps, learning_rate and tolerance say. Where there is no null
+    branch, or the solver adds noise, nothing is optimised.
     """
 
     steps: int = 20
@@ -51,10 +57,6 @@ class InversionSettings:
                 f"{self.method!r}"
             )
 
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale != 1.0
-
 
 @dataclass(frozen=True)
 class Inversion:
@@ -62,8 +64,11 @@ class Inversion:
 
     trajectory: (T + 1, C, h, w), the reconstruction's latent at the input of each step, and the
         last z; trajectory[0] is z_T.
-    conditioning: (L, D) of the prompt. null_text: (T, L, D), or None where guidance is off.
+    conditioning: (L, D) of the prompt. null_text: (T, L, D), or None without a null branch.
     encoded: (C, h, w), the image's own latent, which the reconstruction aims at.
+    vector: (E,), see ``LatentDiffusion.vector``, of the prompt. null_pooled: (P,), the pooled
+        embedding of the null text. Both None for models that take none.
+    noise: (T, C, h, w) for a Job, None where the solver adds none.
     """
 
     prompt: str
@@ -71,6 +76,9 @@ class Inversion:
     conditioning: Tensor
     null_text: Tensor | None
     encoded: Tensor
+    vector: Tensor | None = None
+    null_pooled: Tensor | None = None
+    noise: Tensor | None = None
 
 
 def invert(
@@ -95,30 +103,86 @@ def invert(
     return inversions
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """A batch's prompts and null texts as the U-Net reads them.
+
+    cond: (B, L, D). null: (B, L, D) to start from, or None without a null branch. vector,
+    null_vector: (B, E), or None. null_pooled: (B, P), or None. guidance: (B,).
+    """
+
+    cond: Tensor
+    null: Tensor | None
+    vector: Tensor | None
+    null_vector: Tensor | None
+    null_pooled: Tensor | None
+    guidance: Tensor
+
+
 def _invert_batch(model, images, prompts, settings, real, on_step) -> list[Inversion]:
     encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
-    cond = model.encode_prompts(prompts).to(model.state_dtype)
-    optimised = settings.guided and settings.method == "null-text"
-    share = real / (2 if optimised else 1)
-    upward = ddim_inversion(model, encoded, cond, settings.steps)
-    if on_step is not None:
-        on_step(share)
-    if optimised:
-        trajectory, null = null_text_optimisation(model, upward, cond, settings)
-        if on_step is not None:
-            on_step(share)
+    texts = _encode_texts(model, prompts, settings)
+    optimised = texts.null is not None and settings.method == "null-text"
+    tick, noise = on_step or (lambda _: None), None
+    if model.ddim_table(settings.steps).noise is not None:
+        trajectory, noise = _invert_to_noise(model, encoded, texts, settings.steps)
+        nulls = _each_step(texts.null, settings.steps)
+        tick(real)
     else:
-        trajectory = _unguided_trajectory(model, upward[:, 0], cond, settings.steps)
-        null = cond[:, None].repeat(1, settings.steps, 1, 1) if settings.guided else None
+        upward = ddim_inversion(model, encoded, texts.cond, settings.steps, texts.vector)
+        tick(real / 2 if optimised else real)
+        if optimised:
+            trajectory, nulls = null_text_optimisation(model, upward, texts, settings)
+            tick(real / 2)
+        else:
+            trajectory = _unguided_trajectory(model, upward[:, 0], texts, settings.steps)
+            nulls = _each_step(texts.null, settings.steps)
     return [
-        Inversion(prompt, trajectory[i], cond[i], None if null is None else null[i], encoded[i])
+        Inversion(
+            prompt=prompt,
+            trajectory=trajectory[i],
+            conditioning=texts.cond[i],
+            null_text=_row(nulls, i),
+            encoded=encoded[i],
+            vector=_row(texts.vector, i),
+            null_pooled=_row(texts.null_pooled, i),
+            noise=_row(noise, i),
+        )
         for i, prompt in enumerate(prompts)
     ]
 
 
+def _encode_texts(model, prompts: Sequence[str], settings: InversionSettings) -> _Texts:
+    cond = model.encode_prompts(prompts).to(model.state_dtype)
+    nulls = prompts if settings.method == "negative-prompt" else [""] * len(prompts)
+    guidance = torch.full((len(prompts),), float(settings.guidance_scale)).to(cond)
+    pooled, null_pooled = model.encode_pooled(prompts), model.encode_pooled(nulls)
+    guided = model.has_null_branch(settings.guidance_scale)
+    return _Texts(
+        cond,
+        model.encode_prompts(nulls).to(cond) if guided else None,
+        model.vector(pooled, guidance),
+        model.vector(null_pooled, guidance),
+        None if null_pooled is None else null_pooled.to(cond),
+        guidance,
+    )
+
+
+def _invert_to_noise(model, encoded, texts: _Texts, steps: int) -> tuple[Tensor, Tensor]:
+    guided, vector = texts.null is not None, texts.vector
+    if guided and vector is not None:
+        vector = torch.cat([texts.null_vector, vector])
+    guidance = texts.guidance if guided else None
+    return noise_inversion(model, encoded, texts.cond, texts.null, guidance, vector, steps)
+
+
 @torch.no_grad()
 def ddim_inversion(
-    model: LatentDiffusion, encoded_bchw: Tensor, cond_bld: Tensor, steps: int
+    model: LatentDiffusion,
+    encoded_bchw: Tensor,
+    cond_bld: Tensor,
+    steps: int,
+    vector_be: Tensor | None = None,
 ) -> Tensor:
     """From clean latents up to noise, unguided: (B, T + 1, C, h, w), z_T first."""
     table = model.ddim_table(steps)
@@ -126,25 +190,26 @@ def ddim_inversion(
     z, path = encoded_bchw, [encoded_bchw]
     for i in reversed(range(steps)):
         t = table.timesteps[i].to(z.device).expand(len(z))
-        z = inverse[i, 0] * z + inverse[i, 1] * model.predict(z, t, cond_bld)
+        output = model.predict(z, t, cond_bld, None, vector_be)
+        z = inverse[i, 0] * z + inverse[i, 1] * output
         path.append(z)
     return torch.stack(path[::-1], dim=1)
 
 
 @torch.no_grad()
-def _unguided_trajectory(model, z, cond, steps) -> Tensor:
+def _unguided_trajectory(model, z, texts: _Texts, steps) -> Tensor:
     table = model.ddim_table(steps)
     path = [z]
     for i in range(steps):
         row = table.step[i].to(z).expand(len(z), 4)
         t = table.timesteps[i].to(z.device).expand(len(z))
-        z, _ = guided_step(model, z, cond, None, Step(t, row, None))
+        z, _ = guided_step(model, z, texts.cond, None, Step(t, row, None, vector=texts.vector))
         path.append(z)
     return torch.stack(path, dim=1)
 
 
 def null_text_optimisation(
-    model: LatentDiffusion, upward: Tensor, cond_bld: Tensor, settings: InversionSettings
+    model: LatentDiffusion, upward: Tensor, texts: _Texts, settings: InversionSettings
 ) -> tuple[Tensor, Tensor]:
     """Guided trajectories (B, T + 1, C, h, w) and null texts (B, T, L, D) that follow ``upward``.
 
@@ -156,7 +221,7 @@ def null_text_optimisation(
     table = model.ddim_table(steps)
     timesteps, coefficients = table.timesteps.to(upward.device), table.step.to(upward)
     guidance = settings.guidance_scale
-    null = model.encode_prompts([""]).to(upward).expand(batch, -1, -1).clone()
+    null = texts.null.clone()
     optimisers = [_Adam(settings.learning_rate) for _ in range(batch)]
     z, trajectory = upward[:, 0].clone(), upward.clone()
     nulls = null[:, None].repeat(1, steps, 1, 1)
@@ -169,10 +234,10 @@ def null_text_optimisation(
         t, (a, b) = timesteps[now], coefficients[now, :2, None, None, None].unbind(1)
         if any(n == 0 and i < steps for n, i in zip(tries, at, strict=True)):
             with torch.no_grad():
-                cond_output = model.predict(z, t, cond_bld)
+                cond_output = model.predict(z, t, texts.cond, None, texts.vector)
         variable = null.detach().requires_grad_()
         with torch.enable_grad():
-            null_output = model.predict(z, t, variable)
+            null_output = model.predict(z, t, variable, None, texts.null_vector)
             output = null_output + guidance * (cond_output - null_output)
             z_prev = a * z + b * output
             goal = upward[torch.arange(batch), now + 1]
@@ -193,6 +258,15 @@ def null_text_optimisation(
                 null[s] = optimisers[s].update(null[s], gradient[s])
                 tries[s] += 1
     return trajectory, nulls
+
+
+def _each_step(text_bld: Tensor | None, steps: int) -> Tensor | None:
+    """(B, L, D) to (B, T, L, D)."""
+    return None if text_bld is None else text_bld[:, None].repeat(1, steps, 1, 1)
+
+
+def _row(tensor: Tensor | None, i: int) -> Tensor | None:
+    return None if tensor is None else tensor[i]
 
 
 class _Adam:

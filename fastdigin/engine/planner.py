@@ -24,8 +24,6 @@ from fastdigin.models.diffusion import LatentDiffusion
 
 log = logging.getLogger(__name__)
 
-_USUAL_STEPS = 20
-"""Slots are planned before any job is known: for as many steps as the defaults take."""
 SLOTS = (1, 2, 4, 8)
 """Numbers of slots that are planned; the most that fit are the fastest."""
 
@@ -81,12 +79,13 @@ class Planner:
         """For a usual job: the losses are not known yet, only the decode is."""
         length = self._model.text_length
         loss = self._peak_of(lambda x0: torch.autograd.grad(decode_one(self._model, x0).sum(), x0))
-        costs = self._costs_of(True, length)
+        steps, scale = self._model.usual_steps, self._model.usual_guidance_scale
+        costs = self._costs_of(self._model.has_null_branch(scale), length)
 
         def predicted(slots: int, kept_steps: int) -> int:
-            return predict(self._model, costs, slots, kept_steps, _USUAL_STEPS, loss, 0, length)
+            return predict(self._model, costs, slots, kept_steps, steps, loss, 0, length)
 
-        kept_steps, budget = self._kept_choices(_USUAL_STEPS)[0], self._budget()
+        kept_steps, budget = self._kept_choices(steps)[0], self._budget()
         fitting = [slots for slots in SLOTS if predicted(slots, kept_steps) <= budget]
         return max(fitting) if fitting else self._too_small(predicted, 1, kept_steps)[0]
 

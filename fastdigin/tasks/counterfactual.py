@@ -26,6 +26,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.objectives.classification import FORMS
+from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
 from fastdigin.tasks.inputs import (
     ImageInput,
@@ -45,6 +46,7 @@ from fastdigin.tasks.sources import (
     Source,
     SourcePhoto,
     check_photo,
+    edited_start,
     prepare,
 )
 from fastdigin.tasks.words import class_word
@@ -161,8 +163,8 @@ def counterfactuals(
 
 
 def default_settings(model: LatentDiffusion) -> CounterfactualSettings:
-    """The paper's, or for the embedded model what was chosen by eye and by figures."""
-    return EMBEDDED if model.name == "embedded" else CounterfactualSettings()
+    """The paper's, with the model's usual steps and guidance; the embedded model has its own."""
+    return EMBEDDED if model.name == "embedded" else fitted(CounterfactualSettings(), model)
 
 
 def run_settings(
@@ -230,7 +232,7 @@ def _jobs(engine, requests, *, classifier, settings, seed, tools, batch, on_step
         batch=batch,
         on_step=on_step,
     )
-    schedules = list(itertools.product(settings.injection_fractions, settings.blending_fractions))
+    schedules = _schedules(settings)
     return best_candidates(
         engine,
         [
@@ -238,6 +240,15 @@ def _jobs(engine, requests, *, classifier, settings, seed, tools, batch, on_step
             for request, source in zip(requests, sources, strict=True)
         ],
     )
+
+
+def _schedules(settings: CounterfactualSettings) -> list[tuple[float, float]]:
+    """(injection, blending) fractions, only the first of those that come to the same steps."""
+    steps, different = settings.optimisation.steps, {}
+    for pair in itertools.product(settings.injection_fractions, settings.blending_fractions):
+        counts = tuple(sum(i / steps < fraction for i in range(steps)) for fraction in pair)
+        different.setdefault(counts, pair)
+    return list(different.values())
 
 
 def _job(engine, request: _Request, source: Source, classifier, settings, seed, injected, blended):
@@ -254,9 +265,7 @@ def _job(engine, request: _Request, source: Source, classifier, settings, seed, 
     mapping = token_mapping(model, photo.prompt, prompt).to(model.device, model.dtype)
     return Job(
         id=request.id,
-        latents=inversion.trajectory[0],
-        conditioning=model.encode_prompts([prompt])[0],
-        null_text=inversion.null_text,
+        **edited_start(model, prompt, inversion),
         losses=losses,
         settings=settings.optimisation,
         seed=seed,

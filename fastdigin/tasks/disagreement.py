@@ -20,6 +20,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.objectives.classification import FORMS
+from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.generated import generated_job, seed_of
 from fastdigin.tasks.inputs import fingerprint
@@ -100,8 +101,8 @@ def disagreements(
 
 
 def default_settings(model: LatentDiffusion) -> DisagreementSettings:
-    """The paper's, or for the embedded model what was chosen by eye and by figures."""
-    return EMBEDDED if model.name == "embedded" else DisagreementSettings()
+    """The paper's, with the model's usual steps and guidance; the embedded model has its own."""
+    return EMBEDDED if model.name == "embedded" else fitted(DisagreementSettings(), model)
 
 
 def run_settings(

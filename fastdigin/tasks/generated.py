@@ -26,14 +26,19 @@ def generated_job(
     monitors: dict[str, Any],
     info: dict[str, Any],
 ) -> Job:
-    """A Job whose latent is drawn on the CPU from ``seed`` (so devices agree)."""
+    """A Job whose latent is drawn on the CPU from ``seed`` (so devices agree).
+
+    It is the latent that diffusers' pipelines start from, given a generator with that seed.
+    """
     generator = torch.Generator().manual_seed(seed)
+    scale = model.ddim_table(settings.steps).initial_scale
     conditioning, null_text = model.encode_prompts([prompt, ""])
     return Job(
         id=id,
-        latents=torch.randn(model.latent_shape, generator=generator),
+        latents=scale * torch.randn(model.latent_shape, generator=generator),
         conditioning=conditioning,
         null_text=null_text,
+        pooled=model.encode_pooled([prompt, ""]),
         losses=losses,
         settings=settings,
         seed=seed,

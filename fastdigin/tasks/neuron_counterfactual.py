@@ -26,6 +26,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import NeuronActivation
+from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
 from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.inputs import (
@@ -47,6 +48,7 @@ from fastdigin.tasks.sources import (
     Source,
     SourcePhoto,
     check_photo,
+    edited_start,
     prepare,
 )
 
@@ -169,8 +171,8 @@ def neuron_counterfactuals(
 
 
 def default_settings(model: LatentDiffusion) -> NeuronCounterfactualSettings:
-    """The paper's, or for the embedded model what was chosen by eye and by figures."""
-    return EMBEDDED if model.name == "embedded" else NeuronCounterfactualSettings()
+    """The paper's, with the model's usual steps and guidance; the embedded model has its own."""
+    return EMBEDDED if model.name == "embedded" else fitted(NeuronCounterfactualSettings(), model)
 
 
 def run_settings(
@@ -267,9 +269,7 @@ def _job(
         blend = blending(source.latent_mask, inversion.trajectory, settings.blending_fraction)
     return Job(
         id=request.id,
-        latents=inversion.trajectory[0],
-        conditioning=model.encode_prompts([prompt])[0],
-        null_text=inversion.null_text,
+        **edited_start(model, prompt, inversion),
         losses=losses,
         settings=settings.optimisation,
         seed=seed,

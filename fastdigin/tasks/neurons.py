@@ -22,6 +22,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import Cutouts, NeuronActivation
+from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.generated import generated_job, seed_of
@@ -137,8 +138,8 @@ def visualise_neurons(
 
 
 def default_settings(model: LatentDiffusion) -> NeuronSettings:
-    """The paper's, or for the embedded model what was chosen by eye and by figures."""
-    return EMBEDDED if model.name == "embedded" else NeuronSettings()
+    """The paper's, with the model's usual steps and guidance; the embedded model has its own."""
+    return EMBEDDED if model.name == "embedded" else fitted(NeuronSettings(), model)
 
 
 def run_settings(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdigin.editing.attention_record import AttentionRecord, record_attention
@@ -93,6 +94,20 @@ def check_photo(
     phrase_tokens(model, prompt, word)
     read_mask(item, model.image_size)
     return SourcePhoto(item, prompt, word, item.fingerprint()), source
+
+
+def edited_start(model: LatentDiffusion, prompt: str, inversion: Inversion) -> dict[str, Any]:
+    """The arguments of a Job that starts from an inverted photo, with another prompt."""
+    pooled = model.encode_pooled([prompt])
+    if pooled is not None:
+        pooled = torch.stack([pooled[0], inversion.null_pooled.to(pooled)])
+    return {
+        "latents": inversion.trajectory[0],
+        "conditioning": model.encode_prompts([prompt])[0],
+        "null_text": inversion.null_text,
+        "pooled": pooled,
+        "noise": inversion.noise,
+    }
 
 
 def prepare(
