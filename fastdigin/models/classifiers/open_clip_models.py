@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdigin.caching import TensorCache, cache_key, user_cache
+from fastdigin.caching import TensorCache, cache_key
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, square
 from fastdigin.models.classifiers.missing import (
@@ -20,6 +20,7 @@ from fastdigin.models.classifiers.missing import (
     unknown,
 )
 from fastdigin.models.preprocessing import Resizing
+from fastdigin_kernels.choices import cache_folder
 
 TEMPLATES = ("a photo of a {}.",)
 """Prompts around a class name, where the user gives none."""
@@ -80,18 +81,35 @@ def load_open_clip(
     prompts = [template.replace("{}", word) for word in words for template in templates]
     text_kf = _text_weights(model, tokenizer, prompts, len(templates))
     bias = getattr(model, "logit_bias", None)
-    return described(model, ZeroShotNetwork(model.visual, text_kf, model.logit_scale, bias),
+    return _described(model, ZeroShotNetwork(model.visual, text_kf, model.logit_scale, bias),
                      classes, spec)  # fmt: skip
 
 
-def load_model(name: str) -> tuple[Any, LoadedNetwork]:
-    """A model of open_clip, and its image tower with its preprocessing and without classes."""
+class ImageTower(nn.Module):
+    """CLIP's image features (B,F), and a head that leaves them as they are."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+        self.head = nn.Identity()
+
+    def forward(self, pixels_b3hw: Tensor) -> Tensor:
+        return self.head(image_features(self.visual, pixels_b3hw))
+
+
+def load_image_tower(name: str) -> LoadedNetwork:
+    """The image features of a model of open_clip with its preprocessing, and without classes.
+
+    Raises UserError as :func:`load_open_clip`.
+    """
     spec = f"open_clip:{name}"
     model, _ = _load(require("open_clip", "clip", spec), name, spec)
-    return model, described(model, model.visual, (), spec)
+    return _described(model, ImageTower(model.visual), (), spec)
 
 
-def described(model: Any, network: nn.Module, classes: tuple[str, ...], spec: str) -> LoadedNetwork:
+def _described(
+    model: Any, network: nn.Module, classes: tuple[str, ...], spec: str
+) -> LoadedNetwork:
     """``network`` with the preprocessing of the model."""
     cfg = model.visual.preprocess_cfg
     edges = cfg["size"] if isinstance(cfg["size"], (tuple, list)) else (cfg["size"],) * 2
@@ -102,6 +120,7 @@ def described(model: Any, network: nn.Module, classes: tuple[str, ...], spec: st
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         classes=classes,
+        head="head",
         resizing=Resizing(
             fit=cfg["resize_mode"],
             interpolation="bilinear" if cfg["interpolation"] == "bilinear" else "bicubic",
@@ -161,7 +180,7 @@ def _text_weights(model: Any, tokenizer: Any, prompts: Sequence[str], templates:
     """Unit vectors (K,F): per class the mean of its ``templates`` prompts' unit vectors."""
     tokens_pl = tokenizer(prompts)
     text_tower = [v for k, v in model.state_dict().items() if not k.startswith("visual.")]
-    cache, key = TensorCache(user_cache() / "text"), cache_key(*text_tower, tokens_pl, templates)
+    cache, key = TensorCache(cache_folder() / "text"), cache_key(*text_tower, tokens_pl, templates)
     kept = cache.get(key)
     if kept is not None:
         return kept["text_kf"]
