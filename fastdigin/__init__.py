@@ -27,6 +27,8 @@ _HOME = {
     "Segmentation": "fastdigin.editing.segmentation",
     "Segmenter": "fastdigin.models.segmenter",
     "PhotoTools": "fastdigin.tasks.sources",
+    "find_similar": "fastdigin.similar",
+    "load_embedding": "fastdigin.similar",
     "write_report": "fastdigin.report",
 }
 __all__ = sorted(_HOME)

@@ -16,6 +16,7 @@ from fastdigin import __version__
 from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
 from fastdigin.errors import UserError
 from fastdigin.photo_options import add_photo_options
+from fastdigin.search_command import add_search_options
 
 # Those of fastdigin_kernels.dispatch, whose import takes seconds.
 ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
@@ -100,6 +101,10 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     _regularisers(task)
     add_photo_options(task)
     _job_options(task, out="neuron-counterfactuals")
+
+    search = _command(commands, "search", "real photos that resemble an image, and their labels")
+    add_search_options(search)
+    add_class_names(search)
 
     bench = commands.add_parser("bench", help="measure fastdigin itself")
     if with_benches:

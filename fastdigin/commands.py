@@ -143,6 +143,13 @@ def neuron_counterfactual(options: Namespace) -> int:
     return run_parts([part], options.out, as_json=options.json)
 
 
+def search(options: Namespace) -> int:
+    """Real photos that resemble an image."""
+    from fastdigin.search_command import run
+
+    return run(options)
+
+
 def bench(options: Namespace) -> int:
     """One of the benches of fastdigin_bench."""
     from fastdigin_bench.command import run

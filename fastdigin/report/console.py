@@ -44,9 +44,14 @@ def results_table(task: str, records: Iterable[dict]) -> str:
 
 
 def print_results(task: str, records: Iterable[dict]) -> None:
-    """Prints ``results_table``; characters that the terminal's encoding lacks become '?'."""
+    """Prints ``results_table``."""
+    print_text(results_table(task, records))
+
+
+def print_text(text: str) -> None:
+    """Prints; characters that the terminal's encoding lacks become '?'."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(results_table(task, records).encode(encoding, "replace").decode(encoding))
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def _field(key: str, show: Callable = str) -> Callable[[dict], str]:

@@ -81,7 +81,7 @@ def write_report(out: Path | str) -> Path:
     failed = [record for record in records if record["status"] == "failed"]
     shares = _share_out(CARDS_SHOWN, {task: len(done[task]) for task in tasks})
     sections = [_section(out, task, by_task[task], done[task], shares[task]) for task in tasks]
-    page = _page("".join((
+    page = html_page("".join((
         _header(out, tasks, done, failed),
         "<main>", *sections, _failures(failed), _settings(runs), _footer(), "</main>",
         _ENLARGER,
@@ -95,7 +95,8 @@ def write_report(out: Path | str) -> Path:
     return target
 
 
-def _page(body: str) -> str:
+def html_page(body: str) -> str:
+    """The whole page around ``body``, with style, script and content security policy."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
               f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")

@@ -142,19 +142,7 @@ def fingerprint(*parts: Any) -> str:
 
 def read_image(item: ImageInput, size: int) -> Tensor:
     """(3, size, size) in [0, 1]. UserError for a missing, broken, non-square or tiny image."""
-    if isinstance(item.image, Tensor):
-        image, label = item.image, f"image {item.id!r}"
-        if image.ndim != 3 or len(image) != 3:
-            raise UserError(f"{label} has shape {tuple(image.shape)}, wanted (3, H, W)")
-        if not image.is_floating_point():
-            raise UserError(f"{label} is {image.dtype}: make it float, divide 8-bit values by 255")
-        image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
-        if not ((image >= 0) & (image <= 1)).all():
-            raise UserError(f"{label} has values outside [0, 1]")
-    else:
-        label = f"image '{item.image}'"
-        image = _to_tensor(_open(item.image, label))
-    image = _middle(image) if item.crop else image
+    image, label = read_any_image(item), _label(item)
     height, width = image.shape[-2:]
     if height != width:
         raise UserError(
@@ -167,6 +155,23 @@ def read_image(item: ImageInput, size: int) -> Tensor:
             f"of at least {size // 2} px"
         )
     return image if height == size else resample(image[None], size)[0]
+
+
+def read_any_image(item: ImageInput) -> Tensor:
+    """(3, H, W) in [0, 1], of any height and width. UserError for a missing or broken image."""
+    label = _label(item)
+    if isinstance(item.image, Tensor):
+        image = item.image
+        if image.ndim != 3 or len(image) != 3:
+            raise UserError(f"{label} has shape {tuple(image.shape)}, wanted (3, H, W)")
+        if not image.is_floating_point():
+            raise UserError(f"{label} is {image.dtype}: make it float, divide 8-bit values by 255")
+        image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+        if not ((image >= 0) & (image <= 1)).all():
+            raise UserError(f"{label} has values outside [0, 1]")
+    else:
+        image = _to_tensor(_open(item.image, label))
+    return _middle(image) if item.crop else image
 
 
 def read_images(items: Iterable[ImageInput], size: int) -> list[Tensor]:
@@ -201,6 +206,10 @@ def read_mask(item: ImageInput, size: int) -> Tensor | None:
             f"{label} is empty: it must be white (255 in a file, 1 in a tensor) where the object is"
         )
     return resample(mask[None, None], size)[0, 0]
+
+
+def _label(item: ImageInput) -> str:
+    return f"image {item.id!r}" if isinstance(item.image, Tensor) else f"image '{item.image}'"
 
 
 def _middle(image: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""Embeddings of many photos, kept on disk block by block, so that a broken search goes on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdigin.caching import TensorCache, cache_key, weights_fingerprint
+from fastdigin.datasets.layout import SUFFIXES
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.tasks.inputs import ImageInput, collect, distinct, read_any_image
+
+BLOCK = 64  # photos of a file on disk, on average
+LARGEST_BLOCK = 4 * BLOCK
+BATCH = 16  # photos that go through the network at once
+
+
+@dataclass(frozen=True)
+class Block:
+    """A few photos with their embeddings, unit vectors (N,F), and those that cannot be read."""
+
+    photos: tuple[ImageInput, ...]
+    embeddings_nf: Tensor
+    unreadable: dict[str, str]
+
+
+def load_embedding(spec: str) -> Classifier:
+    """The network whose features say what resembles what: their cosine is the similarity.
+
+    open_clip:MODEL/PRETRAINED gives CLIP's image features; every other kind of classifier those
+    before its head. Raises UserError as ``Classifier.load`` does.
+    """
+    kind, _, name = spec.partition(":")
+    if kind != "open_clip" or not name:
+        return Classifier.load(spec)
+    from fastdigin.models.classifiers.open_clip_models import load_image_tower
+
+    tower = load_image_tower(name)
+    return Classifier(
+        tower.network, name=spec, size=tower.size, mean=tower.mean, std=tower.std, classes=(),
+        resizing=tower.resizing, head=tower.head,
+    )  # fmt: skip
+
+
+def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
+    """Photos from command-line arguments: as ``collect``, but folders with all their subfolders.
+
+    A photo of a folder is called by its path within it. Raises UserError where there are none.
+    """
+    photos: list[ImageInput] = []
+    for argument in arguments:
+        root = Path(argument)
+        if not root.is_dir():
+            photos += collect([argument])
+            continue
+        files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        if not files:
+            raise UserError(f"folder '{root}' and its subfolders hold no images")
+        photos += [ImageInput(str(file.relative_to(root)), file) for file in files]
+    ids = distinct(photo.id for photo in photos)
+    return [replace(photo, id=id) for id, photo in zip(ids, photos, strict=True)]
+
+
+@torch.no_grad()
+def embed(network: Classifier, prepared: Sequence[Tensor]) -> Tensor:
+    """Unit vectors (N,F), on the CPU, of images (3,size,size) that the network has prepared."""
+    features = [
+        network.activations(torch.stack(prepared[start : start + BATCH]), prepared=True)
+        for start in range(0, len(prepared), BATCH)
+    ]
+    if not features:
+        return torch.zeros(0, network.num_neurons)
+    return torch.nn.functional.normalize(torch.cat(features).float(), dim=1).cpu()
+
+
+def embedded_blocks(
+    network: Classifier,
+    photos: Sequence[ImageInput],
+    cache: TensorCache | None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[Block]:
+    """The photos in order, with their embeddings from the cache or anew.
+
+    A file counts as the same as long as its path, size and time do. on_progress: called with the
+    number of photos that were just done.
+    """
+    model = cache and cache_key(
+        weights_fingerprint([network.network]), network.layer, network.size, network.resizing
+    )
+    for photos_n in _blocks(photos):
+        states = [_state(photo) for photo in photos_n]
+        key = cache_key(model, states) if cache and None not in states else None
+        kept = cache.get(key) if key else None
+        block = _embed_block(network, photos_n) if kept is None else _kept_block(photos_n, kept)
+        if key and kept is None:
+            bad = [index for index, p in enumerate(photos_n) if p.id in block.unreadable]
+            cache.put(key, {"embeddings_nf": block.embeddings_nf,
+                            "unreadable": torch.tensor(bad, dtype=torch.int64)})  # fmt: skip
+        yield block
+        if on_progress:
+            on_progress(len(photos_n))
+
+
+def _blocks(photos: Sequence[ImageInput]) -> Iterator[tuple[ImageInput, ...]]:
+    """Cut where names say so: a photo that is added or gone changes its own block only."""
+    block: list[ImageInput] = []
+    for photo in photos:
+        block.append(photo)
+        if zlib.crc32(photo.id.encode()) % BLOCK == 0 or len(block) == LARGEST_BLOCK:
+            yield tuple(block)
+            block = []
+    if block:
+        yield tuple(block)
+
+
+def _state(photo: ImageInput) -> tuple | None:
+    """What tells whether a file is still the same; None where there is no file."""
+    if isinstance(photo.image, Tensor):
+        return None
+    try:
+        status = photo.image.stat()
+    except OSError:
+        return None
+    return str(photo.image.resolve()), status.st_size, status.st_mtime_ns, photo.crop
+
+
+def _embed_block(network: Classifier, photos: tuple[ImageInput, ...]) -> Block:
+    prepared, readable, unreadable = [], [], {}
+    for photo in photos:
+        try:
+            # Prepared at once, so that a block of large photos does not lie in memory as they are.
+            image = read_any_image(photo)
+            prepared.append(network.prepare(image[None].to(network.device))[0])
+            readable.append(photo)
+        except UserError as error:
+            unreadable[photo.id] = str(error)
+    return Block(tuple(readable), embed(network, prepared), unreadable)
+
+
+def _kept_block(photos: tuple[ImageInput, ...], kept: dict[str, Tensor]) -> Block:
+    bad = set(kept["unreadable"].tolist())
+    readable = tuple(photo for index, photo in enumerate(photos) if index not in bad)
+    unreadable = {
+        photos[index].id: f"image '{photos[index].image}' could not be read" for index in bad
+    }
+    return Block(readable, kept["embeddings_nf"], unreadable)
