@@ -96,4 +96,32 @@ std::int32_t fastdigin_attention_backward(const FastdiginAttentionBackward* argu
                         kernels.attention_backward_scratch(*arguments), kernels.attention_backward,
                         threads);
 }
+
+std::int32_t fastdigin_group_norm_silu_forward(const FastdiginGroupNormSilu* arguments,
+                                               std::int32_t threads) {
+  const fastdigin::Kernels& kernels = *fastdigin::kernels;
+  return fastdigin::run(*arguments, kernels.group_norm_silu_tasks(*arguments),
+                        kernels.group_norm_silu_scratch(*arguments),
+                        kernels.group_norm_silu_forward, threads);
+}
+
+std::int32_t fastdigin_group_norm_silu_backward(const FastdiginGroupNormSilu* arguments,
+                                                std::int32_t threads) {
+  const fastdigin::Kernels& kernels = *fastdigin::kernels;
+  return fastdigin::run(*arguments, kernels.group_norm_silu_tasks(*arguments),
+                        kernels.group_norm_silu_scratch(*arguments),
+                        kernels.group_norm_silu_backward, threads);
+}
+
+std::int32_t fastdigin_geglu_forward(const FastdiginGeglu* arguments, std::int32_t threads) {
+  const fastdigin::Kernels& kernels = *fastdigin::kernels;
+  return fastdigin::run(*arguments, kernels.geglu_tasks(*arguments), 0, kernels.geglu_forward,
+                        threads);
+}
+
+std::int32_t fastdigin_geglu_backward(const FastdiginGeglu* arguments, std::int32_t threads) {
+  const fastdigin::Kernels& kernels = *fastdigin::kernels;
+  return fastdigin::run(*arguments, kernels.geglu_tasks(*arguments), 0, kernels.geglu_backward,
+                        threads);
+}
 }

@@ -72,4 +72,28 @@ struct FastdiginAttentionBackward {
 };
 FASTDIGIN_EXPORT std::int32_t fastdigin_attention_backward(const FastdiginAttentionBackward*,
                                                            std::int32_t threads);
+
+// y = silu(group_norm(x)) of (B,C,pixels), or (B,pixels,C) where channels_last is not 0.
+struct FastdiginGroupNormSilu {
+  std::int64_t batch, channels, pixels, groups, channels_last;
+  const float *x, *weight_c, *bias_c;
+  float *mean_bg, *rstd_bg;  // written by the forward, read by the backward
+  const float* grad;         // backward: of y
+  float* y;                  // backward: the gradient of x
+  double eps;
+};
+FASTDIGIN_EXPORT std::int32_t fastdigin_group_norm_silu_forward(const FastdiginGroupNormSilu*,
+                                                                std::int32_t threads);
+FASTDIGIN_EXPORT std::int32_t fastdigin_group_norm_silu_backward(const FastdiginGroupNormSilu*,
+                                                                 std::int32_t threads);
+
+// y (rows, width) = a * gelu(b) of x = [a, b] (rows, 2 width), contiguous.
+struct FastdiginGeglu {
+  std::int64_t rows, width;
+  const float* x;
+  const float* grad;  // backward: of y
+  float* y;           // backward: the gradient of x (rows, 2 width)
+};
+FASTDIGIN_EXPORT std::int32_t fastdigin_geglu_forward(const FastdiginGeglu*, std::int32_t threads);
+FASTDIGIN_EXPORT std::int32_t fastdigin_geglu_backward(const FastdiginGeglu*, std::int32_t threads);
 }

@@ -1,6 +1,8 @@
 // All kernels for one instruction set (see vec.h on what may be defined here).
 #include "attention_backward.h"
 #include "attention_forward.h"
+#include "geglu.h"
+#include "group_norm_silu.h"
 #include "kernels.h"
 
 namespace fastdigin::FASTDIGIN_ISA {
@@ -8,6 +10,9 @@ namespace fastdigin::FASTDIGIN_ISA {
 const Kernels kernels = {
     attention_forward_scratch,  attention_forward_tasks,  attention_forward,
     attention_backward_scratch, attention_backward_tasks, attention_backward,
+    group_norm_silu_scratch,    group_norm_silu_tasks,    group_norm_silu_forward,
+    group_norm_silu_backward,   geglu_tasks,              geglu_forward,
+    geglu_backward,
 };
 
 }  // namespace fastdigin::FASTDIGIN_ISA

@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from fastdigin_kernels._autograd import Function, require_frozen, seen_by_compilers
+from fastdigin_kernels._registry import register
 
 BACKENDS = ("triton", "cpp", "xformers")
 """Implementations that are backend modules."""
@@ -258,22 +259,12 @@ def _fake_injected_query_gradient(
     return like_unet(q)
 
 
-_LIBRARY = torch.library.Library("fastdigin", "FRAGMENT")
-
-
-def _register(name: str, function, fake) -> None:
-    schema = torch.library.infer_schema(function, mutates_args=())
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastdigin::{name}", fake, lib=_LIBRARY)
-
-
-_register("attention_forward", _forward, _fake_forward)
-_register("attention_backward", _backward, _fake_backward)
-_register("attention_query_gradient", _query_gradient, _fake_query_gradient)
-_register("injected_attention_forward", _injected_forward, _fake_injected_forward)
-_register("injected_attention_backward", _injected_backward, _fake_injected_backward)
-_register(
+register("attention_forward", _forward, _fake_forward)
+register("attention_backward", _backward, _fake_backward)
+register("attention_query_gradient", _query_gradient, _fake_query_gradient)
+register("injected_attention_forward", _injected_forward, _fake_injected_forward)
+register("injected_attention_backward", _injected_backward, _fake_injected_backward)
+register(
     "injected_attention_query_gradient", _injected_query_gradient, _fake_injected_query_gradient
 )
 

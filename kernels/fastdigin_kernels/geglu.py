@@ -12,37 +12,68 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fastdigin_kernels._autograd import Function
+from fastdigin_kernels import fused
+from fastdigin_kernels._autograd import Function, seen_by_compilers
+from fastdigin_kernels._registry import register
 
 
-def geglu(x: Tensor) -> Tensor:
+def geglu(x: Tensor, impl: str = "auto") -> Tensor:
     """a * gelu(b) of x = [a, b]: (..., 2d) -> (..., d), differentiable (once).
 
-    gelu is the exact one, by the error function, as in diffusers. The same operations as PyTorch's,
-    so the same bits. (Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202.)
+    gelu is the exact one, by the error function, as in diffusers. impl (fused.py): "torch" has the
+    same operations as PyTorch's, so the same bits; "cpp" and "triton" take one pass over memory.
+    (Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202.)
     """
     assert x.shape[-1] % 2 == 0, f"x must be (..., 2d), got {tuple(x.shape)}"
-    return _GEGLU.apply(x) if torch.is_grad_enabled() else _GEGLU.forward(x)
+    impl = fused.choose(impl, x)
+    if not torch.is_grad_enabled():  # spares the call of an autograd.Function
+        return _GEGLU.forward(x, impl)
+    return _GEGLU.apply(*seen_by_compilers(x), impl)
 
 
 class _GEGLU(Function):
     @staticmethod
-    def forward(x):
+    def forward(x, impl):
+        if impl != "torch":
+            return torch.ops.fastdigin.geglu_forward(x, impl)
         a, b = x.chunk(2, dim=-1)
         return F.gelu(b).mul_(a)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+        x, ctx.impl = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
+        if ctx.impl != "torch":
+            return torch.ops.fastdigin.geglu_backward(grad, x, ctx.impl), None
         a, b = x.chunk(2, dim=-1)
         grad_a = F.gelu(b).mul_(grad)
         grad_b = torch.ops.aten.gelu_backward(grad * a, b)
-        return torch.cat([grad_a, grad_b], dim=-1)
+        return torch.cat([grad_a, grad_b], dim=-1), None
+
+
+def _forward(x: Tensor, impl: str) -> Tensor:
+    return fused.checked("geglu", impl, x).forward(x)
+
+
+def _fake_forward(x, impl):
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+def _backward(grad: Tensor, x: Tensor, impl: str) -> Tensor:
+    return fused.checked("geglu", impl, x).backward(grad, x)
+
+
+def _fake_backward(grad, x, impl):
+    return x.new_empty(x.shape)
+
+
+register("geglu_forward", _forward, _fake_forward)
+register("geglu_backward", _backward, _fake_backward)
 
 
 def geglu_reference(x: Tensor) -> Tensor:

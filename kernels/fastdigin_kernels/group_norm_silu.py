@@ -10,35 +10,52 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fastdigin_kernels._autograd import Function, require_frozen
+from fastdigin_kernels import fused
+from fastdigin_kernels._autograd import Function, require_frozen, seen_by_compilers
+from fastdigin_kernels._registry import register
 
 
 def group_norm_silu(
-    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float = 1e-5
+    x_bchw: Tensor,
+    weight_c: Tensor,
+    bias_c: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    impl: str = "auto",
 ) -> Tensor:
     """silu(group_norm(x)), differentiable (once) in x alone -> (B,C,H,W).
 
-    The same operations as PyTorch's, so the same bits. Raises ValueError if weight or bias
-    requires a gradient.
+    impl (fused.py): "torch" has the same operations as PyTorch's, so the same bits; "cpp" and
+    "triton" read and write memory less often. Raises ValueError if weight or bias requires a
+    gradient.
     """
     assert x_bchw.ndim == 4, f"x must be (B,C,H,W), got {tuple(x_bchw.shape)}"
+    assert groups > 0 and x_bchw.shape[1] % groups == 0, (
+        f"groups must divide the {x_bchw.shape[1]} channels, got {groups}"
+    )
+    impl = fused.choose(impl, x_bchw)
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
     # A copy, where one is needed, is made here: it is kept instead of x and not made again.
     x_bchw = x_bchw.contiguous(memory_format=_memory_format(x_bchw))
     if not torch.is_grad_enabled():  # spares the call of an autograd.Function
-        return F.silu(_group_norm(x_bchw, weight_c, bias_c, groups, eps)[0], inplace=True)
-    return _GroupNormSiLU.apply(x_bchw, weight_c, bias_c, groups, eps)[0]
+        return _GroupNormSiLU.forward(x_bchw, weight_c, bias_c, groups, eps, impl)[0]
+    (x_bchw,) = seen_by_compilers(x_bchw)
+    return _GroupNormSiLU.apply(x_bchw, weight_c, bias_c, groups, eps, impl)[0]
 
 
 class _GroupNormSiLU(Function):
     @staticmethod
-    def forward(x_bchw, weight_c, bias_c, groups, eps):
+    def forward(x_bchw, weight_c, bias_c, groups, eps, impl):
+        if impl != "torch":
+            return torch.ops.fastdigin.group_norm_silu_forward(
+                x_bchw, weight_c, bias_c, groups, eps, impl
+            )
         normalised, mean_bg, rstd_bg = _group_norm(x_bchw, weight_c, bias_c, groups, eps)
         return F.silu(normalised, inplace=True), mean_bg, rstd_bg
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x_bchw, weight_c, bias_c, ctx.groups, ctx.eps = inputs
+        x_bchw, weight_c, bias_c, ctx.groups, ctx.eps, ctx.impl = inputs
         _, mean_bg, rstd_bg = output
         ctx.mark_non_differentiable(mean_bg, rstd_bg)
         ctx.save_for_backward(x_bchw, weight_c, bias_c, mean_bg, rstd_bg)
@@ -47,6 +64,11 @@ class _GroupNormSiLU(Function):
     @once_differentiable
     def backward(ctx, grad_bchw, _grad_mean, _grad_rstd):
         x_bchw, weight_c, bias_c, mean_bg, rstd_bg = ctx.saved_tensors
+        if ctx.impl != "torch":
+            grad_x = torch.ops.fastdigin.group_norm_silu_backward(
+                grad_bchw, *ctx.saved_tensors, ctx.impl
+            )
+            return grad_x, None, None, None, None, None
         normalised, _, _ = _group_norm(x_bchw, weight_c, bias_c, ctx.groups, ctx.eps)
         grad_bchw = torch.ops.aten.silu_backward(grad_bchw, normalised)
         batch, channels, height, width = x_bchw.shape
@@ -62,7 +84,7 @@ class _GroupNormSiLU(Function):
             ctx.groups,
             [True, False, False],
         )
-        return grad_x, None, None, None, None
+        return grad_x, None, None, None, None, None
 
 
 def _group_norm(x_bchw, weight_c, bias_c, groups, eps) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,6 +93,33 @@ def _group_norm(x_bchw, weight_c, bias_c, groups, eps) -> tuple[Tensor, Tensor, 
     return torch.native_group_norm(
         x_bchw, weight_c, bias_c, batch, channels, height * width, groups, eps
     )
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    module = fused.checked("group_norm_silu", impl, x, weight, bias)
+    return module.forward(x, weight, bias, groups, eps)
+
+
+def _fake_forward(x, weight, bias, groups, eps, impl):
+    mean = x.new_empty(x.shape[0], groups, dtype=torch.float32)
+    return torch.empty_like(x), mean, torch.empty_like(mean)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, impl: str
+) -> Tensor:
+    module = fused.checked("group_norm_silu", impl, x, weight, bias)
+    return module.backward(grad, x, weight, bias, mean, rstd)
+
+
+def _fake_backward(grad, x, weight, bias, mean, rstd, impl):
+    return torch.empty_like(x)
+
+
+register("group_norm_silu_forward", _forward, _fake_forward)
+register("group_norm_silu_backward", _backward, _fake_backward)
 
 
 def _memory_format(x_bchw: Tensor) -> torch.memory_format:

@@ -29,6 +29,10 @@ _SIGNATURES = {
     "fastdigin_use_openmp": (None, ctypes.c_void_p),
     "fastdigin_attention_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
     "fastdigin_attention_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+    "fastdigin_group_norm_silu_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+    "fastdigin_group_norm_silu_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+    "fastdigin_geglu_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+    "fastdigin_geglu_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
 }
 
 

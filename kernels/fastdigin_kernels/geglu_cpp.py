@@ -1,0 +1,48 @@
+"""GEGLU in fp32 on the CPU, by the C++ library (csrc/geglu.h): one pass over memory each way."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fastdigin_kernels import native
+
+_library = native.load()
+_Fields = ctypes.c_int64 * 5  # FastdiginGeglu
+
+
+def forward(x: Tensor) -> Tensor:
+    """a * gelu(b) of x = [a, b]: (..., 2d) -> (..., d), contiguous."""
+    x = x.contiguous()
+    y = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+    _call("forward", x, None, y)
+    return y
+
+
+def backward(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient with respect to x, (..., 2d)."""
+    x, grad = x.contiguous(), grad.contiguous()
+    dx = torch.empty_like(x)
+    _call("backward", x, grad, dx)
+    return dx
+
+
+def unsupported(x: Tensor) -> str | None:
+    """Why this tensor cannot be taken, or None."""
+    if x.device.type != "cpu":
+        return f"it runs on the CPU, not on {x.device}"
+    if x.dtype is not torch.float32:
+        return f"it computes in float32, not in {x.dtype}"
+    return None
+
+
+def _call(direction: str, x: Tensor, grad: Tensor | None, y: Tensor) -> None:
+    width = x.shape[-1] // 2
+    fields = _Fields(
+        x.numel() // (2 * width) if width else 0, width, x.data_ptr(),
+        0 if grad is None else grad.data_ptr(), y.data_ptr(),
+    )  # fmt: skip
+    # It needs no scratch memory and cannot fail.
+    getattr(_library, f"fastdigin_geglu_{direction}")(fields, torch.get_num_threads())

@@ -1,0 +1,77 @@
+"""Group norm and SiLU in fp32 on the CPU, by the C++ library (csrc/group_norm_silu.h).
+
+A sample's results do not depend on the batch or the threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fastdigin_kernels import native
+
+_library = native.load()
+_Fields = ctypes.c_int64 * 13  # FastdiginGroupNormSilu, whose last field, eps, is a double
+_bits = ctypes.c_int64.from_buffer
+
+
+def forward(
+    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(group_norm(x)) (B,C,H,W) in x's memory format, and mean and 1/std (B,G)."""
+    y_bchw = torch.empty_like(x_bchw)
+    mean_bg = x_bchw.new_empty(x_bchw.shape[0], groups)
+    rstd_bg = torch.empty_like(mean_bg)
+    _call("forward", x_bchw, weight_c, bias_c, mean_bg, rstd_bg, None, y_bchw, eps)
+    return y_bchw, mean_bg, rstd_bg
+
+
+def backward(
+    grad_bchw: Tensor,
+    x_bchw: Tensor,
+    weight_c: Tensor,
+    bias_c: Tensor,
+    mean_bg: Tensor,
+    rstd_bg: Tensor,
+) -> Tensor:
+    """The gradient with respect to x, in x's memory format, from `forward`'s statistics."""
+    last = _channels_last(x_bchw)
+    grad_bchw = grad_bchw.contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+    dx_bchw = torch.empty_like(x_bchw)
+    _call("backward", x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, dx_bchw, 0.0)
+    return dx_bchw
+
+
+def unsupported(x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor) -> str | None:
+    """Why these tensors cannot be taken, or None."""
+    for x in (x_bchw, weight_c, bias_c):
+        if x.device.type != "cpu":
+            return f"it runs on the CPU, not on {x.device}"
+        if x.dtype is not torch.float32:
+            return f"it computes in float32, not in {x.dtype}"
+    if not (x_bchw.is_contiguous() or _channels_last(x_bchw)):
+        return f"x must be contiguous, or channels last, got strides {x_bchw.stride()}"
+    return None
+
+
+def _channels_last(x_bchw: Tensor) -> bool:
+    return not x_bchw.is_contiguous() and x_bchw.is_contiguous(memory_format=torch.channels_last)
+
+
+def _call(direction, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps) -> None:
+    batch, channels, height, width = x_bchw.shape
+    weight_c, bias_c = weight_c.contiguous(), bias_c.contiguous()
+    fields = _Fields(
+        batch, channels, height * width, mean_bg.shape[1], _channels_last(x_bchw),
+        x_bchw.data_ptr(), weight_c.data_ptr(), bias_c.data_ptr(),
+        mean_bg.data_ptr(), rstd_bg.data_ptr(),
+        0 if grad_bchw is None else grad_bchw.data_ptr(), y_bchw.data_ptr(),
+        _bits(ctypes.c_double(eps)).value,
+    )  # fmt: skip
+    function = getattr(_library, f"fastdigin_group_norm_silu_{direction}")
+    if function(fields, torch.get_num_threads()) != 0:
+        raise MemoryError("the C++ group norm found no scratch memory")
