@@ -25,14 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(device: torch.device) -> Iterator[dict[str, str]]:
+def locked(device: torch.device, name: str = "attention") -> Iterator[dict[str, str]]:
     """The choices for this environment, to read and to add to; written back at the end.
+
+    name: of the file, one for each kind of choice: choosing an implementation may choose its tiles.
 
     Of several processes one holds them at a time, so that the first one's choice is the others'
     too and they do not disturb each other's timings.
     """
-    with _lock(cache_folder()):
-        path = cache_folder() / "attention.json"
+    with _lock(cache_folder(), name):
+        path = cache_folder() / f"{name}.json"
         everything = _read(path)
         choices = everything.setdefault(environment(device), {})
         before = dict(choices)
@@ -68,15 +70,15 @@ def environment(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path, name: str) -> Iterator[None]:
     try:
         import fcntl
 
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "attention.lock", "w")  # noqa: SIM115 - closed below
+        file = open(folder / f"{name}.lock", "w")  # noqa: SIM115 - closed below
         fcntl.flock(file, fcntl.LOCK_EX)
     except (ImportError, OSError) as error:
-        _log.info("attention choices are not locked against other processes: %s", error)
+        _log.info("%s choices are not locked against other processes: %s", name, error)
         yield
         return
     with file:  # closing it releases the lock

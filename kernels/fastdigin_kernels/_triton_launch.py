@@ -1,0 +1,109 @@
+"""What the launchers of Triton kernels share: strides, tuning, and what a device can run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from fastdigin_kernels import choices
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to be tested
+
+
+def unsupported_device(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot run on this device, or None if they can."""
+    if INTERPRETED:
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter multiplies bfloat16 wrongly"
+        return None if device.type == "cpu" else f"the interpreter runs on the CPU, not on {device}"
+    if device.type != "cuda":
+        return f"it runs on CUDA devices, not on {device}"
+    if torch.version.hip is not None:
+        return "its tiles are chosen for NVIDIA's GPUs"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"it needs a GPU of compute capability 8.0 or newer, not {major}.{minor}"
+    return None
+
+
+def require(operation: str, x: Tensor) -> None:
+    """ValueError if Triton kernels of pointwise operations and norms cannot take ``x``."""
+    reason = unsupported_device(x.device, x.dtype)
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        reason = f"it takes float16, bfloat16 and float32, not {x.dtype}"
+    if reason is not None:
+        raise ValueError(f"{operation} by a Triton kernel cannot take x: {reason}")
+
+
+def family(device: torch.device) -> str:
+    """Whose tiles to use: sm_80, sm_89, sm_90 or sm_100."""
+    if INTERPRETED:
+        return "sm_80"
+    capability = torch.cuda.get_device_capability(device)
+    if capability[0] in (9, 10):
+        return "sm_90" if capability[0] == 9 else "sm_100"
+    return "sm_80" if capability == (8, 0) else "sm_89"  # consumer GPUs have as little memory
+
+
+def on(tensor: Tensor):
+    """Makes the tensor's GPU the current one, where there is a GPU."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def last_dim_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last dimension is contiguous, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def alignment(*tensors: Tensor) -> int:
+    """Elements that every row start is a multiple of: a power of two, at most 16 bytes' worth."""
+    steps = [step for tensor in tensors for step in _strides(tensor)]
+    return math.gcd(16 // tensors[0].element_size(), *steps)
+
+
+def strides(align: int, *tensors: Tensor) -> list[int]:
+    """Strides of all dimensions but the last, one tensor after the other, in units of ``align``."""
+    return [step // align for tensor in tensors for step in _strides(tensor)]
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """A dimension of one element is never stepped along, whatever its stride is."""
+    pairs = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+    return [step if length > 1 else 0 for length, step in pairs]
+
+
+def fastest(key: Sequence, candidates: Sequence, run: Callable, device: torch.device):
+    """The candidate that ``run`` is fastest with; timed once per key and device, kept on disk.
+
+    Being kept, it stays the same from one process to the next: another tile adds up in another
+    order. While a CUDA graph is recorded nothing can be timed, and the first candidate serves.
+    """
+    if len(candidates) == 1 or INTERPRETED:
+        return candidates[0]
+    names = {str(candidate): candidate for candidate in candidates}
+    key = (" ".join(map(str, key)), str(device))
+    if key not in _chosen:
+        if torch.cuda.is_current_stream_capturing():
+            return candidates[0]
+        with choices.locked(device, "triton_tiles") as remembered:
+            if remembered.get(key[0]) not in names:
+                milliseconds = {
+                    name: triton.testing.do_bench(functools.partial(run, candidate), rep=20)
+                    for name, candidate in names.items()
+                }
+                remembered[key[0]] = min(milliseconds, key=milliseconds.get)
+                _log.info("%s: %s (ms: %s)", *key, milliseconds)
+            _chosen[key] = remembered[key[0]]
+    return names[_chosen[key]]
+
+
+_log = logging.getLogger(__name__)
+_chosen: dict[tuple[str, str], str] = {}
