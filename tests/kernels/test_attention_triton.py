@@ -43,7 +43,7 @@ def draw_shapes(count):
     lengths = [1, 2, 15, 16, 17, 31, 48, 63, 64, 65, 77, 96, 100, 127, 128, 129, 192, 200, 257, 320]
     sizes = [8, 16, 20, 24, 32, 40, 48, 64, 72, 80, 96, 128, 160]
     return [
-        (rng.randint(1, 3), rng.randint(1, 3), rng.choice(lengths), rng.choice(lengths),
+        (rng.randint(1, 2), rng.randint(1, 2), rng.choice(lengths), rng.choice(lengths),
          rng.choice(sizes))
         for _ in range(count)
     ]  # fmt: skip
