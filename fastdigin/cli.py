@@ -16,6 +16,7 @@ from fastdigin import __version__
 from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
 from fastdigin.errors import UserError
 from fastdigin.photo_options import add_photo_options
+from fastdigin.presets import expand, list_presets, show_presets, wants_list
 from fastdigin.search_command import add_search_options
 
 # Those of fastdigin_kernels.dispatch, whose import takes seconds.
@@ -26,11 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = _parser(with_benches=arguments[:1] == ["bench"]).parse_args(arguments)
+        if wants_list(arguments):
+            print(list_presets())
+            return 0
+        options = _parser(with_benches=arguments[:1] == ["bench"]).parse_args(expand(arguments))
         logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
         logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
         for name in ("report", "caching", "editing.segmentation", "tasks.firing"):
             logging.getLogger(f"fastdigin.{name}").setLevel(logging.WARNING)
+        if options.command == "presets":
+            return show_presets(options)
         # Imported late, so that --help and usage errors answer at once.
         from fastdigin import commands
 
@@ -106,6 +112,9 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     add_search_options(search)
     add_class_names(search)
 
+    presets = _command(commands, "presets", "the settings of the paper's experiments")
+    presets.add_argument("name", nargs="?", metavar="NAME", help="show this one (default: list)")
+
     bench = commands.add_parser("bench", help="measure fastdigin itself")
     if with_benches:
         _benches(bench)
@@ -166,11 +175,16 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
 def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
     _common(parser, out)
     parser.add_argument(
+        "--preset", metavar="NAME", help="options of one experiment; --preset list names them all"
+    )
+    parser.add_argument(
         "--model", default="embedded", metavar="MODEL",
         help="embedded, a hub id or a local diffusers folder (default embedded)",
     )  # fmt: skip
     parser.add_argument("--steps", type=count, metavar="T", help="DDIM steps (default 20)")
     parser.add_argument("--iterations", type=_whole, metavar="N", help="updates (default 20)")
+    parser.add_argument("--guidance-scale", type=_at_least_0, metavar="G", help="(default 3)")
+    parser.add_argument("--learning-rate", type=_above_0, metavar="R", help="of the texts' updates")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N inputs")
     parser.add_argument(
         "--memory", default="auto", metavar="SIZE",
@@ -197,6 +211,24 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a count of at least 1, got {text!r}")
     return int(text)
+
+
+def _at_least_0(text: str) -> float:
+    return _number(text, 0.0, "of at least 0")
+
+
+def _above_0(text: str) -> float:
+    return _number(text, sys.float_info.min, "above 0")
+
+
+def _number(text: str, least: float, words: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not least <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number {words}, got {text!r}")
+    return value
 
 
 def _probability(text: str) -> float:

@@ -283,7 +283,8 @@ def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput
 
 
 def _with_options(settings: Any, options: Namespace) -> Any:
-    given = {k: v for k in ("steps", "iterations") if (v := getattr(options, k)) is not None}
+    names = ("steps", "iterations", "guidance_scale", "learning_rate")
+    given = {name: v for name in names if (v := getattr(options, name)) is not None}
     settings = replace(settings, optimisation=replace(settings.optimisation, **given))
     if getattr(options, "inversion", None):
         settings = replace(settings, inversion_method=options.inversion)

@@ -1,0 +1,123 @@
+"""Presets: the options of one experiment each, as JSON files beside this one.
+
+A file has the ``command`` it is for, what it is ``about``, its ``usage``, the ``options`` it sets
+(names of the command line without dashes; a list is given several times) and ``notes``, which say
+where the values come from and what is not known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdigin.errors import UserError
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The contents of a preset's file."""
+
+    name: str
+    command: str
+    about: str
+    usage: str
+    options: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def arguments(self, given: Sequence[str] = ()) -> list[str]:
+        """Its options as words of a command line, without those that ``given`` names itself."""
+        own = {word.split("=")[0] for word in given if word.startswith("--")}
+        words = []
+        for option, value in self.options.items():
+            if f"--{option}" in own:
+                continue
+            for each in value if isinstance(value, list) else [value]:
+                words += [f"--{option}", str(each)]
+        return words
+
+    def describe(self) -> str:
+        """What it sets, and why, for people."""
+        lines = [f"{self.name}: {self.about}", "", f"  {self.usage}", ""]
+        width = max(len(option) for option in self.options)
+        for option, value in self.options.items():
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"  --{option:<{width}}  {shown}")
+        return "\n".join([*lines, "", *(f"  {note}" for note in self.notes)])
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of all presets, sorted."""
+    return tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
+
+
+def load_preset(name: str) -> Preset:
+    """The preset of that name; UserError with near matches where there is none."""
+    names = preset_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(close)}" if close else f"the presets: {', '.join(names)}"
+        raise UserError(f"preset {name!r} does not exist; {hint}")
+    content = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return Preset(name=name, **content | {"notes": tuple(content["notes"])})
+
+
+def list_presets() -> str:
+    """One line per preset, for people."""
+    width = max(map(len, preset_names()))
+    return "\n".join(f"{n:<{width}}  {load_preset(n).about}" for n in preset_names())
+
+
+def show_presets(options: Namespace) -> int:
+    """fastdigin presets [NAME]: what presets there are, or what one of them sets."""
+    names = [options.name] if options.name else preset_names()
+    if options.json:
+        for name in names:
+            print(json.dumps(asdict(load_preset(name))))
+    else:
+        print(load_preset(options.name).describe() if options.name else list_presets())
+    return 0
+
+
+def wants_list(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for ``--preset list``."""
+    return _preset_of(arguments) == "list"
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """The command line with the options of its --preset put in; says on stderr what was set.
+
+    Options that are given keep their values. Raises UserError for an unknown preset and for one of
+    another command.
+    """
+    arguments = list(arguments)
+    name = _preset_of(arguments)
+    if name is None or not arguments or arguments[0] == "doctor":
+        return arguments
+    preset = load_preset(name)
+    if arguments[0] != preset.command:
+        raise UserError(
+            f"--preset {name} is for fastdigin {preset.command}, not for fastdigin {arguments[0]}: "
+            f"{preset.usage}"
+        )
+    words = preset.arguments(arguments)
+    print(f"preset {name} sets {' '.join(words)}", file=sys.stderr)
+    # Before what is given, of which a list of images may be the end.
+    return [arguments[0], *words, *arguments[1:]]
+
+
+def _preset_of(arguments: Sequence[str]) -> str | None:
+    name = None
+    for index, word in enumerate(arguments):
+        if word.startswith("--preset="):
+            name = word.removeprefix("--preset=")
+        elif word == "--preset" and index + 1 < len(arguments):
+            name = arguments[index + 1]
+    return name
