@@ -27,7 +27,7 @@ from fastdigin.commands import load_engine
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
-from fastdigin.engine.sampler import guided_step, unrolled_backward, unrolled_forward
+from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_backward, unrolled_forward
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
@@ -138,8 +138,10 @@ def forward_equivalents(engine: Engine, jobs: Sequence[Job]) -> dict[str, float]
     found = {}
     for name, kept_steps in (("recomputed", 0), ("kept", len(steps))):
         with FlopCounter() as counter:
-            run = unrolled_forward(model, z, cond, null, steps, 1, kept_steps)
-            unrolled_backward(model, run.inputs, cond, null, steps, [z], kept=run.kept)
+            run = unrolled_forward(StepFunctions(model), z, cond, null, steps, 1, kept_steps)
+            unrolled_backward(
+                StepFunctions(model), run.inputs, cond, null, steps, [z], kept=run.kept
+            )
         total = counter.flops["convolution"] + counter.flops["linear"]
         forward = once.flops["convolution"] + once.flops["linear"]
         found[name] = round(total / (forward * len(steps)), 3)

@@ -24,7 +24,13 @@ from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.engine.memory import is_out_of_memory, release
 from fastdigin.engine.planner import Plan, Planner
-from fastdigin.engine.sampler import Step, UnrolledSampler, unrolled_backward, unrolled_forward
+from fastdigin.engine.sampler import (
+    Step,
+    StepFunctions,
+    UnrolledSampler,
+    unrolled_backward,
+    unrolled_forward,
+)
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
@@ -61,6 +67,7 @@ class Engine:
         _check_frozen(model)
         self.model: LatentDiffusion = model
         self.plan: Plan | None = None
+        self._functions = StepFunctions(model)
         self._kept_steps = kept_steps or 0
         self._advanced = self._places = 0
         self._planner = Planner(model, memory, slots, kept_steps)
@@ -137,7 +144,7 @@ class Engine:
         cond = _with_steps(conditioning, "conditioning", batch, steps)
         null = _with_steps(null_text, "null_text", batch, steps) if guided else None
         _, x0s = UnrolledSampler.apply(
-            self.model,
+            self._functions,
             constants,
             min(last_steps, steps),
             min(self._kept_steps, steps),
@@ -215,7 +222,7 @@ class Engine:
                 continue
             start += len(part)
             for i, slot in enumerate(part):
-                if slot.active and gradients is not None:
+                if slot.active and slot.updates_left and gradients is not None:
                     with _failing_alone(slot):
                         slot.update(
                             {
@@ -223,6 +230,7 @@ class Engine:
                                 for name, g in zip(names, gradients, strict=True)
                             }
                         )
+        _settle(slots)
         for slot in slots:
             if not slot.active and not slot.reported:
                 slot.reported = True
@@ -234,7 +242,6 @@ class Engine:
 
         With nothing left to make smaller the slot fails.
         """
-        before = [slot.progress for slot in part]
         try:
             return self._gradients(part, plan.kept_steps), plan, False
         except Exception as error:
@@ -242,8 +249,6 @@ class Engine:
                 raise
             reason = str(error)
         # Outside of the handler: there the exception would keep the graphs alive.
-        for slot, progress in zip(part, before, strict=True):
-            slot.progress = progress
         release(self.model.device)
         smaller = plan.halved()
         if smaller is None:
@@ -267,7 +272,8 @@ class Engine:
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
         kept = min(kept_steps, len(steps)) if goes_on else 0
-        run = unrolled_forward(self.model, z, cond, null, steps, last_steps, kept)
+        functions = self._functions
+        run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
 
         grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
         for i, slot in enumerate(slots):
@@ -276,9 +282,9 @@ class Engine:
                 with _failing_alone(slot):
                     for grad_x0, grad in zip(grad_x0s, self._losses(slot, x0s), strict=True):
                         grad_x0[i] = grad
-        if not any(slot.active for slot in slots):
+        if not any(slot.active and slot.updates_left for slot in slots):
             return None
-        return unrolled_backward(self.model, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
+        return unrolled_backward(functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
 
     def _losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
         """Records the plain image of the last x0; returns the gradient for each x0.
@@ -301,11 +307,21 @@ class Engine:
                 decoded = decode_one(self.model, x0)
             if last:
                 slot.record(decoded.detach(), x0.detach())
-                if not slot.active:
+                if not slot.updates_left:
                     return [torch.zeros_like(x) for x in x0s]
             key = slot.job.seed, slot.iteration, k
             gradients.append(loss_gradient(slot, decoded, x0, weight, key))
         return gradients
+
+
+def _settle(slots: Sequence[Slot]) -> None:
+    """Reads the figures of all slots: the only time in an iteration that waits for the device."""
+    figures = [slot.figures for slot in slots]
+    values = torch.cat(figures).tolist()
+    for slot, own in zip(slots, figures, strict=True):
+        mine, values = values[: len(own)], values[len(own) :]
+        with _failing_alone(slot):
+            slot.settle(mine)
 
 
 @contextmanager

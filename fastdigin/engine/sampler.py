@@ -78,6 +78,34 @@ class StepGraph:
     x0: Tensor
 
 
+class StepFunctions:
+    """What the loop asks of one step. engine/compiled.py has the same, compiled.
+
+    The arguments of a step are z (B, C, h, w), cond (B, L, D), null (B, L, D) or None, and Step.
+    """
+
+    def __init__(self, model: LatentDiffusion):
+        self.model = model
+
+    def forward(self, z, cond, null, step: Step) -> tuple[Tensor, Tensor]:
+        """(z_prev, x0), without a graph."""
+        with torch.no_grad():
+            return guided_step(self.model, z, cond, null, step)
+
+    def record(self, z, cond, null, step: Step) -> StepGraph:
+        """The same with a graph, for ``pull_back``."""
+        return record_step(self.model, z, cond, null, step)
+
+    def pull_back(self, graph: StepGraph, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
+        """Consumes the graph: gradients of z, cond and, with guidance, null."""
+        rescale = self.model.dtype != graph.variables[0].dtype
+        return pull_back(graph, grad_z_prev, grad_x0, rescale)
+
+    def joint(self, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
+        """The gradients of a step that kept no graph: recompute and vector-Jacobian product."""
+        return self.pull_back(self.record(z, cond, null, step), grad_z_prev, grad_x0)
+
+
 @dataclass(frozen=True)
 class Forward:
     """What the loop leaves behind: inputs (T of (B, C, h, w)), the last K x0, and the last z.
@@ -93,7 +121,7 @@ class Forward:
 
 @torch.no_grad()
 def unrolled_forward(
-    model: LatentDiffusion,
+    functions: StepFunctions,
     z_bchw: Tensor,
     cond_btld: Tensor,
     null_btld: Tensor | None,
@@ -111,18 +139,18 @@ def unrolled_forward(
         inputs.append(z_bchw)
         step_inputs = z_bchw, cond_btld[:, i], _at(null_btld, i), step
         if i >= len(steps) - kept_steps:
-            graph = record_step(model, *step_inputs)
+            graph = functions.record(*step_inputs)
             kept.append(graph)
             z_bchw, x0 = graph.z_prev.detach(), graph.x0.detach()
         else:
-            z_bchw, x0 = guided_step(model, *step_inputs)
+            z_bchw, x0 = functions.forward(*step_inputs)
         if i >= len(steps) - last_steps:
             x0s.append(x0)
     return Forward(inputs, x0s, z_bchw, kept)
 
 
 def unrolled_backward(
-    model: LatentDiffusion,
+    functions: StepFunctions,
     forward_inputs: Sequence[Tensor],
     cond_btld: Tensor,
     null_btld: Tensor | None,
@@ -140,15 +168,14 @@ def unrolled_backward(
     grad_z = grad_last
     first_loss_step = len(steps) - len(grad_x0s)
     first_kept_step = len(steps) - len(kept)
-    rescale = model.dtype != cond_btld.dtype
     for i in reversed(range(len(steps))):
         grad_x0 = grad_x0s[i - first_loss_step] if i >= first_loss_step else None
         if i >= first_kept_step:
-            graph = kept[i - first_kept_step]
+            found = functions.pull_back(kept[i - first_kept_step], grad_z, grad_x0)
         else:
             step_inputs = forward_inputs[i], cond_btld[:, i], _at(null_btld, i), steps[i]
-            graph = record_step(model, *step_inputs)
-        grad_z, grad_cond[:, i], *null_part = pull_back(graph, grad_z, grad_x0, rescale)
+            found = functions.joint(*step_inputs, grad_z, grad_x0)
+        grad_z, grad_cond[:, i], *null_part = found
         if grad_null is not None:
             grad_null[:, i] = null_part[0]
     return grad_z, grad_cond, grad_null
@@ -180,9 +207,9 @@ def pull_back(
     if not rescale:
         return torch.autograd.grad(outputs, graph.variables, gradients)
     scale = power_of_two_near(*gradients)
-    scaled = [g * _over(scale, g) for g in gradients]
+    scaled = [g * over(scale, g) for g in gradients]
     found = torch.autograd.grad(outputs, graph.variables, scaled)
-    return tuple(g / _over(scale, g) for g in found)
+    return tuple(g / over(scale, g) for g in found)
 
 
 def power_of_two_near(*gradients: Tensor) -> Tensor:
@@ -193,7 +220,7 @@ def power_of_two_near(*gradients: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(largest), -exponent)
 
 
-def _over(scale_b: Tensor, tensor: Tensor) -> Tensor:
+def over(scale_b: Tensor, tensor: Tensor) -> Tensor:
     """``scale_b`` shaped to multiply a tensor with leading dimension B."""
     return scale_b.view(-1, *[1] * (tensor.ndim - 1))
 
@@ -203,16 +230,16 @@ def _at(text_btld: Tensor | None, i: int) -> Tensor | None:
 
 
 class UnrolledSampler(torch.autograd.Function):
-    """``apply(model, steps, last_steps, kept_steps, z, cond, null)``.
+    """``apply(functions, steps, last_steps, kept_steps, z, cond, null)``.
 
     Returns (last z, x0s (K, B, C, h, w)). Steps are only kept where a gradient is wanted.
     """
 
     @staticmethod
-    def forward(ctx, model, steps, last_steps, kept_steps, z, cond, null):
+    def forward(ctx, functions, steps, last_steps, kept_steps, z, cond, null):
         kept_steps = kept_steps if any(ctx.needs_input_grad) else 0
-        run = unrolled_forward(model, z, cond, null, steps, last_steps, kept_steps)
-        ctx.model, ctx.steps, ctx.kept = model, steps, run.kept
+        run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept_steps)
+        ctx.functions, ctx.steps, ctx.kept = functions, steps, run.kept
         ctx.save_for_backward(cond, null, *run.inputs)
         return run.last, torch.stack(list(run.x0s))
 
@@ -222,6 +249,6 @@ class UnrolledSampler(torch.autograd.Function):
         cond, null, *inputs = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, ()  # another backward (retain_graph) recomputes every step
         grads = unrolled_backward(
-            ctx.model, inputs, cond, null, ctx.steps, list(grad_x0s), grad_last, kept
+            ctx.functions, inputs, cond, null, ctx.steps, list(grad_x0s), grad_last, kept
         )
         return (None, None, None, None, *grads)

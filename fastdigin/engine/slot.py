@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Slot:
         self.best: dict | None = None
         self.initial_image: Tensor | None = None
         self._started = time.perf_counter()
+        self._pending: _Evaluation | None = None
+        self._finite: dict[str, Tensor] = {}  # of the gradients of the latest update
         self._held = 0  # how often in a row the early-stop rule was met
 
         place = {"device": model.device, "dtype": model.state_dtype}
@@ -69,15 +72,6 @@ class Slot:
             self.error is None and not stopped and len(self.history) <= self.job.settings.iterations
         )
 
-    @property
-    def progress(self) -> tuple:
-        """What an evaluation changes; set it to what it was to take the evaluation back."""
-        return self.history, self.best, self.initial_image, self._held
-
-    @progress.setter
-    def progress(self, progress: tuple) -> None:
-        self.history, self.best, self.initial_image, self._held = progress
-
     def fail(self, reason: str) -> None:
         """Ends the job with an error."""
         self.error = reason
@@ -95,51 +89,36 @@ class Slot:
 
     @torch.no_grad()
     def record(self, image_3hw: Tensor, x0_chw: Tensor) -> None:
-        """Evaluates the plain image of this iteration; keeps it if it is the best so far.
-
-        Raises FloatingPointError if a loss is not finite.
-        """
+        """Evaluates the plain image of this iteration. ``settle`` reads what came of it."""
         total, terms = self.loss(Candidate(image_3hw, x0_chw))
-        monitors = {name: read(image_3hw) for name, read in self.job.monitors.items()}
-        row = {"total": float(total)} | {k: float(v) for k, v in (terms | monitors).items()}
-        for name in ("total", *terms):
-            if not math.isfinite(row[name]):
-                raise FloatingPointError(
-                    f"loss {name!r} is {row[name]} at iteration {self.iteration}"
-                )
-        self.history += (row,)
-        if self.initial_image is None:
-            self.initial_image = image_3hw.detach().cpu()
-        if self.best is None or row["total"] < self.history[self.best["iteration"]]["total"]:
-            self.best = {
-                "iteration": self.iteration,
-                "image": image_3hw.detach().cpu(),
-                # A copy also where z is on the CPU already: the next update changes it in place.
-                "latents": self.z.detach().to("cpu", copy=True),
-                "conditioning": self.conditioning.cpu(),
-                "null_text": None if self.null_text is None else self.null_text.cpu(),
-            }
-        stop = self.job.settings.early_stop
-        self._held = self._held + 1 if stop and stop.is_met(row) else 0
+        figures = {"total": total, **terms}
+        figures |= {name: read(image_3hw) for name, read in self.job.monitors.items()}
+        self._finite = {}
+        self._pending = _Evaluation(
+            {name: self._on_device(figure) for name, figure in figures.items()},
+            {
+                "image": image_3hw.detach(),
+                "latents": self.z.detach().clone(),  # the next update changes it in place
+                "conditioning": self.conditioning,
+                "null_text": self.null_text,
+            },
+        )
 
     @torch.no_grad()
     def update(self, gradients: Mapping[str, Tensor | None]) -> None:
         """One optimiser step from gradients of "latents" (C, h, w) and the texts (T, L, D).
 
-        The gradients may be changed in place.
-
-        Raises FloatingPointError if a gradient is not finite.
+        The gradients may be changed in place. One that is not finite counts as zero until
+        ``settle`` finds out.
         """
         settings = self.job.settings
         for name, variable in self._optimised.items():
             gradient = gradients[name]
             if name != "latents" and settings.shared_deltas:
                 gradient = gradient.sum(dim=0, keepdim=True)
-            if not bool(gradient.isfinite().all()):
-                raise FloatingPointError(
-                    f"the gradient of {name} is not finite at iteration {self.iteration}"
-                )
-            variable.grad = gradient
+            finite = gradient.isfinite().all()
+            self._finite[name] = self._on_device(finite)
+            variable.grad = torch.where(finite, gradient, 0)
             if settings.normalise_gradients:
                 variable.grad /= variable.grad.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
             if settings.clip_gradients is not None:
@@ -153,15 +132,48 @@ class Slot:
             self.z.mul_(self._norm / self.z.norm())
         self.iteration += 1
 
+    @property
+    def figures(self) -> Tensor:
+        """What ``settle`` wants to know, (n,) on the model's device; read by nobody yet."""
+        if self._pending is None:
+            return self.z.new_empty(0)
+        return torch.stack([*self._pending.figures.values(), *self._finite.values()])
+
+    def settle(self, values: Sequence[float]) -> None:
+        """Ends an iteration with the values of ``figures``: history, best image, early stop.
+
+        Raises FloatingPointError if a loss or a gradient was not finite.
+        """
+        if self._pending is None:
+            return
+        figures, state = self._pending.figures, self._pending.state
+        row = dict(zip(figures, values, strict=False))
+        finite = dict(zip(self._finite, values[len(figures) :], strict=True))
+        self._pending, self._finite = None, {}
+        at = len(self.history)
+        for name in ("total", *(loss.name for loss in self.job.losses)):
+            if not math.isfinite(row[name]):
+                raise FloatingPointError(f"loss {name!r} is {row[name]} at iteration {at}")
+        self.history += (row,)
+        if self.initial_image is None:
+            self.initial_image = state["image"]
+        if self.best is None or row["total"] < self.history[self.best["iteration"]]["total"]:
+            self.best = {"iteration": at, **state}
+        stop = self.job.settings.early_stop
+        self._held = self._held + 1 if stop and stop.is_met(row) else 0
+        for name, is_finite in finite.items():
+            if not is_finite:
+                raise FloatingPointError(f"the gradient of {name} is not finite at iteration {at}")
+
     def result(self) -> Result:
         """The Result so far."""
-        best = self.best or {}
+        best = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in (self.best or {}).items()}
         return Result(
             job=self.job,
             status="done" if self.error is None else "failed",
             error=self.error,
             image=best.get("image"),
-            initial_image=self.initial_image,
+            initial_image=None if self.initial_image is None else self.initial_image.cpu(),
             history=self.history,
             best_iteration=best.get("iteration"),
             seconds=time.perf_counter() - self._started,
@@ -169,6 +181,21 @@ class Slot:
             conditioning=best.get("conditioning"),
             null_text=best.get("null_text"),
         )
+
+    def _on_device(self, figure: Tensor | float) -> Tensor:
+        figure = torch.as_tensor(figure).detach().reshape(())
+        return figure.to(self.z.device, self.z.dtype, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What an iteration found, before anybody has read it.
+
+    To read a figure is to wait for the device; so they are collected, and read all at once.
+    """
+
+    figures: dict[str, Tensor]
+    state: dict[str, Tensor | None]
 
 
 def _per_step(text: Tensor, steps: int) -> Tensor:

@@ -19,7 +19,7 @@ from tiny import (
 from fastdigin.editing.attention_record import nearest_layers, record_attention
 from fastdigin.editing.inversion import InversionSettings, invert
 from fastdigin.engine.batch import BatchSteps
-from fastdigin.engine.sampler import unrolled_forward
+from fastdigin.engine.sampler import StepFunctions, unrolled_forward
 from fastdigin.models.attention import attention_map
 
 STEPS = 5
@@ -39,7 +39,7 @@ def last_z(model, job):
         x[None] if x.ndim == 3 else x.expand(1, len(steps), -1, -1)
         for x in (job.conditioning, job.null_text)
     ]
-    return unrolled_forward(model, job.latents[None], *per_step, steps, 1).last[0]
+    return unrolled_forward(StepFunctions(model), job.latents[None], *per_step, steps, 1).last[0]
 
 
 @pytest.mark.parametrize("form", ["queries", "map"])

@@ -8,7 +8,7 @@ from tiny import LATENT_SHAPE, make_job, make_source, normal, uniform
 
 from fastdigin.editing.masks import blending, foreground_mask, latent_mask, soften
 from fastdigin.engine.batch import BatchSteps
-from fastdigin.engine.sampler import guided_step, unrolled_forward
+from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_forward
 
 SIZE = 128
 
@@ -146,7 +146,7 @@ def test_the_source_is_kept_where_the_mask_is_one(tiny):
     table = BatchSteps(model, [job], torch.float64)
     plain = BatchSteps(model, [plain_job], torch.float64)
     texts = [x[None, None].expand(-1, steps, -1, -1) for x in (job.conditioning, job.null_text)]
-    run = unrolled_forward(model, job.latents[None], *texts, table, 1)
+    run = unrolled_forward(StepFunctions(model), job.latents[None], *texts, table, 1)
 
     for i in range(steps):
         z = run.inputs[i]
@@ -165,5 +165,7 @@ def test_blending_everything_all_the_time_gives_the_source_back(tiny):
     other = make_job(model, seed=7, blending=job.blending)
     texts = [x[None, None].expand(2, steps, -1, -1) for x in (job.conditioning, job.null_text)]
     z = torch.stack([job.latents, other.latents])
-    run = unrolled_forward(model, z, *texts, BatchSteps(model, [job, other], torch.float64), 1)
+    run = unrolled_forward(
+        StepFunctions(model), z, *texts, BatchSteps(model, [job, other], torch.float64), 1
+    )
     torch.testing.assert_close(run.last[0], run.last[1], rtol=1e-12, atol=1e-12)

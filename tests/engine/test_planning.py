@@ -11,7 +11,7 @@ from tiny import build_classifier, make_blending, make_injection, make_job, make
 from fastdigin.engine import memory, sampler
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes
-from fastdigin.engine.sampler import Step, unrolled_backward, unrolled_forward
+from fastdigin.engine.sampler import Step, StepFunctions, unrolled_backward, unrolled_forward
 from fastdigin.errors import UserError
 from fastdigin.objectives import ClassConfidence, Cutouts
 
@@ -136,8 +136,8 @@ def test_peak_does_not_grow_with_the_steps(embedded):
         ]
         cond, null = (x.expand(2, count, -1, -1) for x in text)
         with LiveBytes() as live:
-            run = unrolled_forward(embedded, z, cond, null, steps, 1)
-            unrolled_backward(embedded, run.inputs, cond, null, steps, [z])
+            run = unrolled_forward(StepFunctions(embedded), z, cond, null, steps, 1)
+            unrolled_backward(StepFunctions(embedded), run.inputs, cond, null, steps, [z])
         of_each_step = z.numel() + cond[:, 0].numel() + null[:, 0].numel()
         peaks.append(live.peak - 4 * count * of_each_step)
     assert peaks[1] == pytest.approx(peaks[0], rel=0.05)

@@ -24,7 +24,12 @@ from tiny import (
 
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.sampler import UnrolledSampler, unrolled_backward, unrolled_forward
+from fastdigin.engine.sampler import (
+    StepFunctions,
+    UnrolledSampler,
+    unrolled_backward,
+    unrolled_forward,
+)
 from fastdigin.errors import UserError
 
 STEPS = 4
@@ -111,12 +116,21 @@ def test_gradients_equal_plain_autograd(either, kept_steps, edit, guidance, last
     null = torch.stack([job.null_text for job in jobs]) if guidance != 1 else None
     steps = BatchSteps(either.model, jobs, torch.float64)
 
-    run = unrolled_forward(either.model, z, cond, null, steps, last_steps, kept_steps)
+    run = unrolled_forward(
+        StepFunctions(either.model), z, cond, null, steps, last_steps, kept_steps
+    )
     assert len(run.kept) == kept_steps
     outputs = [*run.x0s, run.last]
     incoming = [p.expand(2, *LATENT_SHAPE) for p in probes(LATENT_SHAPE, len(outputs))]
     gradients = unrolled_backward(
-        either.model, run.inputs, cond, null, steps, incoming[:-1], incoming[-1], run.kept
+        StepFunctions(either.model),
+        run.inputs,
+        cond,
+        null,
+        steps,
+        incoming[:-1],
+        incoming[-1],
+        run.kept,
     )
     assert len(run.x0s) == last_steps
     assert (gradients[2] is None) == (guidance == 1)
@@ -137,7 +151,7 @@ def test_edits_change_the_sample(tiny):
         job, _ = edited_job(tiny.model, edit, seed=0, guidance=3.0)
         steps = BatchSteps(tiny.model, [job], torch.float64)
         texts = job.conditioning[None], job.null_text[None]
-        return unrolled_forward(tiny.model, job.latents[None], *texts, steps, 1).last
+        return unrolled_forward(StepFunctions(tiny.model), job.latents[None], *texts, steps, 1).last
 
     results = {edit: last(edit) for edit in EDITS}
     torch.testing.assert_close(results["injected queries"], results["injected map"])
@@ -151,11 +165,15 @@ def test_gradient_of_the_last_x0_alone(tiny):
     job, source = edited_job(tiny.model, "none", seed=0, guidance=3.0)
     steps = BatchSteps(tiny.model, [job], torch.float64)
     z, cond, null = job.latents[None], job.conditioning[None], job.null_text[None]
-    run = unrolled_forward(tiny.model, z, cond, null, steps, 2)
+    run = unrolled_forward(StepFunctions(tiny.model), z, cond, null, steps, 2)
     incoming = [p[None] for p in probes(LATENT_SHAPE, 2)]
-    gradients = unrolled_backward(tiny.model, run.inputs, cond, null, steps, incoming)
+    gradients = unrolled_backward(
+        StepFunctions(tiny.model), run.inputs, cond, null, steps, incoming
+    )
     zeros = torch.zeros_like(z)
-    expected = unrolled_backward(tiny.model, run.inputs, cond, null, steps, incoming, zeros)
+    expected = unrolled_backward(
+        StepFunctions(tiny.model), run.inputs, cond, null, steps, incoming, zeros
+    )
     for actual, wanted in zip(gradients, expected, strict=True):
         assert_near(actual, wanted, 1e-12)
 
@@ -271,12 +289,16 @@ def test_kept_steps_are_freed_as_they_are_consumed(tiny):
     for consume in (True, False):
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(watch, lambda tensor: tensor):
-            run = unrolled_forward(tiny.model, job.latents[None], *texts, steps, 1, STEPS)
+            run = unrolled_forward(
+                StepFunctions(tiny.model), job.latents[None], *texts, steps, 1, STEPS
+            )
         alive = [ref for ref in saved if ref() is not None]
         assert len(alive) > 100
         if consume:
             incoming = [torch.ones_like(run.x0s[0])]
-            unrolled_backward(tiny.model, run.inputs, *texts, steps, incoming, kept=run.kept)
+            unrolled_backward(
+                StepFunctions(tiny.model), run.inputs, *texts, steps, incoming, kept=run.kept
+            )
         else:
             del run
         gc.collect()
@@ -324,7 +346,7 @@ def last_z(model, z, cond, null, guidance, steps):
     per_step = [x[:, None].expand(-1, steps, -1, -1) for x in (cond, null)]
     if guidance == 1:
         per_step[1] = None
-    return UnrolledSampler.apply(model, table, 1, 0, z, *per_step)[0]
+    return UnrolledSampler.apply(StepFunctions(model), table, 1, 0, z, *per_step)[0]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 20])

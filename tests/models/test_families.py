@@ -10,7 +10,7 @@ from tiny import assert_near, normal
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
-from fastdigin.engine.sampler import unrolled_forward
+from fastdigin.engine.sampler import StepFunctions, unrolled_forward
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import Distance
@@ -58,7 +58,7 @@ def sampled(model, prompt, steps, guidance_scale, seed):
     if not model.has_null_branch(guidance_scale):
         texts[1] = None
     constants = BatchSteps(model, [job], torch.float32)
-    return unrolled_forward(model, job.latents[None], *texts, constants, 1).last
+    return unrolled_forward(StepFunctions(model), job.latents[None], *texts, constants, 1).last
 
 
 @pytest.mark.parametrize("steps", [1, 4])
