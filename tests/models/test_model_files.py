@@ -1,0 +1,246 @@
+"""Finding a model's files: folders, the hub's cache, the hub; and saying what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from families import save_family
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from fastdigin.embedded import model_folder
+from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.model_files import find_model
+
+ID = "someone/some-model"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, offline, where any use of the network is an error."""
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the network was tried")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "create_connection", forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    monkeypatch.setattr(socket.socket, "connect", forbidden)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def cached(cache):
+    """A snapshot of the packaged model in the cache, under ID: (repository, snapshot)."""
+    repository = cache / "models--someone--some-model"
+    snapshot = repository / "snapshots" / "abc123"
+    shutil.copytree(model_folder(), snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    return repository, snapshot
+
+
+def refused(source, **options):
+    with pytest.raises(UserError) as error:
+        find_model(str(source), **options)
+    message = str(error.value)
+    assert str(source) in message and "\n" not in message
+    return message
+
+
+def test_a_cached_model_is_loaded_without_the_network(cached, embedded):
+    model = LatentDiffusion.load(ID, device="cpu")
+    assert model.name == ID
+    weights, expected = (m.unet.state_dict() for m in (model, embedded))
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_complete_model_needs_no_network_even_online(cached, monkeypatch, offline):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    assert find_model(ID).folder == cached[1]
+
+
+def test_a_folder_of_the_hubs_cache(cached):
+    assert find_model(str(cached[0])).folder == cached[1]
+    (cached[0] / "refs" / "main").unlink()
+    assert find_model(str(cached[0])).folder == cached[1]
+
+
+def test_offline_and_not_cached(cache):
+    message = refused(ID)
+    assert f"not in the hub's cache ({cache})" in message and "HF_HUB_OFFLINE is set" in message
+    assert f"`hf download {ID} --include '*.json'" in message and "--exclude '*.fp16*'" in message
+    assert "fp16" not in refused(ID, half=True)
+
+
+def test_offline_and_incomplete(cached):
+    (cached[1] / "unet" / "config.json").unlink()
+    (cached[1] / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    message = refused(ID)
+    files = ["unet/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    assert f"{', '.join(files)} are missing" in message
+    assert f"`hf download {ID} {' '.join(files)}`" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+        "text_encoder/model.safetensors", "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json", "tokenizer/merges.txt",
+    ],
+)  # fmt: skip
+def test_any_missing_file_of_a_folder_is_named(tmp_path, name):
+    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
+    (folder / name).unlink()
+    (folder / "tokenizer" / "tokenizer.json").unlink()  # the alternative to the other two
+    message = refused(folder)
+    assert f"{name} is missing" in message
+    assert f"`hf download OWNER/NAME --local-dir {folder}`" in message
+
+
+def test_what_an_xl_model_lacks(tmp_path):
+    folder = save_family("sdxl", tmp_path)
+    for part in ("text_encoder_2", "tokenizer_2"):
+        shutil.rmtree(folder / part)
+    message = refused(folder)
+    for name in ("text_encoder_2/config.json", "text_encoder_2/model.safetensors",
+                 "tokenizer_2/vocab.json"):  # fmt: skip
+        assert name in message
+
+
+def test_half_precision_files(tmp_path):
+    """Taken where there are no others, and preferred for networks in half precision."""
+    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
+    marked = {}
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        weights = load_file(folder / part / f"{stem}.safetensors")
+        halved = {name: (2 * value).half() for name, value in weights.items()}
+        save_file(halved, folder / part / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+        marked[part] = next(iter(weights))
+
+    def ratio(**options):
+        model = LatentDiffusion.load(str(folder), device="cpu", **options)
+        networks = {"unet": model.unet, "text_encoder": model.text_encoder}
+        plain = LatentDiffusion.load(str(model_folder()), device="cpu")
+        reference = {"unet": plain.unet, "text_encoder": plain.text_encoder}
+        return [
+            round(float(n.state_dict()[marked[k]].float().norm()
+                        / reference[k].state_dict()[marked[k]].norm()), 2)
+            for k, n in networks.items()
+        ]  # fmt: skip
+
+    assert ratio() == [1, 1]
+    assert ratio(dtype=torch.float16) == [2, 2]
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert ratio() == [2, 1]
+
+
+def test_shards(tmp_path):
+    """An index with files beside it; one that is missing is named."""
+    folder = save_family("sd1", tmp_path / "model")
+    model = LatentDiffusion.load(str(folder), device="cpu")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    model.unet.save_pretrained(folder / "unet", max_shard_size="200KB")
+    shards = sorted((folder / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 2
+    again = LatentDiffusion.load(str(folder), device="cpu").unet.state_dict()
+    assert all(torch.equal(again[k], v) for k, v in model.unet.state_dict().items())
+    shards[1].unlink()
+    assert f"unet/{shards[1].name} is missing" in refused(folder)
+
+
+@pytest.fixture
+def hub(cache, monkeypatch, tmp_path):
+    """A hub of one repository: (its folder, the names that were fetched)."""
+    remote, fetched = Path(shutil.copytree(model_folder(), tmp_path / "remote")), []
+    for extra in ("unet/diffusion_pytorch_model.bin", "model.ckpt", "README.md",
+                  "unet/diffusion_pytorch_model.non_ema.safetensors"):  # fmt: skip
+        (remote / extra).write_bytes(b"")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def names(source):
+        assert source == ID
+        return [p.relative_to(remote).as_posix() for p in remote.rglob("*") if p.is_file()]
+
+    def download(source, allow_patterns):
+        repository = cache / "models--someone--some-model"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text("abc123")
+        for name in allow_patterns:
+            target = repository / "snapshots" / "abc123" / name
+            if not target.is_file() and (remote / name).is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(remote / name, target)
+                fetched.append(name)
+        return str(repository / "snapshots" / "abc123")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", names)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return remote, fetched
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(hub):
+    model = LatentDiffusion.load(ID, device="cpu")
+    assert model.latent_shape == (4, 16, 16)
+    remote, fetched = hub
+    unwanted = {"unet/diffusion_pytorch_model.bin", "model.ckpt", "README.md",
+                "unet/diffusion_pytorch_model.non_ema.safetensors"}  # fmt: skip
+    assert unwanted.isdisjoint(fetched)
+    for part in ("unet", "vae"):
+        assert f"{part}/diffusion_pytorch_model.safetensors" in fetched
+    assert "tokenizer/tokenizer_config.json" in fetched
+    count = len(fetched)
+    LatentDiffusion.load(ID, device="cpu")
+    assert len(fetched) == count
+
+
+def test_a_repository_without_safetensors(hub):
+    (hub[0] / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    message = refused(ID)
+    assert "unet/diffusion_pytorch_model.safetensors is missing" in message
+    assert "does not hold them as safetensors" in message
+
+
+def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ConnectionError("no route to host. Try later.\nTrace.")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", broken)
+    message = refused(ID)
+    assert "no route to host." in message and f"`hf download {ID} " in message
+
+
+def test_another_kind_of_pipeline_on_the_hub(hub):
+    index = json.loads((hub[0] / "model_index.json").read_text())
+    index["_class_name"] = "FluxPipeline"
+    (hub[0] / "model_index.json").write_text(json.dumps(index))
+    assert "is a FluxPipeline; only StableDiffusionPipeline," in refused(ID)
+    assert hub[1] == ["model_index.json"]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"in_channels": 9}, "in_channels is 9, and only models with 4"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1"),
+    ],
+)
+def test_relatives_of_another_kind(tmp_path, part, change, message):
+    from fastdigin.models.loading import _check_kind, _read
+
+    parts = _read(find_model(str(save_family("sd1", tmp_path))), torch.float32)
+    parts[part].register_to_config(**change)
+    with pytest.raises(UserError, match=message):
+        _check_kind("it", parts)
