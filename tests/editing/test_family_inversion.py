@@ -12,7 +12,7 @@ from tiny import assert_near, uniform
 from fastdigin.editing.attention_record import record_attention
 from fastdigin.editing.inversion import InversionSettings, invert
 from fastdigin.engine.batch import BatchSteps
-from fastdigin.engine.sampler import unrolled_forward
+from fastdigin.engine.sampler import StepFunctions, unrolled_forward
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.tasks.sources import edited_start
 
@@ -61,7 +61,7 @@ def test_the_engine_follows_the_trajectory(saved, name, options):
     assert (start["null_text"] is not None) == guided
     assert (start["noise"] is not None) == (name in STOCHASTIC)
     run = unrolled_forward(
-        model,
+        StepFunctions(model),
         start["latents"][None],
         start["conditioning"].expand(1, 3, -1, -1),
         start["null_text"][None] if guided else None,
