@@ -43,13 +43,13 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--cache", type=Path, metavar="DIR",
-        help="where embeddings are kept (default: fastdigin/ in the user's cache folder)",
+        help="where features are kept (default: fastdigin/ in the user's cache folder)",
     )  # fmt: skip
-    where.add_argument("--no-cache", action="store_true", help="neither use nor keep embeddings")
+    where.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Searches, prints, writes OUT/search.html and OUT/search.json; 1 if photos were unreadable."""
+    """Searches, prints, writes OUT/search.html and search.jsonl; 1 if photos were unreadable."""
     import torch
     from tqdm import tqdm
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     photos = photo_files(options.photos)
     cache = None
     if not options.no_cache:
-        cache = TensorCache((options.cache or cache_folder()) / "embeddings")
+        cache = TensorCache((options.cache or cache_folder()) / "features")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embedding = load_embedding(options.embedding).to(device)
     classifiers = [load_classifier(spec, options).to(device) for spec in options.classifier]

@@ -1,4 +1,4 @@
-"""Embeddings of many photos, kept on disk block by block, so that a broken search goes on."""
+"""Features of many photos, kept on disk block by block, so that what is cut off goes on."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BATCH = 16  # photos that go through the network at once
 
 @dataclass(frozen=True)
 class Block:
-    """A few photos with their embeddings, unit vectors (N,F), and those that cannot be read."""
+    """A few photos with their features (N,F), on the CPU, and those that cannot be read."""
 
     photos: tuple[ImageInput, ...]
-    embeddings_nf: Tensor
+    features_nf: Tensor
     unreadable: dict[str, str]
 
 
@@ -69,23 +69,23 @@ def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
 
 @torch.no_grad()
 def embed(network: Classifier, prepared: Sequence[Tensor]) -> Tensor:
-    """Unit vectors (N,F), on the CPU, of images (3,size,size) that the network has prepared."""
+    """Features (N,F), on the CPU, of images (3,size,size) that the network has prepared."""
     features = [
         network.activations(torch.stack(prepared[start : start + BATCH]), prepared=True)
         for start in range(0, len(prepared), BATCH)
     ]
     if not features:
         return torch.zeros(0, network.num_neurons)
-    return torch.nn.functional.normalize(torch.cat(features).float(), dim=1).cpu()
+    return torch.cat(features).float().cpu()
 
 
-def embedded_blocks(
+def feature_blocks(
     network: Classifier,
     photos: Sequence[ImageInput],
     cache: TensorCache | None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[Block]:
-    """The photos in order, with their embeddings from the cache or anew.
+    """The photos in order, with the activations of the network's layer, from the cache or anew.
 
     A file counts as the same as long as its path, size and time do. on_progress: called with the
     number of photos that were just done.
@@ -100,8 +100,8 @@ def embedded_blocks(
         block = _embed_block(network, photos_n) if kept is None else _kept_block(photos_n, kept)
         if key and kept is None:
             bad = [index for index, p in enumerate(photos_n) if p.id in block.unreadable]
-            cache.put(key, {"embeddings_nf": block.embeddings_nf,
-                            "unreadable": torch.tensor(bad, dtype=torch.int64)})  # fmt: skip
+            kept = {"features_nf": block.features_nf, "unreadable": torch.tensor(bad).long()}
+            cache.put(key, kept)
         yield block
         if on_progress:
             on_progress(len(photos_n))
@@ -149,4 +149,4 @@ def _kept_block(photos: tuple[ImageInput, ...], kept: dict[str, Tensor]) -> Bloc
     unreadable = {
         photos[index].id: f"image '{photos[index].image}' could not be read" for index in bad
     }
-    return Block(readable, kept["embeddings_nf"], unreadable)
+    return Block(readable, kept["features_nf"], unreadable)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fastdigin.caching import TensorCache
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar.embeddings import embed, embedded_blocks
+from fastdigin.similar.embeddings import embed, feature_blocks
+from fastdigin.similar.top import Top
 from fastdigin.tasks.inputs import ImageInput, read_any_image
 
 
@@ -80,7 +81,7 @@ def find_similar(
     be misread as well. Photos stream through in blocks, whatever their number.
 
     embedding: see ``load_embedding``. asked: a class, by default the first classifier's first
-    choice for the query. cache: keeps embeddings between runs. on_progress: called with the number
+    choice for the query. cache: keeps features between runs. on_progress: called with the number
     of photos that were just done.
     Raises UserError for an unreadable query, for a class that no classifier knows, and where no
     photo can be read.
@@ -91,25 +92,19 @@ def find_similar(
     asked = _asked(classifiers, image, asked)
     query_labels = _labels(classifiers, image, asked)
     query_f = embed(embedding, [embedding.prepare(image[None].to(embedding.device))[0]])[0]
-    best: list[tuple[float, int, ImageInput]] = []
-    compared, unreadable = 0, {}
-    for block in embedded_blocks(embedding, photos, cache, on_progress):
+    query_f = normalize(query_f, dim=0)
+    best: Top[ImageInput] = Top(top)
+    unreadable: dict[str, str] = {}
+    for block in feature_blocks(embedding, photos, cache, on_progress):
         unreadable |= block.unreadable
-        for photo, similarity in zip(block.photos, block.embeddings_nf @ query_f, strict=True):
-            # The earlier of two equally similar photos comes first.
-            entry = (float(similarity), -compared, photo)
-            compared += 1
-            if len(best) < top:
-                heapq.heappush(best, entry)
-            else:
-                heapq.heappushpop(best, entry)
-    if not compared:
+        best.add(block.photos, normalize(block.features_nf, dim=1) @ query_f)
+    if not best.seen:
         raise UserError(f"none of the {len(photos)} photos can be read: check the folder")
     matches = tuple(
         Match(photo, similarity, _labels(classifiers, read_any_image(photo), asked))
-        for similarity, _, photo in sorted(best, key=lambda entry: entry[:2], reverse=True)
+        for similarity, photo in best.items()
     )
-    return Search(query_labels, asked, matches, compared, unreadable)
+    return Search(query_labels, asked, matches, best.seen, unreadable)
 
 
 def _asked(classifiers: Sequence[Classifier], image: Tensor, asked: str | None) -> str | None:
