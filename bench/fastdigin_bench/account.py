@@ -9,17 +9,18 @@ flops_forward, flops_backward: floating-point operations (two per multiply-add) 
     a recompute; each as {"convolution", "linear", "attention"}. Linear is all matrix products
     outside of attention. Attention is softmax(Q K^T) V as a fused kernel does it: its backward
     counts 2.5 forwards, because it computes Q K^T again. Norms and activations count nothing.
-saved_bytes_per_step: distinct storages that plain autograd saves for that backward, weights left
-    out: what it costs to KEEP a step instead of recomputing it.
+saved_bytes_per_step: distinct storages that autograd saves for that backward, weights left out:
+    what it costs to KEEP a step instead of recomputing it. plain_saved_bytes_per_step: the same of
+    diffusers' own modules, which are not told that their weights are frozen (models/frozen.py).
 step_peak_bytes: the most bytes alive at once while that forward and backward run.
 weights_bytes: of U-Net, VAE and text encoders.
 state_bytes_per_slot: what a slot holds between steps, in fp32: T latents, and STATE_COPIES of the
     latent and of both texts of all timesteps.
 marginal_bytes_per_slot: step_peak_bytes + state_bytes_per_slot: what one more slot costs where no
     step is kept. Source attention and latents of edited jobs are extra.
-decoder_flops_forward, decoder_flops_backward: as above, of the VAE's decoder on one image, without
-    a recompute. decoder_peak_bytes: of that forward and backward, checkpointed block by block.
-    The engine decodes one image at a time, never while a step runs.
+decoder_flops_forward, decoder_flops_backward: as above, of the VAE's decoder on one image.
+decoder_peak_bytes: the most bytes alive in that forward and backward; SDXL's decoder runs in fp32,
+    because it overflows in fp16. The engine decodes one image at a time, never while a step runs.
 slots_in: how many slots fit in 12, 24 and 80 GB:
     weights + slots * state + max(slots * step peak, decoder peak). The classifier is left out, and
     so are kernels' workspaces, for which a card's GiB leave 7%.
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdigin.engine.live_bytes import LiveBytes
+from fastdigin.models.frozen import freeze_aware
 from fastdigin_bench.account_models import ARCHITECTURES, RESOLUTIONS, Architecture
 from fastdigin_bench.counters import FlopCounter, SavedBytes
 from fastdigin_bench.plain_model import checkpoint_blocks
@@ -50,19 +52,15 @@ STEPS = 20
 STATE_COPIES = 7  # base, delta, its gradient, two Adam moments; their sum and gradient in the batch
 
 Flops = Mapping[str, int]
-Prepare = Callable[[nn.Module], None]
 
 
 def table(
     architectures: Iterable[Architecture] = ARCHITECTURES,
     resolutions: Sequence[int] = RESOLUTIONS,
-    *,
-    steps: int = STEPS,
-    prepare: Prepare | None = None,
 ) -> list[dict[str, Any]]:
     """A row (see ``account``) for every architecture at every resolution in pixels."""
     return [
-        account(architecture, resolution, steps=steps, prepare=prepare)
+        account(architecture, resolution)
         for architecture in architectures
         for resolution in resolutions
     ]
@@ -73,20 +71,14 @@ def account(
     resolution: int,
     *,
     steps: int = STEPS,
-    prepare: Prepare | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> dict[str, Any]:
-    """One row of figures; this file's head defines each.
-
-    prepare: changes the U-Net in place before it is counted (say, into modules that save less);
-    the plain loop's is left as it is. Operations of its own need fakes and flop formulas
-    (torch.utils.flop_counter.register_flop_formula), or they do not count.
-    """
+    """One row of figures; this file's head defines each."""
     side = resolution // 2 ** (len(architecture.vae["block_out_channels"]) - 1)
-    step = _unet_figures(architecture, side, dtype, prepare=prepare)
-    plain = _unet_figures(architecture, side, torch.float32, checkpointed=True)
-    decoder = _decoder_figures(architecture, side, dtype)
-    thrifty = _decoder_figures(architecture, side, dtype, checkpointed=True)
+    step = _unet_figures(architecture, side, dtype, freeze_aware)
+    stock = _unet_figures(architecture, side, dtype)
+    plain = _unet_figures(architecture, side, torch.float32, checkpoint_blocks)
+    decoder = _decoder_figures(architecture, side, torch.float32 if architecture.upcast else dtype)
     state = _state_bytes(architecture, side, steps)
     weights = step.weights + decoder.weights + architecture.text_parameters * dtype.itemsize
     return {
@@ -96,16 +88,17 @@ def account(
         "flops_forward": step.forward,
         "flops_backward": step.backward,
         "saved_bytes_per_step": step.saved,
+        "plain_saved_bytes_per_step": stock.saved,
         "step_peak_bytes": step.peak,
         "weights_bytes": weights,
         "state_bytes_per_slot": state,
         "marginal_bytes_per_slot": step.peak + state,
         "decoder_flops_forward": decoder.forward,
         "decoder_flops_backward": decoder.backward,
-        "decoder_peak_bytes": thrifty.peak,
+        "decoder_peak_bytes": decoder.peak,
         "plain_bytes_per_slot": steps * plain.held + (plain.peak - plain.held) + state,
         "slots_in": {
-            str(gb): _slots(gb * 10**9 - weights, state, step.peak, thrifty.peak) for gb in CARDS_GB
+            str(gb): _slots(gb * 10**9 - weights, state, step.peak, decoder.peak) for gb in CARDS_GB
         },
     }
 
@@ -146,14 +139,12 @@ def _unet_figures(
     architecture: Architecture,
     side: int,
     dtype: torch.dtype,
-    *,
-    prepare: Prepare | None = None,
-    checkpointed: bool = False,
+    prepare: Callable[[nn.Module], None] = lambda unet: None,
 ) -> Figures:
+    """``prepare`` changes the U-Net, in place, before it is counted."""
     with FakeTensorMode():
-        unet = _built(UNet2DConditionModel, architecture.unet, dtype, checkpointed)
-        if prepare is not None:
-            prepare(unet)
+        unet = _built(UNet2DConditionModel, architecture.unet, dtype)
+        prepare(unet)
         width = architecture.unet["cross_attention_dim"]
         z = torch.empty(2, unet.config.in_channels, side, side, dtype=dtype, requires_grad=True)
         text = torch.empty(2, architecture.text_length, width, dtype=dtype, requires_grad=True)
@@ -169,24 +160,20 @@ def _unet_figures(
         )
 
 
-def _decoder_figures(
-    architecture: Architecture, side: int, dtype: torch.dtype, *, checkpointed: bool = False
-) -> Figures:
+def _decoder_figures(architecture: Architecture, side: int, dtype: torch.dtype) -> Figures:
     with FakeTensorMode():
-        vae = _built(AutoencoderKL, architecture.vae, dtype, checkpointed)
+        vae = _built(AutoencoderKL, architecture.vae, dtype)
+        freeze_aware(vae)
         channels = vae.config.latent_channels
         x0 = torch.empty(1, channels, side, side, dtype=dtype, requires_grad=True)
         return measure(vae, (x0,), lambda x0: vae.decode(x0).sample)
 
 
-def _built(kind: type, config: Mapping[str, Any], dtype: torch.dtype, checkpointed: bool):
+def _built(kind: type, config: Mapping[str, Any], dtype: torch.dtype):
     """A frozen network; built in its dtype, because fake weights cannot be cast in place."""
     with _default_dtype(dtype):
         network = kind(**config)
-    network.eval().requires_grad_(False)
-    if checkpointed:
-        checkpoint_blocks(network)
-    return network
+    return network.eval().requires_grad_(False)
 
 
 @contextmanager

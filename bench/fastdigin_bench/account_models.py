@@ -21,6 +21,7 @@ class Architecture:
     unet: of UNet2DConditionModel. vae: of AutoencoderKL. text_parameters: of all its text
     encoders, as published (they take no part in a step, but their weights take room).
     text_length: tokens a prompt, padding included. pooled: width of SDXL's pooled embedding.
+    upcast: whether the decoder needs fp32 where the U-Net runs in fp16 (``force_upcast``).
     """
 
     name: str
@@ -29,6 +30,7 @@ class Architecture:
     text_parameters: int
     text_length: int = 77
     pooled: int | None = None
+    upcast: bool = False
 
 
 _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -89,6 +91,7 @@ SDXL = Architecture(
     vae=_VAE,
     text_parameters=817_720_320,
     pooled=1280,
+    upcast=True,
 )
 
 ARCHITECTURES = (SD_1_4, SD_2_1, SDXL)

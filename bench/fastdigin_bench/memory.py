@@ -53,7 +53,7 @@ def run(options: Namespace) -> int:
     print(_peaks_table(rows), "\n", flush=True)
     budgets = list(_budget_rows(model, classifier))
     print(_budgets_table(budgets), "\n", flush=True)
-    counted = account.table(prepare=None) if options.account else []
+    counted = account.table() if options.account else []
     if counted:
         print(_account_table(counted), "\n", flush=True)
     results = {"conditions": conditions(), "rows": rows, "budgets": budgets, "account": counted}
