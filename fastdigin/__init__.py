@@ -29,6 +29,8 @@ _HOME = {
     "PhotoTools": "fastdigin.tasks.sources",
     "find_similar": "fastdigin.similar",
     "load_embedding": "fastdigin.similar",
+    "most_activating": "fastdigin.similar",
+    "photo_files": "fastdigin.similar",
     "write_report": "fastdigin.report",
 }
 __all__ = sorted(_HOME)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdigin import __version__
+from fastdigin.activating_command import add_activating_options
+from fastdigin.cache_options import add_cache_options
 from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
 from fastdigin.errors import UserError
 from fastdigin.photo_options import add_photo_options
@@ -86,15 +88,16 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     task = _command(commands, "neurons", "images that make single neurons fire")
     add_class_names(task)
     task.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
-    task.add_argument("--neurons", required=True, type=_list, metavar="3,17")
-    task.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
+    _neurons(task)
     task.add_argument("--words", metavar="FILE", help="one word a line, to start from")
     task.add_argument("--direction", choices=("max", "min"), default="max")
     task.add_argument("--per-neuron", type=count, default=1, metavar="N", help="images per neuron")
     task.add_argument(
         "--images", nargs="+", default=["embedded:photos"], metavar="IMAGES",
-        help="the data set that neurons are compared with (default: embedded:photos)",
+        help="the data set that neurons are compared with, of any size: files, folders with their "
+        "subfolders, tables, data sets (default: embedded:photos)",
     )  # fmt: skip
+    add_cache_options(task, "activations")
     _job_options(task, out="neurons")
 
     task = _command(commands, "neuron-counterfactual", "change what a neuron sees, keep the object")
@@ -111,6 +114,11 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     search = _command(commands, "search", "real photos that resemble an image, and their labels")
     add_search_options(search)
     add_class_names(search)
+
+    task = _command(commands, "activating", "the photos of a folder that activate neurons most")
+    add_activating_options(task)
+    _neurons(task)
+    add_class_names(task)
 
     presets = _command(commands, "presets", "the settings of the paper's experiments")
     presets.add_argument("name", nargs="?", metavar="NAME", help="show this one (default: list)")
@@ -142,6 +150,11 @@ def _command(commands, name: str, help: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="more on stderr")
     return parser
+
+
+def _neurons(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--neurons", required=True, type=_list, metavar="3,17")
+    parser.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
 
 
 def _images(parser: argparse.ArgumentParser) -> None:

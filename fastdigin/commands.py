@@ -17,6 +17,7 @@ import transformers
 from tqdm import tqdm
 
 import fastdigin
+from fastdigin.activating_command import TOP_IMAGES, find_activating
 from fastdigin.classifier_arguments import load_classifier, load_pair, read_lines
 from fastdigin.demo import demo_parts
 from fastdigin.engine.engine import Engine
@@ -94,12 +95,12 @@ def disagree(options: Namespace) -> int:
 def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
     words = read_lines(options.words, "--words") if options.words else default_words(options.model)
-    dataset_inputs = collect(options.images)
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
     wanted = wanted[: options.limit]
-    dataset = read_images(dataset_inputs, engine.model.image_size)
+    classifier.to(engine.model.device)
+    dataset = find_activating(classifier, wanted, options.images, TOP_IMAGES, options)
     settings = _with_options(neu.default_settings(engine.model), options)
     settings = replace(settings, direction=options.direction)
     part = Part(
@@ -146,6 +147,13 @@ def neuron_counterfactual(options: Namespace) -> int:
 def search(options: Namespace) -> int:
     """Real photos that resemble an image."""
     from fastdigin.search_command import run
+
+    return run(options)
+
+
+def activating(options: Namespace) -> int:
+    """The photos that activate neurons most."""
+    from fastdigin.activating_command import run
 
     return run(options)
 

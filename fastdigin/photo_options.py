@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdigin.cache_options import add_cache_options
 from fastdigin.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
@@ -39,14 +40,7 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
         "--segmenter-prompt", choices=("points", "box"), default="points",
         help="how attention marks the object for it (default points)",
     )  # fmt: skip
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--cache", type=Path, metavar="DIR",
-        help="where inversions and masks are kept (default: the user's cache folder)",
-    )  # fmt: skip
-    where.add_argument(
-        "--no-cache", action="store_true", help="neither use nor keep what other runs made"
-    )
+    add_cache_options(parser, "inversions and masks")
 
 
 def load_photo_tools(options: argparse.Namespace, model: LatentDiffusion) -> PhotoTools:

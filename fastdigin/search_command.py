@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdigin.cache_options import add_cache_options, chosen_cache
 from fastdigin.classifier_arguments import CLASSIFIER_HELP, load_classifier
-from fastdigin.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.similar import Label, Search
@@ -40,12 +39,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("search"), metavar="DIR", help="(default search)"
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--cache", type=Path, metavar="DIR",
-        help="where features are kept (default: fastdigin/ in the user's cache folder)",
-    )  # fmt: skip
-    where.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
+    add_cache_options(parser, "features")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,17 +47,12 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from fastdigin.caching import TensorCache
+    from fastdigin.command_output import write_jsonl
     from fastdigin.report.search_page import write_search_page
-    from fastdigin.report.store import jsonable, write_atomically
     from fastdigin.similar import find_similar, load_embedding, photo_files
     from fastdigin.tasks.inputs import ImageInput
-    from fastdigin_kernels.choices import cache_folder
 
     photos = photo_files(options.photos)
-    cache = None
-    if not options.no_cache:
-        cache = TensorCache((options.cache or cache_folder()) / "features")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embedding = load_embedding(options.embedding).to(device)
     classifiers = [load_classifier(spec, options).to(device) for spec in options.classifier]
@@ -72,17 +61,11 @@ def run(options: argparse.Namespace) -> int:
     with bar:
         found = find_similar(
             query, photos, embedding, classifiers, top=options.top, asked=options.asked,
-            cache=cache, on_progress=bar.update,
+            cache=chosen_cache(options, "features"), on_progress=bar.update,
         )  # fmt: skip
     for reason in found.unreadable.values():
         print(f"left out: {reason}", file=sys.stderr)
-    records = search_records(found)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(jsonable(record)) + "\n" for record in records)
-        write_atomically(options.out / "search.jsonl", lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise UserError(f"--out '{options.out}' cannot be written ({error.strerror})") from None
+    text = write_jsonl(options.out, "search.jsonl", search_records(found))
     page = write_search_page(options.out, options.image, options.embedding, found)
     if options.json:
         print(text, end="")

@@ -442,9 +442,12 @@ def test_words_are_needed_with_another_model(refused):
     assert "--words is needed" in error
 
 
-def test_a_bad_image_in_the_data_set_of_neurons(refused, tmp_path):
-    error = refused(*NEURONS, "--neurons", 3, "--images", PHOTO.path, tmp_path / "nowhere.png")
-    assert "nowhere.png' does not exist" in error
+def test_bad_images_in_the_data_set_of_neurons(refused, tmp_path, words, capsys):
+    """One among others is left out, and said."""
+    bad, common = tmp_path / "nowhere.png", [*NEURONS, "--neurons", 3, "--images"]
+    assert "none of the 1 photos can be read" in refused(*common, bad)
+    assert run(*common, bad, PHOTO.path, "--words", words, "--out", tmp_path / "out", *QUICK) == 0
+    assert "left out: image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,16 @@
-"""Real photos that resemble a result: does what was found on generated images hold on real ones?"""
+"""Real photos that resemble a result, or that activate a neuron, found in any number of photos."""
 
-from fastdigin.similar.embeddings import load_embedding, photo_files
+from fastdigin.similar.activating import Activating, most_activating
+from fastdigin.similar.features import load_embedding, photo_files
 from fastdigin.similar.ranking import Label, Match, Search, find_similar
 
-__all__ = ["Label", "Match", "Search", "find_similar", "load_embedding", "photo_files"]
+__all__ = [
+    "Activating",
+    "Label",
+    "Match",
+    "Search",
+    "find_similar",
+    "load_embedding",
+    "most_activating",
+    "photo_files",
+]

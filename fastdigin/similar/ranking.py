@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from fastdigin.caching import TensorCache
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar.embeddings import embed, feature_blocks
+from fastdigin.similar.features import embed, feature_blocks
 from fastdigin.similar.top import Top
 from fastdigin.tasks.inputs import ImageInput, read_any_image
 

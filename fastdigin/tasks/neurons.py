@@ -22,16 +22,16 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import Cutouts, NeuronActivation
+from fastdigin.similar.activating import Activating, most_activating
 from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.generated import generated_job, seed_of
-from fastdigin.tasks.inputs import fingerprint
+from fastdigin.tasks.inputs import as_inputs, fingerprint, read_any_image
 from fastdigin.tasks.monitors import Activation
 from fastdigin.tasks.sources import PROMPT
 
 TASK = "neurons"
-TOP_IMAGES = 9
 
 NameObjects = Callable[[int, Sequence[Tensor]], Sequence[str]]
 
@@ -69,7 +69,7 @@ def visualise_neurons(
     classifier: Classifier,
     neurons: int | Sequence[int],
     words: Sequence[str] | NameObjects,
-    dataset: Sequence[Tensor],
+    dataset: Sequence[Tensor] | Activating,
     *,
     images_per_neuron: int = 1,
     settings: NeuronSettings | None = None,
@@ -81,7 +81,8 @@ def visualise_neurons(
 
     words: a list tried for every neuron, or a callable (neuron, its most activating images of
         the dataset, each (3, H, W)) -> words, such as a captioning or ranking model.
-    dataset: images (3, H, W) in [0, 1] that tell how strongly the neuron fires on real data.
+    dataset: images (3, H, W) in [0, 1] that tell how strongly the neuron fires on real data, or
+        what ``most_activating`` found for these neurons in any number of photos.
     images_per_neuron: started from different seeds, the most activating first; at most
         ``samples_per_word``. skip: ids not to do again.
     on_progress: called with the share of one image's work that was just done.
@@ -100,11 +101,11 @@ def visualise_neurons(
         )
     engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
     classifier.to(engine.model.device)
-    activations = dataset_activations(classifier, dataset)
-    maxima = {n: float(activations[:, n].max()) for n in neurons}
-    ranges = {n: (float(activations[:, n].min()), maxima[n]) for n in neurons}
-    check_fires(classifier, ranges, len(dataset), must=True)
-    chosen_words = _words_per_neuron(words, neurons, activations, dataset)
+    activating = _activating(classifier, neurons, dataset)
+    ranges = {n: activating.ranges[n] for n in neurons}
+    maxima = {n: high for n, (_, high) in ranges.items()}
+    check_fires(classifier, ranges, activating.seen, must=True)
+    chosen_words = _words_per_neuron(words, neurons, activating)
     for word in {w for list_ in chosen_words.values() for w in list_}:
         engine.model.tokenize(settings.prompt.format(word))
     described = run_settings(engine.model, settings, classifier, words, dataset, seed)
@@ -147,17 +148,18 @@ def run_settings(
     settings: NeuronSettings,
     classifier: Classifier,
     words: Sequence[str] | NameObjects,
-    dataset: Sequence[Tensor],
+    dataset: Sequence[Tensor] | Activating,
     seed: int,
 ) -> dict[str, Any]:
     """Whatever decides the results, as plain values for run.json."""
-    named = getattr(words, "__name__", type(words).__name__) if callable(words) else list(words)
+    named = getattr(words, "__name__", str(words)) if callable(words) else list(words)
+    known = isinstance(dataset, Activating)
     return plain(settings) | {
         "model": model.name,
         "classifier": classifier.name,
         "layer": classifier.layer,
         "words": named,
-        "dataset": fingerprint(*dataset),
+        "dataset": dataset.fingerprint if known else fingerprint(*dataset),
         "seed": seed,
     }
 
@@ -167,21 +169,25 @@ def job_id(neuron: int, direction: str, rank: int) -> str:
     return f"neuron-{neuron:04d}-{direction}-{rank:03d}"
 
 
-@torch.no_grad()
-def dataset_activations(classifier: Classifier, dataset: Sequence[Tensor]) -> Tensor:
-    """(images, neurons) activations; UserError for an empty data set."""
+def _activating(
+    classifier: Classifier, neurons: list[int], dataset: Sequence[Tensor] | Activating
+) -> Activating:
+    if isinstance(dataset, Activating):
+        unknown = [neuron for neuron in neurons if neuron not in dataset.top]
+        if unknown:
+            raise UserError(
+                f"dataset holds nothing of neuron {unknown[0]}: give most_activating the same "
+                "neurons"
+            )
+        return dataset
     if not len(dataset):
         raise UserError("dataset is empty: neurons need images to be compared with")
-    rows = [classifier.activations(x[None].to(classifier.device))[0].cpu() for x in dataset]
-    return torch.stack(rows)
+    return most_activating(classifier, neurons, as_inputs(dataset))
 
 
-def _words_per_neuron(words, neurons, activations, dataset) -> dict[int, list[str]]:
+def _words_per_neuron(words, neurons: list[int], activating: Activating) -> dict[int, list[str]]:
     if callable(words):
-        top = {
-            n: [dataset[int(i)] for i in activations[:, n].argsort(descending=True)[:TOP_IMAGES]]
-            for n in neurons
-        }
+        top = {n: [read_any_image(photo) for _, photo in activating.top[n]] for n in neurons}
         chosen = {n: list(dict.fromkeys(words(n, top[n]))) for n in neurons}
     else:
         chosen = dict.fromkeys(neurons, list(dict.fromkeys(words)))

@@ -12,7 +12,7 @@ from fastdigin.caching import TensorCache
 from fastdigin.cli import main
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar import embeddings, find_similar, load_embedding, photo_files
+from fastdigin.similar import features, find_similar, load_embedding, photo_files
 from fastdigin.tasks.inputs import ImageInput
 
 
@@ -41,13 +41,13 @@ def folder(tmp_path):
 def counted(judge, monkeypatch):
     """How many photos went through the network; the query is not one of them."""
     seen = []
-    whole = embeddings.embed
+    whole = features.embed
 
     def embed(network, prepared):
         seen.append(len(prepared))
         return whole(network, prepared)
 
-    monkeypatch.setattr(embeddings, "embed", embed)
+    monkeypatch.setattr(features, "embed", embed)
     return seen
 
 
@@ -56,7 +56,7 @@ def query(seed=4):
 
 
 @torch.no_grad()
-def features(judge, image_b3hw):
+def unit_features(judge, image_b3hw):
     return torch.nn.functional.normalize(judge.activations(image_b3hw), dim=1)[0]
 
 
@@ -64,10 +64,10 @@ def test_ranks_by_cosine(folder, judge, clean):
     photos = photo_files([str(folder)])
     assert [p.id for p in photos][:2] == ["class-0/00.png", "class-0/03.png"]
     found = find_similar(query(), photos, judge, [clean], top=5)
-    target = features(judge, as_tensor(photo(64, 64, seed=4)))
+    target = unit_features(judge, as_tensor(photo(64, 64, seed=4)))
     cosines = {
         f"class-{n % 3}/{n:02d}.png":
-            float(features(judge, as_tensor(photo(60 + n, 70, seed=n))) @ target)
+            float(unit_features(judge, as_tensor(photo(60 + n, 70, seed=n))) @ target)
         for n in range(12)
     }  # fmt: skip
     expected = sorted(cosines, key=cosines.get, reverse=True)[:5]
@@ -92,9 +92,7 @@ def test_labels(folder, judge, clean):
                          asked="boot")  # fmt: skip
     assert found.asked == "boot" and found.mean_asked(backgrounds.name) is None
     assert found.matches[0].labels[clean.name].asked is not None
-    with pytest.raises(
-        UserError, match="'bot' is not a class of .*did you mean 'boot"
-    ):
+    with pytest.raises(UserError, match="'bot' is not a class of .*did you mean 'boot"):
         find_similar(query(), photo_files([str(folder)]), judge, [clean, backgrounds], asked="bot")
 
 
@@ -114,7 +112,7 @@ def test_cached_embeddings_are_not_made_again(folder, tmp_path, judge, counted):
 
 
 def test_a_broken_search_goes_on(folder, tmp_path, judge, counted, monkeypatch):
-    monkeypatch.setattr(embeddings, "LARGEST_BLOCK", 4)
+    monkeypatch.setattr(features, "LARGEST_BLOCK", 4)
     cache, photos = TensorCache(tmp_path / "cache"), photo_files([str(folder)])
     done = 0
 
@@ -132,7 +130,7 @@ def test_a_broken_search_goes_on(folder, tmp_path, judge, counted, monkeypatch):
 
 
 def test_changed_and_added_photos_are_embedded_anew(folder, tmp_path, judge, counted, monkeypatch):
-    monkeypatch.setattr(embeddings, "LARGEST_BLOCK", 4)
+    monkeypatch.setattr(features, "LARGEST_BLOCK", 4)
     cache = TensorCache(tmp_path / "cache")
     find_similar(query(), photo_files([str(folder)]), judge, cache=cache)
     changed = folder / "class-2" / "11.png"

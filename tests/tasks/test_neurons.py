@@ -9,7 +9,6 @@ import torch
 import fastdigin as fd
 from fastdigin import embedded as world
 from fastdigin.tasks.inputs import collect, read_images
-from fastdigin.tasks.neurons import dataset_activations
 
 WORDS = ["sneaker on grass", "bag"]
 
@@ -22,6 +21,12 @@ def dataset():
 @pytest.fixture
 def settings(quick):
     return fd.NeuronSettings(optimisation=quick, samples_per_word=2)
+
+
+@torch.no_grad()
+def dataset_activations(classifier, images):
+    """(images, neurons), one image at a time."""
+    return torch.cat([classifier.activations(image[None]) for image in images])
 
 
 @pytest.mark.parametrize("direction", ["max", "min"])
@@ -83,6 +88,29 @@ def test_a_callable_names_the_objects(engine, spurious, dataset, settings):
         activations = dataset_activations(spurious, images)[:, neuron]
         assert len(images) == 9 and torch.equal(activations, activations.sort(descending=True)[0])
         assert activations[0] == dataset_activations(spurious, dataset)[:, neuron].max()
+
+
+def test_photos_that_stream(engine, spurious, dataset, settings):
+    """The same as with the images in memory, whose photos these are; of no other neurons."""
+    found = fd.most_activating(spurious, [3, 76], fd.photo_files(["embedded:photos"])[:12])
+    call = {
+        "settings": replace(settings, optimisation=replace(settings.optimisation, iterations=0))
+    }
+    seen = []
+
+    def name_objects(neuron, images):
+        seen.append(images)
+        return WORDS
+
+    records = [
+        next(fd.visualise_neurons(engine, spurious, 76, name_objects, data, **call)).record
+        for data in (found, dataset)
+    ]
+    for key in ("word", "activation", "dataset_max_activation", "cross_activations"):
+        assert key == "cross_activations" or records[0][key] == records[1][key]
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and len(seen[0]) == 9
+    with pytest.raises(fd.UserError, match="dataset holds nothing of neuron 4"):
+        fd.visualise_neurons(engine, spurious, [3, 4], WORDS, found, **call)
 
 
 def test_own_classifier_and_a_named_layer(engine, own_classifier, dataset, settings, tmp_path):

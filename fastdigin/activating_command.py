@@ -1,0 +1,111 @@
+"""fastdigin activating: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdigin.cache_options import add_cache_options, chosen_cache
+from fastdigin.classifier_arguments import CLASSIFIER_HELP, load_classifier
+
+TOP_IMAGES = 9
+
+if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
+    from fastdigin.models.classifier import Classifier
+    from fastdigin.similar import Activating
+
+
+def add_activating_options(parser: argparse.ArgumentParser) -> None:
+    """All but those of the classifier's names and of the neurons."""
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTOS",
+        help="folders with their subfolders, files, tables or data sets",
+    )  # fmt: skip
+    parser.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
+    parser.add_argument(
+        "--top", type=int, default=TOP_IMAGES, metavar="K", help=f"photos (default {TOP_IMAGES})"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("activating"), metavar="DIR", help="(default activating)"
+    )
+    add_cache_options(parser, "activations")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Finds, prints, writes OUT/activating.html and .jsonl; 1 if photos were unreadable."""
+    import torch
+
+    from fastdigin.command_output import write_jsonl
+    from fastdigin.report.activating_page import write_activating_page
+
+    classifier = load_classifier(options.classifier, options)
+    if options.layer is not None:
+        classifier = classifier.at_layer(options.layer)
+    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = find_activating(classifier, options.neurons, options.photos, options.top, options)
+    records = activating_records(found)
+    text = write_jsonl(options.out, "activating.jsonl", records)
+    page = write_activating_page(options.out, classifier, found)
+    if options.json:
+        print(text, end="")
+    else:
+        _print(found)
+        print(f"\nreport: {page}")
+    return 1 if found.unreadable else 0
+
+
+def find_activating(
+    classifier: Classifier,
+    neurons: Sequence[int | str],
+    photos: list[str],
+    top: int,
+    options: argparse.Namespace,
+) -> Activating:
+    """Looks at all photos, with progress and what had to be left out on stderr."""
+    from tqdm import tqdm
+
+    from fastdigin.similar import most_activating, photo_files
+
+    files = photo_files(photos)
+    with tqdm(total=len(files), desc="activations", unit="photo", file=sys.stderr) as bar:
+        found = most_activating(
+            classifier, neurons, files, top=top, cache=chosen_cache(options, "features"),
+            on_progress=bar.update,
+        )  # fmt: skip
+    for reason in found.unreadable.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    return found
+
+
+def activating_records(found: Activating) -> list[dict[str, Any]]:
+    """Plain values, a record per neuron and photo."""
+    return [
+        {
+            "neuron": neuron,
+            "rank": rank,
+            "photo": photo.id,
+            "file": str(photo.image) if isinstance(photo.image, Path) else None,
+            "activation": activation,
+            "smallest": found.ranges[neuron][0],
+            "seen": found.seen,
+        }
+        for neuron, best in found.top.items()
+        for rank, (activation, photo) in enumerate(best, 1)
+    ]
+
+
+def _print(found: Activating) -> None:
+    from fastdigin.report.console import print_text, table
+
+    rows = [
+        [str(r["neuron"]), str(r["rank"]), r["photo"], f"{r['activation']:.4g}"]
+        for r in activating_records(found)
+    ]
+    lines = [table(["neuron", "rank", "photo", "activation"], rows), ""]
+    for neuron, (low, high) in found.ranges.items():
+        lines.append(f"neuron {neuron} goes from {low:.4g} to {high:.4g}")
+    lines.append(f"{found.seen} photos looked at")
+    print_text("\n".join(lines))
