@@ -23,7 +23,7 @@ class ClassConfidence:
 
         form        maximise                      otherwise
         conf        1 - p                         p
-        log_conf    -log p  (cross-entropy)       log p  (without a lower bound)
+        log_conf    -log p  (cross-entropy)       -log(1 - p)
         logits      max_{j != c} z_j - z_c        z_c - max_{j != c} z_j
 
     index: the class, as an index or a name. cutouts: None looks at the plain image always.
@@ -53,9 +53,14 @@ class ClassConfidence:
             confidence = torch.softmax(logits, dim=1)[:, self.index].mean()
             return 1 - confidence if self.maximise else confidence
         if self.form == "log_conf":
-            score = torch.log_softmax(logits, dim=1)[:, self.index]
-        else:
-            is_class = torch.arange(logits.shape[1], device=logits.device) == self.index
-            others = logits.masked_fill(is_class, -torch.inf).max(dim=1).values
-            score = logits[:, self.index] - others
-        return -score.mean() if self.maximise else score.mean()
+            logs = torch.log_softmax(logits, dim=1)
+            if self.maximise:
+                return -logs[:, self.index].mean()
+            return -self._others(logs).logsumexp(dim=1).mean()
+        margin = logits[:, self.index] - self._others(logits).max(dim=1).values
+        return -margin.mean() if self.maximise else margin.mean()
+
+    def _others(self, scores_bc: Tensor) -> Tensor:
+        """The scores with that of the class at minus infinity."""
+        is_class = torch.arange(scores_bc.shape[1], device=scores_bc.device) == self.index
+        return scores_bc.masked_fill(is_class, -torch.inf)

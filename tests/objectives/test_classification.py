@@ -32,7 +32,7 @@ def test_formulas_on_the_plain_image():
     z = classifier.logits(plain.image[None])[0]
     p = z.softmax(0)
     margin = z[1] - torch.stack([z[0], z[2], z[3]]).max()
-    expected = {"conf": (1 - p[1], p[1]), "log_conf": (-p[1].log(), p[1].log())}
+    expected = {"conf": (1 - p[1], p[1]), "log_conf": (-p[1].log(), -(1 - p[1]).log())}
     expected["logits"] = (-margin, margin)
     for form, values in expected.items():
         for maximise, value in zip((True, False), values, strict=True):
