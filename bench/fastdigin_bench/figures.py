@@ -124,17 +124,11 @@ def ratio(
     return Figure(name, float(above.sum() / below.sum()), n, interval, target, unit)
 
 
-def figures_table(figures: Sequence[Figure], unseen: Sequence[Figure] = ()) -> str:
-    """A row a figure; ``unseen``, where given, holds the same figures of fewer jobs."""
-    titles = ["figure", "all jobs", "unseen jobs", "target", "met"]
+def figures_table(figures: Sequence[Figure]) -> str:
+    """A row a figure."""
     met = {None: "", True: "yes", False: "NO"}
-    rows = [[f.name, f.show(), "", f.show_target(), met[f.met]] for f in figures]
-    for row, figure in zip(rows, unseen, strict=False):
-        row[2] = figure.show()
-    if not unseen:
-        titles.pop(2)
-        rows = [[*row[:2], *row[3:]] for row in rows]
-    return table(titles, rows)
+    rows = [[f.name, f.show(), f.show_target(), met[f.met]] for f in figures]
+    return table(["figure", "value", "target", "met"], rows)
 
 
 def _number(value: float, unit: Unit) -> str:

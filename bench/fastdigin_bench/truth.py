@@ -68,7 +68,7 @@ def run(options: Namespace) -> int:
         write_json(file, results)
         troubles = f", {measured.failed} failed" if measured.failed else ""
         print(f"{name}: {measured.jobs} jobs{troubles}\n")
-        print(f"{figures_table(measured.figures, measured.unseen)}\n", flush=True)
+        print(f"{figures_table(measured.figures)}\n", flush=True)
     print_last_line(results)
     return 1 if failed else 0
 

@@ -8,7 +8,9 @@ truth_tasks.py measured on its pictures:
                            garment's true mask and the automatic one, within which the edit was
                            allowed. outside_true_l1: outside the true mask alone
     disagreement           seen_before, seen: what the background classifier sees
-    neuron-counterfactual  inside_l1, inside_l1_autoencoder: inside the garment's true mask
+    neuron-counterfactual  inside_l1: of the photo to the result, inside the garment's true mask.
+                           inside_l1_autoencoder, inside_l1_inversion: to its round trip through
+                           the autoencoder, and to what the inversion makes of it
 
 L1 is per pixel and channel in [0, 1].
 """
@@ -81,7 +83,7 @@ def neuron_counterfactual_figures(rows: Rows) -> list[Figure]:
     """Does the neuron's planted background come and go, while the garment stays?"""
     raised, lowered = ([r for r in rows if r["direction"] == d] for d in ("max", "min"))
     moved = [(r["activation"] > r["activation_before"]) == (r["direction"] == "max") for r in rows]
-    changed, own = _column(rows, "inside_l1"), _column(rows, "inside_l1_autoencoder")
+    changed, own = _column(rows, "inside_l1"), _column(rows, "inside_l1_inversion")
     return [
         rate("activation moves as asked", moved),
         rate("raised: planted background appears", _shows_planted(raised), at_least(0.8)),
@@ -95,8 +97,9 @@ def neuron_counterfactual_figures(rows: Rows) -> list[Figure]:
         mean("lowered: activation before", _column(lowered, "activation_before")),
         mean("lowered: activation after", _column(lowered, "activation")),
         mean("L1 inside the true mask", changed),
-        mean("L1 inside the true mask, autoencoder alone", own),
+        mean("L1 inside the true mask, reconstruction", own),
         ratio("L1 inside the true mask, ratio", changed, own, at_most(1.5)),
+        mean("L1 inside the true mask, autoencoder alone", _column(rows, "inside_l1_autoencoder")),
     ]
 
 

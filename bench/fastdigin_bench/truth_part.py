@@ -27,18 +27,14 @@ class Setup:
 class Measured:
     """jobs: how many were asked for. failed: how many of them have no result and count nowhere.
 
-    figures: over all jobs. unseen: the same ones over those that no setting was chosen on.
+    figures: over the others.
     """
 
     jobs: int
     failed: int
     figures: Sequence[Figure]
-    unseen: Sequence[Figure] = ()
 
     def plain(self) -> dict[str, Any]:
         """JSON values."""
-        content: dict[str, Any] = {"jobs": self.jobs, "failed": self.failed}
-        content["figures"] = [figure.plain() for figure in self.figures]
-        if self.unseen:
-            content["unseen"] = [figure.plain() for figure in self.unseen]
-        return content
+        figures = [figure.plain() for figure in self.figures]
+        return {"jobs": self.jobs, "failed": self.failed, "figures": figures}

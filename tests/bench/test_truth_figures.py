@@ -83,7 +83,7 @@ def test_neuron_counterfactuals():
         return {
             "neuron": grass, "direction": direction, "activation_before": before,
             "activation": after, "background_after": background, "inside_l1": inside,
-            "inside_l1_autoencoder": 0.1,
+            "inside_l1_inversion": 0.1, "inside_l1_autoencoder": 0.08,
         }  # fmt: skip
 
     rows = [

@@ -1,4 +1,4 @@
-"""The parts that run a task: their ids, resuming, the unseen jobs, distances in known pictures."""
+"""The parts that run a task: their ids, resuming, distances in known pictures."""
 
 from types import SimpleNamespace
 
@@ -60,9 +60,14 @@ def test_outside_distances(model, photo, tmp_path):
 
 def test_inside_distances(model, photo, tmp_path):
     upper = (0, 0, SIZE, SIZE // 2)
-    record = {"image": save(tmp_path / "result.png", upper)}
+    whole = (0, 0, SIZE, SIZE)
+    record = {
+        "image": save(tmp_path / "result.png", upper),
+        "initial_image": save(tmp_path / "inversion.png", whole),
+    }
     found = inside_distances(model, photo, record, tmp_path)
-    assert found == pytest.approx({"inside_l1": STEP / 2, "inside_l1_autoencoder": 0.1}, abs=1e-6)
+    expected = {"inside_l1": STEP / 2, "inside_l1_autoencoder": 0.1, "inside_l1_inversion": STEP}
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.fixture
@@ -123,12 +128,11 @@ def value(figures, name):
     return {f.name: f.value for f in figures}[name]
 
 
-def test_counterfactuals_of_all_and_of_unseen_jobs(pairs, setup, tmp_path, capsys):
+def test_counterfactuals(pairs, setup, tmp_path, capsys):
     measured = truth_tasks.counterfactuals("robust", setup(10), tmp_path / "out")
     assert (measured.jobs, measured.failed) == (10, 0)
     assert value(measured.figures, "flips to the target") == 0.9
-    assert measured.figures[0].n == 10 and measured.unseen[0].n == 10 - truth_tasks.TUNED_PAIRS
-    assert value(measured.unseen, "flips to the target") == 0.5
+    assert measured.figures[0].n == 10
     assert measured.figures[1].met is True
     assert capsys.readouterr().out == ""  # stdout is for the figures
 
@@ -137,7 +141,7 @@ def test_only_what_is_missing_is_done_and_only_what_is_asked_counts(
     pairs, fake_part, setup, tmp_path
 ):
     few = truth_tasks.counterfactuals("clean", setup(2), tmp_path)
-    assert len(fake_part.done) == 2 and few.unseen == ()
+    assert len(fake_part.done) == 2
     more = truth_tasks.counterfactuals("clean", setup(4), tmp_path)
     assert len(fake_part.done) == len(set(fake_part.done)) == 4 and more.jobs == 4
     assert truth_tasks.counterfactuals("clean", setup(2), tmp_path) == few
@@ -155,7 +159,7 @@ def test_a_failed_job_is_told_and_counts_nowhere(fake_part, setup, tmp_path, mon
     monkeypatch.setattr(truth_tasks, "neuron_part", lambda *_: fake_part("neurons", records))
     measured = truth_tasks.neurons(setup(2), tmp_path)
     assert (measured.jobs, measured.failed) == (2, 1)
-    assert measured.figures[0].n == 1 and measured.unseen == ()
+    assert measured.figures[0].n == 1
 
 
 def test_disagreements_look_at_the_background(fake_part, setup, tmp_path, monkeypatch):
@@ -174,10 +178,9 @@ def test_disagreements_look_at_the_background(fake_part, setup, tmp_path, monkey
     assert measured.jobs == 11 and len(fake_part.done) == 11
     assert value(measured.figures, "planted background before") == pytest.approx(4 / 11)
     assert value(measured.figures, "planted background after") == 0
-    assert measured.unseen[0].n == 2  # the fourth seed of the first two classes
 
 
-def test_neuron_counterfactuals_leave_out_the_tuned_plans(fake_part, setup, tmp_path, monkeypatch):
+def test_neuron_counterfactuals(fake_part, setup, tmp_path, monkeypatch):
     plans = [p for p, _ in zip(truth_tasks.neuron_counterfactual_plans(), range(8), strict=False)]
     records = [
         {"id": f"{item.id}-neuron-{neuron}-{direction}", "neuron": neuron, "direction": direction,
@@ -189,6 +192,6 @@ def test_neuron_counterfactuals_leave_out_the_tuned_plans(fake_part, setup, tmp_
         lambda *_: fake_part("neuron-counterfactual", records),
     )  # fmt: skip
     measured = truth_tasks.neuron_counterfactuals(setup(8), tmp_path)
-    assert measured.jobs == 8 and measured.unseen[0].n == 8 - truth_tasks.TUNED_PLANS
+    assert measured.jobs == 8
     assert value(measured.figures, "activation moves as asked") == 0.5
     assert value(measured.figures, "lowered: planted background vanishes") == 1
