@@ -7,6 +7,7 @@ lowered (DiG-IN, section 4.1). What changes is what only one of them relies on.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.generated import generated_job, seed_of
 from fastdigin.tasks.inputs import fingerprint
 from fastdigin.tasks.monitors import Confidence
+from fastdigin.tasks.search import best_candidates
 from fastdigin.tasks.sources import PROMPT
 from fastdigin.tasks.words import class_word, same_classes
 
@@ -36,12 +38,16 @@ class DisagreementSettings:
     """How disagreements are made.
 
     objective: what is raised for f and lowered for g: "conf" (the paper's), "log_conf" or
-        "logits" (the margin over the largest other class). prompt: must contain ``{}``, the class.
+        "logits" (the margin over the largest other class). f_weight: of f's loss beside g's.
+    prompt: must contain ``{}``, the class. draws: samples among which the one with the smallest
+        plain loss is the start. (An addition to the paper, which starts from one.)
     """
 
     optimisation: Settings = dataclasses.field(default_factory=Settings)
     objective: Literal["conf", "log_conf", "logits"] = "conf"
+    f_weight: float = 1.0
     prompt: str = PROMPT
+    draws: int = 1
     cutouts: Cutouts = dataclasses.field(default_factory=Cutouts)
 
     def __post_init__(self) -> None:
@@ -49,6 +55,10 @@ class DisagreementSettings:
             raise UserError(f"objective must be one of {', '.join(FORMS)}, got {self.objective!r}")
         if "{}" not in self.prompt:
             raise UserError(f"prompt {self.prompt!r} must contain {{}}, where the class name goes")
+        if self.draws < 1:
+            raise UserError(f"draws must be at least 1, got {self.draws}")
+        if not 0 < self.f_weight < math.inf:
+            raise UserError(f"f_weight must be a positive number, got {self.f_weight}")
 
 
 # Chosen on packaged classes, by eye and by figures: at the paper's rates f and g hardly part within
@@ -88,12 +98,13 @@ def disagreements(
     for index, _ in pairs:
         engine.model.tokenize(settings.prompt.format(class_word(f, index)))
     described = run_settings(engine.model, settings, f, g, seed)
-    jobs = (
-        _job(engine, f, g, pair, settings, seed_of(seed, n), n)
+    wanted = [
+        (pair, n)
         for pair in pairs
         for n in range(seeds)
         if job_id(class_word(f, pair[0]), n) not in skip
-    )
+    ]
+    jobs = _starts(engine, f, g, wanted, settings, seed)
     share = 1 / (settings.optimisation.iterations + 1)
     advance = on_progress and (lambda count: on_progress(share * count))
     results = engine.run(jobs, on_iteration=advance)
@@ -129,6 +140,21 @@ def _class_pair(f: Classifier, g: Classifier, name: str | int) -> tuple[int, int
     return index, index if same else g.class_index(class_word(f, index))
 
 
+def _starts(engine, f, g, wanted, settings, seed) -> Iterator[Job]:
+    """The best draw of each wanted (pair, number); as many are drawn at a time as run at once."""
+    for first in range(0, len(wanted), engine.slots):
+        yield from best_candidates(
+            engine,
+            [
+                [
+                    _job(engine, f, g, pair, settings, seed_of(seed, n, draw), n)
+                    for draw in range(settings.draws)
+                ]
+                for pair, n in wanted[first : first + engine.slots]
+            ],
+        )
+
+
 def _job(engine, f, g, pair, settings, seed, number) -> Job:
     word = class_word(f, pair[0])
     common = {"form": settings.objective, "cutouts": settings.cutouts}
@@ -137,7 +163,9 @@ def _job(engine, f, g, pair, settings, seed, number) -> Job:
         id=job_id(word, number),
         prompt=settings.prompt.format(word),
         losses=[
-            ClassConfidence(f, pair[0], **common, maximise=True, name="f_loss"),
+            ClassConfidence(
+                f, pair[0], **common, maximise=True, weight=settings.f_weight, name="f_loss"
+            ),
             ClassConfidence(g, pair[1], **common, maximise=False, name="g_loss"),
         ],
         settings=settings.optimisation,

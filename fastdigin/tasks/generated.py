@@ -10,9 +10,12 @@ from fastdigin.engine.job import Job, Settings
 from fastdigin.models.diffusion import LatentDiffusion
 
 
-def seed_of(seed: int, number: int) -> int:
-    """The seed of the ``number``-th image of a run: its own, whatever runs beside or before it."""
-    return seed * 100_003 + number
+def seed_of(seed: int, number: int, draw: int = 0) -> int:
+    """The seed of the ``number``-th image of a run: its own, whatever runs beside or before it.
+
+    draw: of several starts for that image, which one.
+    """
+    return seed * 100_003 + number + draw * 1_000_003
 
 
 def generated_job(

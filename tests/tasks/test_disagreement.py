@@ -1,12 +1,16 @@
 """Disagreements through the library, zero-shot classifiers included."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import fastdigin as fd
 from fastdigin.embedded import GARMENTS
-from fastdigin.tasks.disagreement import _class_pair
+from fastdigin.objectives import ClassConfidence
+from fastdigin.tasks.disagreement import _class_pair, _job
+from fastdigin.tasks.generated import seed_of
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,29 @@ def test_seeds_and_classes(engine, clean, spurious, quick, tmp_path):
     call["skip"] = {"bag-000", "sneaker-000", "sneaker-001"}
     (again,) = fd.disagreements(engine, clean, spurious, "bag", **call)
     assert again.id == "bag-001"
+
+
+def test_the_best_draw_is_the_start(engine, clean, spurious, quick):
+    """Of three draws, each told by its seed; f's loss counts twice."""
+    settings = fd.DisagreementSettings(optimisation=quick, f_weight=2.0, draws=3)
+    alone = fd.DisagreementSettings(
+        optimisation=replace(quick, iterations=0), f_weight=2.0, draws=1
+    )
+    chosen = {
+        e.record["seed"]: e.record["history"][0]
+        for e in fd.disagreements(engine, clean, spurious, "bag", seeds=2, settings=settings)
+    }
+    f, g = (ClassConfidence(c, "bag", "conf", m) for c, m in ((clean, True), (spurious, False)))
+    for number, (seed, row) in enumerate(chosen.items()):
+        seeds = [seed_of(0, number, draw) for draw in range(3)]
+        totals = {}
+        for draw in seeds:
+            job = _job(engine, clean, spurious, (6, 6), alone, draw, 0)
+            (result,) = engine.evaluate([job])
+            candidate = SimpleNamespace(image=result.image, latents=None, key=None)
+            totals[draw] = float(2 * f(candidate) + g(candidate))
+        assert seed == min(totals, key=totals.get)
+        assert row["total"] == pytest.approx(totals[seed], abs=1e-5)
 
 
 def test_zero_shot_classifier(engine, clean, clip_folder, quick, tmp_path):
