@@ -13,6 +13,7 @@ from fastdigin.engine.job import Blending
 PAPER_SIZE = 512  # the sizes below are pixels of a 512 px image and scale with it
 EROSION, DILATION, BLUR_KERNEL, BLUR_SIGMA = 3, 20, 45, 30
 SQUASH_ABOVE = 0.3
+TIGHT_FROM, TIGHT_TO = 0.5, 0.7  # of the squashed attention: a quarter, and half, of the largest
 
 
 def foreground_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
@@ -39,6 +40,11 @@ def soften(mask_hw: Tensor) -> Tensor:
     mask = -_dilate(-mask, round(EROSION * scale))
     mask = _dilate(mask, round(DILATION * scale))
     return _blur(mask, BLUR_KERNEL * scale, BLUR_SIGMA * scale)[0, 0].clamp(0, 1)
+
+
+def tighten(mask_hw: Tensor) -> Tensor:
+    """0 up to TIGHT_FROM, 1 from TIGHT_TO, linear between: the object without its surroundings."""
+    return ((mask_hw - TIGHT_FROM) / (TIGHT_TO - TIGHT_FROM)).clamp(0, 1)
 
 
 def latent_mask(mask_hw: Tensor, latent_size: int) -> Tensor:

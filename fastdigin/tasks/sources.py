@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fastdigin.editing.attention_record import AttentionRecord, record_attention
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.editing.inversion_cache import InversionCache
-from fastdigin.editing.masks import attention_mask, latent_mask, soften
+from fastdigin.editing.masks import attention_mask, latent_mask, soften, tighten
 from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.editing.segmentation import Segmentation
 from fastdigin.models.classifier import Classifier
@@ -22,6 +22,8 @@ from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
 from fastdigin.tasks.words import class_word, find_class
 
 PROMPT = "a photo of a {}"
+MaskEdge = Literal["soften", "tighten"]
+EDGES = {"soften": soften, "tighten": tighten}
 
 
 @dataclass(frozen=True)
@@ -118,22 +120,27 @@ def prepare(
     *,
     tools: PhotoTools,
     batch: int,
+    mask_edge: MaskEdge = "soften",
     on_step: Callable[[float], None] | None = None,
 ) -> list[Source]:
-    """Reads and inverts photos and records what injection and masks need, ``batch`` at a time."""
+    """Reads and inverts photos and records what injection and masks need, ``batch`` at a time.
+
+    mask_edge: what becomes of an automatic mask. "soften" adds a soft margin (the paper's),
+    "tighten" cuts to the object itself.
+    """
     images = [read_image(p.item, model.image_size) for p in photos]
     prompts = [p.prompt for p in photos]
     run = tools.inversions.invert if tools.inversions else partial(invert, model)
     inversions = run(images, prompts, settings, batch=batch, on_step=on_step)
     records = record_attention(model, inversions, injected_fraction, batch=batch)
-    masks = _masks(model, photos, images, records, tools.segmentation)
+    masks = _masks(model, photos, images, records, tools.segmentation, EDGES[mask_edge])
     return [
         _source(model, *parts)
         for parts in zip(photos, images, inversions, records, masks, strict=True)
     ]
 
 
-def _masks(model, photos, images, records, segmentation: Segmentation | None) -> list[Tensor]:
+def _masks(model, photos, images, records, segmentation, edge) -> list[Tensor]:
     """The user's masks; where there is none, an automatic one."""
     masks = [read_mask(photo.item, model.image_size) for photo in photos]
     missing = [n for n, mask in enumerate(masks) if mask is None]
@@ -144,7 +151,7 @@ def _masks(model, photos, images, records, segmentation: Segmentation | None) ->
     if segmentation is not None:
         found = segmentation.foregrounds([images[n] for n in missing], found)
     for n, mask in zip(missing, found, strict=True):
-        masks[n] = soften(mask)
+        masks[n] = edge(mask)
     return masks
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import LATENT_SHAPE, make_job, make_source, normal, uniform
 
-from fastdigin.editing.masks import blending, foreground_mask, latent_mask, soften
+from fastdigin.editing.masks import blending, foreground_mask, latent_mask, soften, tighten
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_forward
 
@@ -63,6 +63,11 @@ def test_tokens_are_averaged():
     torch.testing.assert_close(
         foreground_mask(maps, [1, 3], SIZE), foreground_mask(mean, [0], SIZE)
     )
+
+
+def test_a_tight_mask_keeps_to_the_object():
+    mask = tighten(torch.tensor([[0.0, 0.5, 0.6], [0.7, 0.9, 1.0]], dtype=torch.float64))
+    torch.testing.assert_close(mask, torch.tensor([[0, 0, 0.5], [1, 1, 1]], dtype=torch.float64))
 
 
 def extent(mask):

@@ -81,6 +81,21 @@ def test_one_bad_image_fails_alone(engine, spurious, settings, dataset, tmp_path
     assert bad.id == "bad-neuron-76-min" and "nowhere.png" in bad.save(tmp_path)["error"]
 
 
+def test_a_tight_mask_is_smaller(engine, spurious, settings, dataset):
+    soft, tight = (
+        next(
+            fd.neuron_counterfactuals(
+                engine, PHOTO.path, spurious, 76, "min", dataset=dataset,
+                settings=replace(settings, mask_edge=edge),
+            )
+        ).pictures["mask"]
+        for edge in ("soften", "tighten")
+    )  # fmt: skip
+    assert tight.sum() < 0.7 * soft.sum() and (tight == 1).any() and (tight == 0).any()
+    with pytest.raises(fd.UserError, match="mask_edge must be one of soften, tighten, got 'x'"):
+        replace(settings, mask_edge="x")
+
+
 def test_errors_come_with_the_call(engine, spurious, settings):
     for images, neurons, directions, words in (
         ([], 3, "max", "images is empty"),
@@ -114,7 +129,7 @@ def test_without_injection_and_blending(engine, spurious, settings, dataset):
 
 
 def test_the_best_background_word_is_the_start(engine, spurious, settings, dataset):
-    """Of the unchanged prompt and the others, the one with the smallest loss before any update."""
+    """Of the unchanged prompt and the others, the one that pleases the neuron most at first."""
     settings = replace(settings, injection_fraction=0.0, blending_fraction=0.0)
     item = fd.ImageInput("x", PHOTO.path, PHOTO.prompt, "sneaker", background="grass")
 
@@ -123,7 +138,7 @@ def test_the_best_background_word_is_the_start(engine, spurious, settings, datas
             engine, item, spurious, 76, "min", dataset=dataset,
             settings=replace(settings, background_words=words),
         )  # fmt: skip
-        return e.record["edited_prompt"], e.record["history"][0]["total"]
+        return e.record["edited_prompt"], e.record["history"][0]["neuron_loss"]
 
     losses = dict(first_loss(item, words) for words in ((), ("brick",), ("gravel",), ("plain",)))
     assert PHOTO.prompt in losses
