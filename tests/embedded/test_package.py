@@ -63,7 +63,7 @@ def test_model_folder_is_a_diffusers_model():
 
 def test_photos_are_balanced_and_labelled():
     photos = embedded.photos()
-    assert len(photos) == len({photo.id for photo in photos}) >= 96
+    assert len(photos) == len({photo.id for photo in photos}) >= 400
     scenes = Counter((photo.garment, photo.background) for photo in photos)
     assert set(scenes) == {(g, b) for g in GARMENTS for b in BACKGROUNDS}
     assert len(set(scenes.values())) == 1
