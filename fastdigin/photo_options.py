@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdigin.cache_options import add_cache_options
-from fastdigin.errors import UserError
+from fastdigin.errors import MissingFiles, UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
     from fastdigin.models.diffusion import LatentDiffusion
@@ -62,13 +62,13 @@ def _load_segmentation(options, model: LatentDiffusion, folder: Path | None):
     """Without weights the attention has to do; that is said, and does not end the run."""
     from fastdigin.caching import TensorCache
     from fastdigin.editing.segmentation import Segmentation
-    from fastdigin.models.segmenter import MissingWeights, Segmenter
+    from fastdigin.models.segmenter import Segmenter
 
     if options.segmenter is None:
         return None
     try:
         segmenter = Segmenter.load(options.segmenter, options.segmenter_weights)
-    except MissingWeights as error:
+    except MissingFiles as error:
         print(f"warning: attention alone finds the foreground: {error}", file=sys.stderr)
         return None
     masks = folder and TensorCache(folder / "masks")

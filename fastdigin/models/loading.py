@@ -15,7 +15,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import choose_solver
 from fastdigin.models.frozen import freeze_aware
-from fastdigin.models.model_files import ModelFiles, find_model, first_sentence
+from fastdigin.models.missing import first_sentence
+from fastdigin.models.model_files import ModelFiles, find_model
 
 _CLASSES = {
     "unet": UNet2DConditionModel,
@@ -41,7 +42,7 @@ def load_parts(
         OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
     ) as error:  # fmt: skip
         raise UserError(
-            f"model {source!r} cannot be loaded: {first_sentence(error)} Its files are broken, or "
+            f"model {source!r} cannot be loaded: {first_sentence(error)}. Its files are broken, or "
             "not those of a Stable Diffusion with safetensors weights: fetch or save it again"
         ) from error
     _check_kind(source, parts)

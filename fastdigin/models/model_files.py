@@ -13,7 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdigin.errors import UserError
+from fastdigin.errors import MissingFiles, UserError
+from fastdigin.models.missing import first_sentence
 
 EMBEDDED = "embedded"
 PIPELINES = (
@@ -89,14 +90,15 @@ def _from_hub(source: str, half: bool) -> ModelFiles:
     folder = Path(cached).parent if isinstance(cached, str) else None
     if constants.HF_HUB_OFFLINE:
         if folder is None:
-            raise UserError(
+            raise MissingFiles(
                 f"model {source!r} cannot be loaded: it is not in the hub's cache "
                 f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set. Fetch it with "
-                f"`{_fetch_all(source, half)}` where there is a connection"
+                f"`{_fetch_all(source, half)}` where there is a connection",
+                _fetch_all(source, half),
             )
         missing = _missing(folder, _read_index(source, folder), half)
-        mend = f"fetch with `hf download {source} {' '.join(map(shlex.quote, missing))}`"
-        return _in_folder(source, folder, half, mend)
+        command = f"hf download {source} {' '.join(map(shlex.quote, missing))}"
+        return _in_folder(source, folder, half, f"fetch with `{command}`", command)
     if folder is not None and not _missing(folder, _read_index(source, folder), half):
         return _in_folder(source, folder, half, "")
     try:
@@ -112,10 +114,11 @@ def _from_hub(source: str, half: bool) -> ModelFiles:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
+        raise MissingFiles(
             f"model {source!r} cannot be loaded: it is not complete in the hub's cache and cannot "
-            f"be fetched ({first_sentence(error)}) Fetch it with `{_fetch_all(source, half)}` "
-            "where there is a connection"
+            f"be fetched ({first_sentence(error)}). Fetch it with `{_fetch_all(source, half)}` "
+            "where there is a connection",
+            _fetch_all(source, half),
         ) from error
     return _in_folder(source, folder, half, "its repository does not hold them as safetensors")
 
@@ -136,15 +139,21 @@ def _snapshot(path: Path) -> Path:
     return max((path / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, default=path)
 
 
-def _in_folder(source: str, folder: Path, half: bool, mend: str) -> ModelFiles:
-    """Raises UserError, with what to do, unless everything is there."""
+def _in_folder(
+    source: str, folder: Path, half: bool, mend: str, command: str | None = None
+) -> ModelFiles:
+    """Raises UserError, with what to do, unless everything is there.
+
+    command: fetches what is missing, where one can.
+    """
     index = _read_index(source, folder)
     missing = _missing(folder, index, half)
     if missing:
-        raise UserError(
+        message = (
             f"model {source!r} cannot be loaded: {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing; {mend}"
         )
+        raise MissingFiles(message, command) if command else UserError(message)
     names = _names(folder)
     variants = {
         part: _variant(names, part, half) for part in _NETWORKS if part in _components(index)
@@ -229,9 +238,3 @@ def _variant(names: Collection[str], part: str, half: bool) -> str | None:
         if any(name in names for name in _weights(part, variant)):
             return variant
     return None
-
-
-def first_sentence(error: Exception) -> str:
-    """Of an error of another library, whose texts can be long."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".") + "."

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastdigin.caching import weights_fingerprint
-from fastdigin.errors import UserError
+from fastdigin.errors import MissingFiles, UserError
 
 KINDS = ("vit_tiny", "vit_b", "vit_l", "vit_h")
 HUB = "lkeab/hq-sam"
@@ -22,10 +22,6 @@ BATCH = 4  # images that are encoded together; at 1024 px a ViT-H takes some GB 
 
 # TinyViT's own classification head, which segmentation never runs; checkpoints may lack it.
 _UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")
-
-
-class MissingWeights(UserError):
-    """The weights are not on this machine and cannot be fetched."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Segmenter:
 
         checkpoint: its .pth (tensors only are unpickled) or .safetensors; by default
         sam_hq_KIND.pth of the hub's lkeab/hq-sam, which is fetched once.
-        Raises MissingWeights if there are no weights, UserError for anything else that is wrong.
+        Raises MissingFiles if there are no weights, UserError for anything else that is wrong.
         """
         family, _, kind = spec.partition(":")
         if family != "hq-sam" or kind not in KINDS:
@@ -156,10 +152,12 @@ def _download(kind: str) -> Path:
     try:
         return Path(hf_hub_download(HUB, name))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MissingWeights(
+        command = f"hf download {HUB} {name}"
+        raise MissingFiles(
             f"the weights of hq-sam:{kind} are not on this machine and cannot be fetched: run "
-            f"'hf download {HUB} {name}' where there is a connection, or name the file with "
-            "--segmenter-weights (checkpoint=)"
+            f"'{command}' where there is a connection, or name the file with "
+            "--segmenter-weights (checkpoint=)",
+            command,
         ) from error
 
 

@@ -218,7 +218,7 @@ def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", broken)
     message = refused(ID)
-    assert "no route to host." in message and f"`hf download {ID} " in message
+    assert "(no route to host)." in message and f"`hf download {ID} " in message
 
 
 def test_another_kind_of_pipeline_on_the_hub(hub):

@@ -14,8 +14,8 @@ timm = pytest.importorskip("timm")
 from safetensors.torch import save_file  # noqa: E402
 from sam import small_sam  # noqa: E402
 
-from fastdigin.errors import UserError  # noqa: E402
-from fastdigin.models.segmenter import MissingWeights, Prompt, Segmenter, _registry  # noqa: E402
+from fastdigin.errors import MissingFiles, UserError  # noqa: E402
+from fastdigin.models.segmenter import Prompt, Segmenter, _registry  # noqa: E402
 
 SIZE = 48
 POINTS = torch.tensor([[10.0, 30.0], [40.0, 5.0], [24.0, 24.0]])
@@ -130,7 +130,7 @@ def test_unknown_segmenters(spec):
 def test_absent_weights_name_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingWeights, match="hf download lkeab/hq-sam sam_hq_vit_b.pth"):
+    with pytest.raises(MissingFiles, match="hf download lkeab/hq-sam sam_hq_vit_b.pth"):
         Segmenter.load("hq-sam:vit_b")
 
 

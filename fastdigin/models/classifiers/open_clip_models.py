@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastdigin.caching import TensorCache, cache_key
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, square
-from fastdigin.models.classifiers.missing import (
+from fastdigin.models.missing import (
     LOAD_ERRORS,
     first_sentence,
     missing_weights,

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
-from fastdigin.models.classifiers.missing import (
+from fastdigin.models.missing import (
     LOAD_ERRORS,
     first_sentence,
     missing_weights,

@@ -9,7 +9,7 @@ import torch
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
-from fastdigin.models.classifiers.missing import (
+from fastdigin.models.missing import (
     LOAD_ERRORS,
     missing_weights,
     offline,

@@ -10,8 +10,8 @@ from PIL import Image
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
-from fastdigin.models.classifiers.missing import LOAD_ERRORS, first_sentence, missing_weights
 from fastdigin.models.filters import INTERPOLATIONS
+from fastdigin.models.missing import LOAD_ERRORS, first_sentence, missing_weights
 from fastdigin.models.preprocessing import Resizing
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork
-from fastdigin.models.classifiers.missing import first_sentence
 from fastdigin.models.layers import find_head
+from fastdigin.models.missing import first_sentence
 
 ENTRIES = ("state_dict", "model", "model_state_dict")
 """Where training programs keep the weights within a checkpoint."""

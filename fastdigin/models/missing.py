@@ -11,7 +11,7 @@ from types import ModuleType
 
 from safetensors import SafetensorError
 
-from fastdigin.errors import UserError
+from fastdigin.errors import MissingFiles, UserError
 
 _DAMAGED = (SafetensorError, pickle.UnpicklingError)
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, *_DAMAGED)
@@ -39,7 +39,9 @@ def unknown(spec: str, owner: str, name: str, known: Iterable[str], see: str) ->
     return UserError(f"classifier {spec!r} is not a model of {owner}{hint}")
 
 
-def missing_weights(spec: str, what: str, command: str, cause: Exception | None) -> UserError:
+def missing_weights(
+    spec: str, what: str, command: str, cause: Exception | None, kind: str = "classifier"
+) -> MissingFiles:
     """The error for weights that are neither on this machine nor to be had from the network.
 
     what: the files and where they belong. command: fetches them on a machine with a connection.
@@ -51,9 +53,10 @@ def missing_weights(spec: str, what: str, command: str, cause: Exception | None)
     else:
         why = "are not on this machine and could not be fetched"
     reason = f" ({first_sentence(cause)})" if cause else ""
-    return UserError(
-        f"the weights of classifier {spec!r} {why}: {what}{reason}. With a connection, "
-        f"'{command}' fetches them."
+    return MissingFiles(
+        f"the weights of {kind} {spec!r} {why}: {what}{reason}. With a connection, "
+        f"'{command}' fetches them.",
+        command,
     )
 
 
@@ -63,5 +66,6 @@ def offline() -> bool:
 
 
 def first_sentence(error: Exception) -> str:
+    """Of an error of another library, whose texts can be long; without the full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". ")[0].rstrip(".")
