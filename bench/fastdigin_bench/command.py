@@ -24,6 +24,18 @@ TRUTH_PARTS = (
     "neuron-counterfactual",
 )
 
+# Those of fastdigin_bench.kernel_cases, whose import takes seconds.
+KERNEL_MODELS = ("sd-1.4", "sd-2.1", "sdxl", "embedded")
+KERNEL_OPS = (
+    "self-attention",
+    "cross-attention",
+    "frozen-text-attention",
+    "injected-attention",
+    "group-norm-silu",
+    "geglu",
+    "guided-ddim",
+)
+
 
 def _truth_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
@@ -52,6 +64,25 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--one-process", type=int, help=SUPPRESS)  # how it calls itself
 
 
+def _kernels_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", nargs="+", choices=KERNEL_MODELS, metavar="MODEL",
+        help=f"whose shapes, some of: {', '.join(KERNEL_MODELS)} (default all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ops", nargs="+", choices=KERNEL_OPS, metavar="OP",
+        help=f"some of: {', '.join(KERNEL_OPS)} (default all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("float32", "float16", "bfloat16"),
+        help="(default float32 on the CPU, float16 and bfloat16 on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=float, default=0.4, metavar="S",
+        help="to measure a pass of an operation for (default 0.4)",
+    )  # fmt: skip
+
+
 def _memory_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-account", dest="account", action="store_false",
@@ -69,6 +100,7 @@ class Bench:
 
 
 BENCHES = {
+    "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),
     "throughput": Bench("images per minute beside a plain loop", _throughput_arguments),
     "truth": Bench("the embedded model and the four tasks against planted truth", _truth_arguments),

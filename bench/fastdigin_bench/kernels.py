@@ -1,0 +1,280 @@
+"""How fast is each implementation of the engine's operations, and how exact?
+
+    fastdigin bench kernels [--models embedded ...] [--ops geglu ...] [--dtype float16 ...]
+
+Forward, backward and both, at the shapes of the models' own layers. The implementations take turns,
+and each figure is a median with its quartiles. An implementation whose results are further from
+float64 than three times PyTorch's own gets no figure: its row says why. On a machine with a GPU the
+same command measures that, in float16 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastdigin.report.console import table
+from fastdigin_bench.counters import SavedBytes
+from fastdigin_bench.kernel_cases import MODELS, OPS, Case, cases
+from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
+
+PASSES = ("forward", "backward", "both")
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 100
+_SAMPLE_SECONDS = 2e-3  # calls are timed in bundles of at least this
+
+
+def run(options: Namespace) -> int:
+    """Prints the table and the last line; 1 if an implementation was refused, else 0."""
+    file = results_folder(options.results) / "kernels.json"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = options.dtype or (["float32"] if device.type == "cpu" else ["float16", "bfloat16"])
+    rows, peaks = [], {}
+    for name in names:
+        dtype = getattr(torch, name)
+        peaks[name] = matmul_peak(device, dtype)
+        _say(f"matrix products in {name}: {peaks[name] / 1e9:.0f} GFLOP/s")
+        for case in cases(options.models or tuple(MODELS), options.ops or OPS, device, dtype):
+            found = measure(case, options.seconds, peaks[name])
+            for row in found:
+                rows.append({"model": case.model, "op": case.op, "shape": case.shape} | row)
+            _say(f"{case.op} {case.shape}: {_summary(found)}")
+    print(_table(rows))
+    results = {
+        "conditions": conditions() | {"device": _device_name(device)},
+        "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
+        "rows": rows,
+    }
+    write_json(file, results)
+    print_last_line(results)
+    return 1 if any(row["refused"] for row in rows) else 0
+
+
+def measure(case: Case, seconds: float, peak: float) -> list[dict]:
+    """One row for each implementation and pass.
+
+    seconds: to measure one pass for, beyond the least number of rounds. peak: of matrix products,
+    in floating-point operations a second.
+    """
+    grads = _incoming(case)
+    errors = errors_of(case, grads)
+    allowed = _allowed(errors[case.baseline])
+    refusals = {impl: _refusal(found, allowed) for impl, found in errors.items()}
+    agreeing = [impl for impl, refused in refusals.items() if refused is None]
+    saved = {impl: saved_megabytes(case, impl) for impl in case.implementations}
+    rows = []
+    for one in PASSES:
+        runs = {impl: _pass(case, impl, one, grads) for impl in agreeing}
+        taken = time_in_turns(runs, seconds, case.variables[0].device)
+        runs.clear()
+        for impl in case.implementations:
+            row = {
+                "dtype": str(case.variables[-1 if case.op == "guided-ddim" else 0].dtype)[6:],
+                "impl": impl,
+                "pass": one,
+                "max_error": max(_errors_of_pass(errors[impl], one, case)),
+                "refused": refusals[impl],
+                "saved_megabytes": saved[impl],
+            }
+            rows.append(row | _figures(case, one, taken.get(impl), taken[case.baseline], peak))
+    return rows
+
+
+def _figures(case: Case, one: str, samples, baseline, peak: float) -> dict:
+    """Milliseconds, rates and the ratio to PyTorch's own; None without samples."""
+    names = ("milliseconds", "milliseconds_quartiles", "gflops", "fraction_of_matmul_peak",
+             "gigabytes_per_second", "ratio_vs_sdpa")  # fmt: skip
+    if samples is None:
+        return dict.fromkeys(names)
+    median, pick = statistics.median(samples), {"forward": [0], "backward": [1], "both": [0, 1]}
+    flops = case.flops and sum(case.flops[i] for i in pick[one])
+    moved = sum(case.bytes[i] for i in pick[one])
+    low, _, high = statistics.quantiles(samples, n=4)
+    values = (
+        round(1e3 * median, 4),
+        [round(1e3 * low, 4), round(1e3 * high, 4)],
+        flops and round(flops / median / 1e9, 1),
+        flops and round(flops / median / peak, 3),
+        round(moved / median / 1e9, 2),
+        round(statistics.median(b / s for b, s in zip(baseline, samples, strict=True)), 3),
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def errors_of(case: Case, grads: Sequence[Tensor]) -> dict[str, list[float]]:
+    """implementation -> error of each result (outputs, then gradients) against float64.
+
+    The largest of all elements, over the largest magnitude of the true result.
+    """
+    results = {impl: _results(case, impl, grads) for impl in case.implementations}
+    count = len(results[case.baseline])
+    errors = {impl: [0.0] * count for impl in results}
+    largest = [0.0] * count
+    names = [*case.variables, *grads]
+    parts = [case.pieces(names), *(case.pieces(found) for found in results.values())]
+    for inputs, *found in zip(*parts, strict=True):
+        exact = _exact(case, inputs)
+        for i, truth in enumerate(exact):
+            largest[i] = max(largest[i], truth.abs().max().item())
+            for impl, result in zip(results, found, strict=True):
+                error = (result[i].double() - truth).abs().max().item()
+                errors[impl][i] = max(errors[impl][i], error if error == error else float("inf"))
+    return {impl: [e / m for e, m in zip(found, largest, strict=True)]
+            for impl, found in errors.items()}  # fmt: skip
+
+
+def _exact(case: Case, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs and gradients by definition in float64, of a part of the variables and gradients."""
+    count = len(case.variables)
+    variables = [
+        part.detach().double().requires_grad_(whole.requires_grad)
+        for part, whole in zip(inputs, case.variables, strict=False)
+    ]
+    outputs = _tuple(case.truth(*variables))
+    wanted = [x for x in variables if x.requires_grad]
+    grads = [grad.double() for grad in inputs[count:]]
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, wanted, grads)]
+
+
+def _results(case: Case, impl: str, grads: Sequence[Tensor]) -> list[Tensor]:
+    outputs = _tuple(case.implementations[impl](*case.variables))
+    gradients = torch.autograd.grad(outputs, _wanted(case), grads)
+    return [*(x.detach() for x in outputs), *gradients]
+
+
+def _errors_of_pass(errors: Sequence[float], one: str, case: Case) -> Sequence[float]:
+    outputs = len(errors) - len(_wanted(case))
+    return {"forward": errors[:outputs], "backward": errors[outputs:], "both": errors}[one]
+
+
+def _allowed(baseline: Sequence[float]) -> list[float]:
+    """Three times PyTorch's own error; a millionth always, where PyTorch is exact by luck."""
+    return [3 * error + 1e-6 for error in baseline]
+
+
+def _refusal(errors: Sequence[float], allowed: Sequence[float]) -> str | None:
+    wrong = [(e, a) for e, a in zip(errors, allowed, strict=True) if not e <= a]
+    return f"its error is {wrong[0][0]:.1e}, allowed are {wrong[0][1]:.1e}" if wrong else None
+
+
+def _pass(case: Case, impl: str, one: str, grads: Sequence[Tensor]) -> Callable[[], None]:
+    function, wanted = case.implementations[impl], _wanted(case)
+    if one == "forward":
+
+        def forward():
+            with torch.no_grad():
+                function(*case.variables)
+
+        return forward
+    if one == "backward":
+        outputs = _tuple(function(*case.variables))
+        return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
+    return lambda: torch.autograd.grad(_tuple(function(*case.variables)), wanted, grads)
+
+
+def time_in_turns(
+    runs: dict[str, Callable[[], None]], seconds: float, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds a call, of every round; in a round each takes its turn."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def sample(run, calls: int) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        synchronize()
+        return (time.perf_counter() - start) / calls
+
+    once = {}
+    for name, run in runs.items():  # the first call may tune or compile
+        run()
+        once[name] = sample(run, 1)
+    calls = {name: max(1, round(_SAMPLE_SECONDS / taken)) for name, taken in once.items()}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    for done in range(_MOST_ROUNDS):
+        if done >= _LEAST_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        for name, run in runs.items():
+            samples[name].append(sample(run, calls[name]))
+    return samples
+
+
+def saved_megabytes(case: Case, impl: str) -> float:
+    """What the forward keeps for the backward beyond the variables themselves."""
+    saved = SavedBytes(case.variables)
+    with saved:
+        case.implementations[impl](*case.variables)
+    return round(saved.total / 1e6, 3)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of torch's own matrix product, the best of some sizes."""
+    best = 0.0
+    for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        taken = time_in_turns({"": lambda a=a, b=b: a @ b}, 0.3, device)[""]
+        best = max(best, 2 * size**3 / min(taken))
+    return best
+
+
+def _incoming(case: Case) -> list[Tensor]:
+    """A gradient for each output, laid out as the output is."""
+    with torch.no_grad():
+        outputs = _tuple(case.implementations[case.baseline](*case.variables))
+    generator = torch.Generator().manual_seed(7)
+    return [
+        torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator)) for x in outputs
+    ]  # fmt: skip
+
+
+def _wanted(case: Case) -> list[Tensor]:
+    return [x for x in case.variables if x.requires_grad]
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _table(rows: Sequence[dict]) -> str:
+    titles = ["operation", "shape", "dtype", "impl", "pass", "ms", "quartiles", "GFLOP/s",
+              "of peak", "GB/s", "vs PyTorch", "saved MB", "error"]  # fmt: skip
+    return table(titles, [_cells(row) for row in rows])
+
+
+def _cells(row: dict) -> list[str]:
+    if row["refused"]:
+        figures = ["refused", "", "", "", "", ""]
+    else:
+        low, high = row["milliseconds_quartiles"]
+        figures = [
+            f"{row['milliseconds']:.3g}",
+            f"{low:.3g}-{high:.3g}",
+            f"{row['gflops']:.0f}" if row["gflops"] else "",
+            f"{row['fraction_of_matmul_peak']:.2f}" if row["gflops"] else "",
+            f"{row['gigabytes_per_second']:.1f}",
+            f"{row['ratio_vs_sdpa']:.2f}x",
+        ]
+    head = [row["op"], row["shape"], row["dtype"], row["impl"], row["pass"]]
+    return [*head, *figures, f"{row['saved_megabytes']:.2f}", f"{row['max_error']:.1e}"]
+
+
+def _summary(rows: Sequence[dict]) -> str:
+    both = [row for row in rows if row["pass"] == "both"]
+    return ", ".join(
+        f"{row['impl']} " + (row["refused"] or f"{row['milliseconds']:.3g} ms") for row in both
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
