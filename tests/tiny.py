@@ -39,20 +39,23 @@ class Tiny:
     pipe: SimpleNamespace
 
 
-def build_tiny(prediction_type: str = "epsilon") -> Tiny:
-    """Both copies have the same weights."""
-    model, pipe = _networks(prediction_type), _networks(prediction_type)
+def build_tiny(prediction_type: str = "epsilon", levels: int = 2) -> Tiny:
+    """Both copies have the same weights.
+
+    levels: of the U-Net. With 1 it has a single transformer, for what takes long to compile.
+    """
+    model, pipe = _networks(prediction_type, levels), _networks(prediction_type, levels)
     return Tiny(LatentDiffusion(**vars(model), name="tiny"), pipe)
 
 
-def _networks(prediction_type: str) -> SimpleNamespace:
+def _networks(prediction_type: str, levels: int) -> SimpleNamespace:
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16)[:levels],
+        down_block_types=("CrossAttnDownBlock2D",) * levels if levels > 1 else ("DownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) * levels if levels > 1 else ("UpBlock2D",),
         layers_per_block=1,
         attention_head_dim=2,
         cross_attention_dim=16,

@@ -8,7 +8,7 @@ keep their graphs from the forward and need no recomputing: 2 instead of 3 forwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,9 +206,20 @@ def pull_back(
     outputs, gradients = zip(*pairs, strict=True)
     if not rescale:
         return torch.autograd.grad(outputs, graph.variables, gradients)
+    return rescaled(
+        lambda scaled: torch.autograd.grad(outputs, graph.variables, scaled), *gradients
+    )
+
+
+def rescaled(
+    product: Callable[[list[Tensor]], Sequence[Tensor]], *gradients: Tensor
+) -> tuple[Tensor, ...]:
+    """``product(gradients)``, a linear one, of gradients that are near 1 on the way.
+
+    Each sample has a factor of its own, so both have its batch as their leading dimension.
+    """
     scale = power_of_two_near(*gradients)
-    scaled = [g * over(scale, g) for g in gradients]
-    found = torch.autograd.grad(outputs, graph.variables, scaled)
+    found = product([g * over(scale, g) for g in gradients])
     return tuple(g / over(scale, g) for g in found)
 
 

@@ -1,0 +1,151 @@
+"""The functions of a step, compiled: one graph each, and no more than are declared.
+
+A graph belongs to a ``GraphKey``: what it computes (the forward of a step, the joint recomputation
+and vector-Jacobian product, or a kept step with its autograd graph), whether attention is injected,
+whether there is a null branch, and the number of rows. Nothing else may vary:
+
+- What differs from step to step and from job to job is a tensor: timestep, coefficients, guidance,
+  weights. Shapes are static, and every tensor is handed over with the strides of a contiguous one.
+- Blending and a solver's noise are always there, as zeros where a step has none: they touch latents
+  alone, which costs nothing beside a U-Net call, and would else make four graphs of each. So are
+  the gradients of z_prev and x0. z + 0 is z, and 0 * source + 1 * z too.
+- Injection is a graph of its own, because it doubles the work of the cross-attention; so is
+  guidance, because without it the U-Net has half the rows.
+- Another number of rows than those declared is left to the functions of ``StepFunctions``.
+
+The joint step is an inference graph: torch.func.vjp is called and consumed inside the compiled
+region. A kept step is an ordinary compiled autograd graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.sampler import Step, StepFunctions, StepGraph, guided_step, rescaled
+from fastdigin.models.diffusion import LatentDiffusion
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """What a graph is for. rows: of z; the U-Net has twice as many where there is guidance."""
+
+    role: Literal["forward", "joint", "kept"]
+    rows: int
+    guided: bool
+    injected: bool
+
+
+class CompiledStepFunctions(StepFunctions):
+    """Compiles what ``StepFunctions`` does, for batches of ``rows`` samples.
+
+    backend: of torch.compile. ``graphs`` counts the graphs that were compiled for each key: one,
+    if all is well; a second one is logged as a warning.
+    """
+
+    def __init__(
+        self, model: LatentDiffusion, rows: Collection[int], backend: str | Callable = "inductor"
+    ):
+        super().__init__(model)
+        self.rows = frozenset(rows)
+        self.graphs: Counter[GraphKey] = Counter()
+        self._backend = backend
+        self._compiled: dict[GraphKey, Callable] = {}
+
+    def forward(self, z, cond, null, step: Step) -> tuple[Tensor, Tensor]:
+        if len(z) not in self.rows:
+            return super().forward(z, cond, null, step)
+        function = self._function("forward", z, null, step)
+        with torch.no_grad():
+            return function(self.model, *_plain(z, cond, null), _filled(step, z))
+
+    def record(self, z, cond, null, step: Step) -> StepGraph:
+        if len(z) not in self.rows:
+            return super().record(z, cond, null, step)
+        function = self._function("kept", z, null, step)
+        z, cond, null = _plain(z, cond, null)
+        variables = tuple(x.requires_grad_() for x in (z, cond, null) if x is not None)
+        with torch.enable_grad():
+            z_prev, x0 = function(self.model, z, cond, null, _filled(step, z))
+        return StepGraph(variables, z_prev, x0)
+
+    def joint(self, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
+        if len(z) not in self.rows:
+            return super().joint(z, cond, null, step, grad_z_prev, grad_x0)
+        function = self._function("joint", z, null, step)
+        gradients = [torch.zeros_like(z) if g is None else g for g in (grad_z_prev, grad_x0)]
+        with torch.no_grad():
+            return function(
+                self.model, *_plain(z, cond, null), _filled(step, z), *_plain(*gradients)
+            )
+
+    def _function(self, role, z: Tensor, null: Tensor | None, step: Step) -> Callable:
+        key = GraphKey(role, len(z), null is not None, step.injected is not None)
+        if key not in self._compiled:
+            # Of its own, so that no key's guards are looked through for another's.
+            self._compiled[key] = torch.compile(
+                _ROLES[role],
+                fullgraph=True,
+                dynamic=False,
+                backend=self._counting(key),
+                isolate_recompiles=True,
+            )
+        return self._compiled[key]
+
+    def _counting(self, key: GraphKey) -> Callable:
+        """The backend, with a note of what it compiles."""
+
+        def compile_graph(graph: torch.fx.GraphModule, example_inputs) -> Callable:
+            self.graphs[key] += 1
+            if self.graphs[key] > 1:
+                log.warning("compiling graph %d of %s; one was expected", self.graphs[key], key)
+            else:
+                log.info("compiling %s", key)
+            backend = self._backend
+            if isinstance(backend, str):
+                backend = torch._dynamo.lookup_backend(backend)
+            return backend(graph, example_inputs)
+
+        return compile_graph
+
+
+def _joint(model, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
+    """Gradients of z, cond and, with guidance, null."""
+    variables = (z, cond) if null is None else (z, cond, null)
+
+    def run(z, cond, null=None):
+        return guided_step(model, z, cond, null, step)
+
+    _, pull_back = torch.func.vjp(run, *variables)
+    if model.dtype == z.dtype:
+        return pull_back((grad_z_prev, grad_x0))
+    return rescaled(lambda scaled: pull_back(tuple(scaled)), grad_z_prev, grad_x0)
+
+
+_ROLES = {"forward": guided_step, "kept": guided_step, "joint": _joint}
+
+
+def _filled(step: Step, z: Tensor) -> Step:
+    """The step with the tensors that a graph always has, with strides that say nothing."""
+    weight, source = step.blend or (z.new_zeros(len(z), 1, *z.shape[2:]), torch.zeros_like(z))
+    names = ("timestep", "coefficients", "guidance", "vector")
+    plain = dict(zip(names, _plain(*(getattr(step, name) for name in names)), strict=True))
+    noise = torch.zeros_like(z) if step.noise is None else step.noise
+    weight, source, noise = _plain(weight, source, noise)
+    return replace(step, **plain, blend=(weight, source), noise=noise)
+
+
+def _plain(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Each without history and with the strides of its shape, copied only where it is not dense.
+
+    ``contiguous`` keeps any strides of dimensions of size 1, and a compiled graph looks at those.
+    """
+    return tuple(None if x is None else x.detach().reshape(-1).view(x.shape) for x in tensors)
