@@ -15,8 +15,10 @@ from pathlib import Path
 from fastdigin import __version__
 from fastdigin.activating_command import add_activating_options
 from fastdigin.cache_options import add_cache_options
+from fastdigin.caption_command import add_caption_options
 from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
 from fastdigin.errors import UserError
+from fastdigin.naming_options import add_naming_options
 from fastdigin.photo_options import add_photo_options
 from fastdigin.presets import expand, list_presets, show_presets, wants_list
 from fastdigin.search_command import add_search_options
@@ -89,7 +91,7 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     add_class_names(task)
     task.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
     _neurons(task)
-    task.add_argument("--words", metavar="FILE", help="one word a line, to start from")
+    add_naming_options(task)
     task.add_argument("--direction", choices=("max", "min"), default="max")
     task.add_argument("--per-neuron", type=count, default=1, metavar="N", help="images per neuron")
     task.add_argument(
@@ -110,6 +112,10 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     _regularisers(task)
     add_photo_options(task)
     _job_options(task, out="neuron-counterfactuals")
+
+    task = _command(commands, "caption", "a table of what photos show, to be corrected and used")
+    _images(task)
+    add_caption_options(task)
 
     search = _command(commands, "search", "real photos that resemble an image, and their labels")
     add_search_options(search)

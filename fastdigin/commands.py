@@ -25,7 +25,8 @@ from fastdigin.engine.job import EarlyStop
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
-from fastdigin.photo_options import load_photo_tools
+from fastdigin.naming_options import load_naming
+from fastdigin.photo_options import load_photo_tools, with_captions
 from fastdigin.report import ResultStore, print_results, read_records, write_report
 from fastdigin.report.store import jsonable
 from fastdigin.tasks import counterfactual as cf
@@ -49,7 +50,7 @@ def demo(options: Namespace) -> int:
 
 def counterfactual(options: Namespace) -> int:
     """Counterfactuals of the user's images."""
-    inputs = _described_inputs(options, target=options.target)
+    inputs = with_captions(options, _described_inputs(options, target=options.target))
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = load_classifier(options.classifier, options)
     settings = _with_options(cf.default_settings(engine.model), options)
@@ -94,7 +95,7 @@ def disagree(options: Namespace) -> int:
 
 def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
-    words = read_lines(options.words, "--words") if options.words else default_words(options.model)
+    words = None if options.words_from else listed_words(options)
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
@@ -103,6 +104,8 @@ def neurons(options: Namespace) -> int:
     dataset = find_activating(classifier, wanted, options.images, TOP_IMAGES, options)
     settings = _with_options(neu.default_settings(engine.model), options)
     settings = replace(settings, direction=options.direction)
+    if words is None:
+        words = load_naming(options, engine.model.device)
     part = Part(
         neu.TASK,
         neu.run_settings(engine.model, settings, classifier, words, dataset, options.seed),
@@ -117,7 +120,7 @@ def neurons(options: Namespace) -> int:
 
 def neuron_counterfactual(options: Namespace) -> int:
     """Counterfactuals of one neuron on the user's images."""
-    inputs = _described_inputs(options)
+    inputs = with_captions(options, _described_inputs(options))
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
     classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     neuron = classifier.check_neuron(options.neuron)
@@ -154,6 +157,13 @@ def search(options: Namespace) -> int:
 def activating(options: Namespace) -> int:
     """The photos that activate neurons most."""
     from fastdigin.activating_command import run
+
+    return run(options)
+
+
+def caption(options: Namespace) -> int:
+    """A table of what photos show."""
+    from fastdigin.caption_command import run
 
     return run(options)
 
@@ -261,10 +271,15 @@ def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], dict], out: Pa
             )
 
 
-def default_words(model: str) -> list[str]:
-    """What the embedded model can draw; other models need the user's words."""
-    if model != EMBEDDED:
-        raise UserError("--words is needed with a model other than embedded: one word a line")
+def listed_words(options: Namespace) -> list[str]:
+    """Those of --words, or what the embedded model can draw; other models need the user's."""
+    if options.words:
+        return read_lines(options.words, "--words")
+    if options.model != EMBEDDED:
+        raise UserError(
+            "--words is needed with a model other than embedded, one word a line; or --words-from, "
+            "which names what the neuron's most activating images show"
+        )
     from fastdigin.embedded import words
 
     return words()

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdigin.cache_options import add_cache_options
+from fastdigin.cache_options import add_cache_options, chosen_cache
 from fastdigin.errors import MissingFiles, UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
     from fastdigin.models.diffusion import LatentDiffusion
+    from fastdigin.tasks.inputs import ImageInput
     from fastdigin.tasks.sources import PhotoTools
 
 
@@ -23,6 +24,11 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="describes the image, names the source or has {} for it"
     )
+    parser.add_argument(
+        "--captions", metavar="ID",
+        help="an image-to-text model of transformers, a hub id or a folder, that says what photos "
+        "without a prompt show (a table's column caption says it as well)",
+    )  # fmt: skip
     parser.add_argument(
         "--inversion", choices=("null-text", "negative-prompt"),
         help="how photos are inverted: null-text optimisation (default), or negative-prompt, which "
@@ -40,7 +46,26 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
         "--segmenter-prompt", choices=("points", "box"), default="points",
         help="how attention marks the object for it (default points)",
     )  # fmt: skip
-    add_cache_options(parser, "inversions and masks")
+    add_cache_options(parser, "inversions, masks and captions")
+
+
+def with_captions(options: argparse.Namespace, inputs: list[ImageInput]) -> list[ImageInput]:
+    """The inputs with the captions of --captions, whose model is gone afterwards."""
+    from fastdigin.tasks.captions import needs_caption
+
+    if options.captions is None or not any(map(needs_caption, inputs)):
+        return inputs
+    import torch
+    from tqdm import tqdm
+
+    from fastdigin.models.captioner import Captioner
+    from fastdigin.tasks.captions import captioned
+
+    captioner = Captioner.load(options.captions)
+    captioner.to("cuda" if torch.cuda.is_available() else "cpu")
+    with tqdm(total=len(inputs), desc="captions", unit="photo", file=sys.stderr) as bar:
+        cache = chosen_cache(options, "captions")
+        return captioned(inputs, captioner, cache=cache, on_progress=bar.update)
 
 
 def load_photo_tools(options: argparse.Namespace, model: LatentDiffusion) -> PhotoTools:

@@ -20,7 +20,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample
 from fastdigin.tasks.tables import TABLE_SUFFIXES, read_table
 
-TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background")
+TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background", "caption")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class ImageInput:
     for the word of the source. source, target: class names. mask: the user's own foreground mask,
     a file or a tensor (H, W) in [0, 1].
     background: the phrase of the prompt that names the background (for neuron counterfactuals).
-    crop: takes the middle of an image that is not square, which is refused otherwise.
+    crop: takes the middle of an image that is not square, which is refused otherwise. caption: what
+    else the image shows; it is added to the prompt, as far as the text encoder has room for it.
     """
 
     id: str
@@ -42,6 +43,7 @@ class ImageInput:
     mask: Path | Tensor | None = None
     background: str | None = None
     crop: bool = False
+    caption: str | None = None
 
     def fingerprint(self) -> str | None:
         """Tells whether an id still means the same input; None where a file cannot be read."""
@@ -52,8 +54,8 @@ class ImageInput:
             )
         except OSError:
             return None
-        cropped = ("crop",) if self.crop else ()
-        return fingerprint(image, self.prompt, self.source, self.background, mask, *cropped)
+        also = [part for part in ("crop" if self.crop else None, self.caption) if part]
+        return fingerprint(image, self.prompt, self.source, self.background, mask, *also)
 
 
 Images = Iterable[ImageInput | str | Path | Tensor | Image.Image]
@@ -258,7 +260,11 @@ def _embedded(argument: str) -> list[ImageInput]:
     if argument == "embedded:pairs":
         return [
             ImageInput(
-                p.photo.id, p.photo.path, p.prompt, p.source, p.target,
+                p.photo.id,
+                p.photo.path,
+                p.prompt,
+                p.source,
+                p.target,
                 background=p.photo.background,
             )  # fmt: skip
             for p in embedded.pairs()

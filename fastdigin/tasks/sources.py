@@ -18,6 +18,7 @@ from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.editing.segmentation import Segmentation
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.tasks.captions import with_caption
 from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
 from fastdigin.tasks.words import class_word, find_class
 
@@ -83,7 +84,7 @@ def check_photo(
     """Checks one input: the photo and the class of its object.
 
     Without a source class it is what the classifier sees; without a prompt it is PROMPT; the word
-    of the source goes where "{}" stands in it. A source
+    of the source goes where "{}" stands in it, and a caption after it. A source
     given as an index, or with all its synonyms, is called by its first synonym.
     Raises UserError for anything that would fail later.
     """
@@ -92,7 +93,7 @@ def check_photo(
     given = (item.source or "").strip()
     word = class_word(classifier, source) if given.isdecimal() or "," in given else given
     word = word or class_word(classifier, source)
-    prompt = (item.prompt or PROMPT).replace("{}", word)
+    prompt = with_caption(model, (item.prompt or PROMPT).replace("{}", word), item.caption)
     phrase_tokens(model, prompt, word)
     read_mask(item, model.image_size)
     return SourcePhoto(item, prompt, word, item.fingerprint()), source

@@ -3,8 +3,8 @@ import json
 import open_clip
 import pytest
 import torch
+from clip_model import save_model, tiny_config
 from photos import as_tensor, check_transform, photo
-from safetensors.torch import save_file
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -12,22 +12,6 @@ from fastdigin.models.classifier import Classifier
 CLASSES = ("cat", "tench, Tinca tinca", "fire_truck")
 WORDS = ("cat", "tench", "fire truck")
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
-
-
-def tiny_config(**options):
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-    return {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **options}
-
-
-def save_model(folder, preprocess=None, **options):
-    config = tiny_config(**options)
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**config).eval()
-    saved = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(saved))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,52 @@
+"""fastdigin caption: a table of photos with captions, to be corrected and used."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+
+from fastdigin.cache_options import add_cache_options
+from fastdigin.errors import UserError
+
+
+def add_caption_options(parser: argparse.ArgumentParser) -> None:
+    """All but those of the images."""
+    parser.add_argument(
+        "--captions", required=True, metavar="ID",
+        help="an image-to-text model of transformers: a hub id or a folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("captions.csv"), metavar="FILE",
+        help="the table, which is IMAGES for other commands (default captions.csv)",
+    )  # fmt: skip
+    add_cache_options(parser, "captions")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the table and prints it; 1 if a photo has no caption in the end."""
+    from fastdigin.photo_options import with_captions
+    from fastdigin.report.store import write_atomically
+    from fastdigin.tasks.captions import caption_table, needs_caption
+    from fastdigin.tasks.inputs import TABLE_COLUMNS, collect
+
+    if options.out.suffix.lower() != ".csv":
+        raise UserError(f"--out '{options.out}' must end in .csv, as it is a table")
+    inputs = with_captions(options, collect(options.images))
+    rows = caption_table(inputs, options.out.parent)
+    text = io.StringIO(newline="")
+    columns = [name for name in TABLE_COLUMNS if any(name in row for row in rows)]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        content = text.getvalue().encode()
+        write_atomically(options.out, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"--out '{options.out}' cannot be written ({error.strerror})") from None
+    for row in rows:
+        print(json.dumps(row) if options.json else f"{row['id']}: {row.get('caption', '-')}")
+    return 1 if any(map(needs_caption, inputs)) else 0

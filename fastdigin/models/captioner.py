@@ -1,0 +1,131 @@
+"""Image-to-text networks of transformers: captions, and answers where they can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fastdigin.caching import weights_fingerprint
+from fastdigin.errors import UserError
+from fastdigin.models.missing import LOAD_ERRORS, first_sentence, missing_weights
+
+MOST_TOKENS = 30
+"""Of a caption. Stable Diffusion reads 75, and the prompt has words of its own."""
+
+DESCRIBE = "Describe the image in one short sentence."
+
+
+class Captioner:
+    """A frozen network that says what images show, the likeliest word at a time.
+
+    Captions depend on the image alone: images go through one at a time.
+
+    processor: of a model that is asked in a chat (LLaVA, SmolVLM and others); None for models
+        that only caption (BLIP, GIT, ViT-GPT2), which take ``image_processor`` and ``tokenizer``.
+    """
+
+    def __init__(
+        self, network: nn.Module, image_processor: Any, tokenizer: Any, processor: Any = None,
+        name: str = "captioner",
+    ):  # fmt: skip
+        self.network = network.eval().requires_grad_(False)
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.processor, self.name = processor, name
+
+    @classmethod
+    def load(cls, source: str) -> Captioner:
+        """A hub id or a local folder of any image-to-text model, on the CPU in float32.
+
+        Raises UserError where it cannot be had, and for a model of another kind.
+        """
+        from transformers import (
+            AutoImageProcessor,
+            AutoModelForImageTextToText,
+            AutoProcessor,
+            AutoTokenizer,
+        )
+
+        try:
+            # First, because it knows best what is wrong with a model.
+            network = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+            image_processor = AutoImageProcessor.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            processor = AutoProcessor.from_pretrained(source)
+        except (*LOAD_ERRORS, KeyError, TypeError) as error:
+            raise _cannot_load(source, error) from error
+        asked = getattr(processor, "chat_template", None) and hasattr(processor, "image_processor")
+        return cls(network, image_processor, tokenizer, processor if asked else None, source)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def to(self, device: torch.device | str) -> Captioner:
+        """Moves the network, in place; returns self."""
+        self.network.to(device)
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights."""
+        return weights_fingerprint([self.network])
+
+    def captions(self, images: Sequence[Tensor]) -> list[str]:
+        """A sentence for each image (3, H, W) in [0, 1]; empty where the network says nothing."""
+        if self.processor is not None:
+            return self.answers(images, DESCRIBE)
+        return [self._caption(image) for image in images]
+
+    def answers(self, images: Sequence[Tensor], question: str) -> list[str]:
+        """What the network says of each image when it is asked."""
+        assert self.processor is not None, f"{self.name} cannot be asked"
+        return [self._answer(image, question) for image in images]
+
+    @torch.no_grad()
+    def _caption(self, image: Tensor) -> str:
+        inputs = self.image_processor(images=_picture(image), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.device, self.network.dtype)
+        return self._decode(self._generate(pixel_values=pixels)[0])
+
+    @torch.no_grad()
+    def _answer(self, image: Tensor, question: str) -> str:
+        content = [{"type": "image", "image": _picture(image)}, {"type": "text", "text": question}]
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        )  # fmt: skip
+        inputs = inputs.to(self.device, self.network.dtype)
+        tokens = self._generate(**inputs)[0]
+        return self._decode(tokens[inputs["input_ids"].shape[1] :])
+
+    def _generate(self, **inputs: Tensor) -> Tensor:
+        return self.network.generate(
+            **inputs, max_new_tokens=MOST_TOKENS, do_sample=False, num_beams=1
+        )
+
+    def _decode(self, tokens: Tensor) -> str:
+        return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
+
+
+def _picture(image_3hw: Tensor) -> Image.Image:
+    """The processors of transformers take 8 bits."""
+    pixels = (255 * image_3hw).round().clamp(0, 255).byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.cpu().numpy())
+
+
+def _cannot_load(source: str, error: Exception) -> UserError:
+    local = Path(source).expanduser().exists() or source.count("/") != 1
+    files = "config.json, preprocessor_config.json, the tokenizer's files and model.safetensors"
+    if isinstance(error, OSError) and not local:
+        what = f"{files} of {source}"
+        return missing_weights(source, what, f"hf download {source}", error, "captioner")
+    return UserError(
+        f"captioner {source!r} could not be loaded ({first_sentence(error)}): give a hub id or a "
+        f"folder with {files} of an image-to-text model of transformers"
+    )
