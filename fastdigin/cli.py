@@ -85,6 +85,10 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
     task.add_argument("--classes", required=True, type=_list, metavar="A,B")
     task.add_argument("--seeds", type=count, default=1, metavar="N", help="images per class")
     task.add_argument("--objective", choices=("conf", "log_conf", "logits"))
+    task.add_argument("--f-weight", type=float, metavar="W", help="of F's loss beside G's")
+    task.add_argument(
+        "--draws", type=count, metavar="N", help="samples of which the best is the start"
+    )
     _job_options(task, out="disagreements")
 
     task = _command(commands, "neurons", "images that make single neurons fire")

@@ -78,8 +78,8 @@ def disagree(options: Namespace) -> int:
     engine = load_engine(options.model, options.memory, options.slots, options.attention)
     f, g = load_pair(options.f, options.g, options)
     settings = _with_options(dis.default_settings(engine.model), options)
-    if options.objective:
-        settings = replace(settings, objective=options.objective)
+    given = {name: getattr(options, name) for name in ("objective", "f_weight", "draws")}
+    settings = replace(settings, **{name: v for name, v in given.items() if v is not None})
     classes = options.classes[: options.limit]
     part = Part(
         dis.TASK,

@@ -44,7 +44,7 @@ TARGET = "bag" if PHOTO.garment != "bag" else "boot"
 CF = ["counterfactual", "--classifier", "embedded:clean"]
 NCF = ["neuron-counterfactual", "--classifier", "embedded:spurious"]
 NEURONS = ["neurons", "--classifier", "embedded:spurious"]
-DISAGREE = ["disagree", "--f", "embedded:clean", "--g", "embedded:spurious"]
+DISAGREE = ["disagree", "--f", "embedded:clean", "--g", "embedded:spurious", "--draws", "2"]
 
 
 def run(*arguments) -> int:
@@ -173,8 +173,8 @@ def test_source_as_an_index_is_called_by_its_name(tmp_path):
 
 def test_disagree(tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(*DISAGREE, "--classes", "sneaker, 6,bag", "--seeds", 2, "--objective", "log_conf",
-               "--json", "--out", out, *QUICK) == 0  # fmt: skip
+    assert run(*DISAGREE, "--classes", "sneaker, 6,bag", "--seeds", 2, "--objective", "conf",
+               "--f-weight", 1.5, "--json", "--out", out, *QUICK) == 0  # fmt: skip
     written = records(out)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == written
     assert [r["class"] for r in written] == ["sneaker", "sneaker", "bag", "bag"]  # 6 is bag
@@ -183,7 +183,7 @@ def test_disagree(tmp_path, capsys):
     for record in written:
         check_record(record, out)
     settings = json.loads((out / "run.json").read_text())["disagreement"]
-    assert settings["objective"] == "log_conf"
+    assert (settings["objective"], settings["f_weight"], settings["draws"]) == ("conf", 1.5, 2)
     assert (out / "report.html").exists()
 
 

@@ -85,7 +85,7 @@ def quick(monkeypatch):
 
     for module, less in (
         (counterfactual, {"injection_fractions": (0.5,), "null_text_steps": 1}),
-        (disagreement, {}),
+        (disagreement, {"draws": 2}),
         (neurons, {"samples_per_word": 1}),
         (neuron_counterfactual, {"null_text_steps": 1}),
     ):

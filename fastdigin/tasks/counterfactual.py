@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 
-from fastdigin.editing.inversion import InversionSettings, Method
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.engine.engine import Engine
@@ -42,6 +41,7 @@ from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses
 from fastdigin.tasks.search import best_candidates
 from fastdigin.tasks.sources import (
     NO_TOOLS,
+    PhotoSettings,
     PhotoTools,
     Source,
     SourcePhoto,
@@ -57,10 +57,9 @@ CONFIDENCE = "target_confidence"
 
 
 @dataclass(frozen=True)
-class CounterfactualSettings:
+class CounterfactualSettings(PhotoSettings):
     """How counterfactuals are made.
 
-    optimisation: of the engine; its steps and guidance serve inversion as well.
     injection_fractions x blending_fractions: the candidates of the schedule search; the first
         are the fractions of the steps that attend as the source did, the second those whose
         background is taken from the source.
@@ -68,9 +67,6 @@ class CounterfactualSettings:
         near the photo; the paper's hold the background.
     """
 
-    optimisation: Settings = dataclasses.field(default_factory=Settings)
-    inversion_method: Method = "null-text"
-    null_text_steps: int = 10
     injection_fractions: tuple[float, ...] = (0.3, 0.4, 0.5)
     blending_fractions: tuple[float, ...] = (0.0, 0.3)
     objective: Literal["conf", "log_conf", "logits"] = "log_conf"
@@ -87,14 +83,6 @@ class CounterfactualSettings:
             fractions = getattr(self, name)
             if not fractions or not all(0 <= f <= 1 for f in fractions):
                 raise UserError(f"{name} must be some numbers from 0 to 1, got {fractions!r}")
-
-    def inversion(self) -> InversionSettings:
-        return InversionSettings(
-            steps=self.optimisation.steps,
-            guidance_scale=self.optimisation.guidance_scale,
-            null_text_steps=self.null_text_steps,
-            method=self.inversion_method,
-        )
 
 
 # Chosen on the packaged pairs, by eye and by figures. The weights of the paper suit 512 px and hold

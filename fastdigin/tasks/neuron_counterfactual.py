@@ -7,7 +7,6 @@ is kept. For a spurious neuron the background changes: this is what the classifi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdigin.editing.inversion import InversionSettings, Method
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.embedded import BACKGROUNDS
@@ -46,6 +44,7 @@ from fastdigin.tasks.sources import (
     EDGES,
     NO_TOOLS,
     MaskEdge,
+    PhotoSettings,
     PhotoTools,
     Source,
     SourcePhoto,
@@ -60,7 +59,7 @@ SCALING_IMAGES = 1000
 
 
 @dataclass(frozen=True)
-class NeuronCounterfactualSettings:
+class NeuronCounterfactualSettings(PhotoSettings):
     """How neuron counterfactuals are made.
 
     injection_fraction: of the steps that attend as the photo did. blending_fraction: of the
@@ -72,9 +71,6 @@ class NeuronCounterfactualSettings:
     photo; by default its foreground. The neuron looks at the plain image: no crops.
     """
 
-    optimisation: Settings = dataclasses.field(default_factory=Settings)
-    inversion_method: Method = "null-text"
-    null_text_steps: int = 10
     injection_fraction: float = 0.3
     blending_fraction: float = 0.3
     background_words: tuple[str, ...] = ()
@@ -87,14 +83,6 @@ class NeuronCounterfactualSettings:
     def __post_init__(self) -> None:
         if self.mask_edge not in EDGES:
             raise UserError(f"mask_edge must be one of {', '.join(EDGES)}, got {self.mask_edge!r}")
-
-    def inversion(self) -> InversionSettings:
-        return InversionSettings(
-            steps=self.optimisation.steps,
-            guidance_scale=self.optimisation.guidance_scale,
-            null_text_steps=self.null_text_steps,
-            method=self.inversion_method,
-        )
 
 
 # Chosen on photos that no bench uses, by eye and by figures: higher rates please the neuron

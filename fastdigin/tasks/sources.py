@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from fastdigin.editing.attention_record import AttentionRecord, record_attention
-from fastdigin.editing.inversion import Inversion, InversionSettings, invert
+from fastdigin.editing.inversion import Inversion, InversionSettings, Method, invert
 from fastdigin.editing.inversion_cache import InversionCache
 from fastdigin.editing.masks import attention_mask, latent_mask, soften, tighten
 from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.editing.segmentation import Segmentation
+from fastdigin.engine.job import Settings
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.tasks.captions import with_caption
@@ -25,6 +27,26 @@ from fastdigin.tasks.words import class_word, find_class
 PROMPT = "a photo of a {}"
 MaskEdge = Literal["soften", "tighten"]
 EDGES = {"soften": soften, "tighten": tighten}
+
+
+@dataclass(frozen=True)
+class PhotoSettings:
+    """What the tasks that start from a photo have in common.
+
+    optimisation: of the engine; its steps and guidance serve inversion as well.
+    """
+
+    optimisation: Settings = dataclasses.field(default_factory=Settings)
+    inversion_method: Method = "null-text"
+    null_text_steps: int = 10
+
+    def inversion(self) -> InversionSettings:
+        return InversionSettings(
+            steps=self.optimisation.steps,
+            guidance_scale=self.optimisation.guidance_scale,
+            null_text_steps=self.null_text_steps,
+            method=self.inversion_method,
+        )
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,10 @@ def test_errors_come_with_the_call(engine, clean, spurious, own_classifier, quic
         fd.disagreements(engine, clean, own_classifier, "dress", settings=settings)
     with pytest.raises(fd.UserError, match="objective must be one of"):
         fd.DisagreementSettings(objective="loss")
+    with pytest.raises(fd.UserError, match="draws must be at least 1, got 0"):
+        fd.DisagreementSettings(draws=0)
+    with pytest.raises(fd.UserError, match="f_weight must be a positive number, got nan"):
+        fd.DisagreementSettings(f_weight=float("nan"))
     with pytest.raises(fd.UserError, match="must contain {}"):
         fd.DisagreementSettings(prompt="a photo")
     with pytest.raises(fd.UserError, match="tokens"):
