@@ -91,6 +91,18 @@ def _memory_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--one-process", help=SUPPRESS)  # how it calls itself
 
 
+def _scaling_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="(default 3)")
+    parser.add_argument(
+        "--jobs", type=count, default=64, metavar="N",
+        help="counterfactuals of the run whose occupancy is counted (default 64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-occupancy", dest="occupancy", action="store_false",
+        help="without that run, which takes half of the time",
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Bench:
     """help: a sentence for ``fastdigin bench --help``. add_arguments: those it has of its own."""
@@ -102,6 +114,7 @@ class Bench:
 BENCHES = {
     "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),
+    "scaling": Bench("speed by jobs, steps and resolution; occupancy", _scaling_arguments),
     "throughput": Bench("images per minute beside a plain loop", _throughput_arguments),
     "truth": Bench("the embedded model and the four tasks against planted truth", _truth_arguments),
 }

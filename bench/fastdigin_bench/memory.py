@@ -2,11 +2,12 @@
 
     fastdigin bench memory
 
-Three tables: the peak by steps, slots and kept steps, predicted and measured; the plans for a grid
-of budgets, with what they really took; and a count with fake tensors for Stable Diffusion
-(account.py). Measured bytes are those of live tensors
-(engine/live_bytes.py): the model, which lives before, is not among them. Beside them stands the
-resident size of a fresh process, Python, libraries and model included.
+The peak by steps, slots and kept steps, predicted and measured; the plans for a grid of budgets,
+with what they really took; a count with fake tensors for Stable Diffusion (account.py); and the
+figures that have a limit. Measured bytes are those of live tensors (engine/live_bytes.py): the
+model, which lives before, is not among them. state_bytes are the part of the prediction that grows
+with the steps: the variables themselves, one text embedding a step, and their optimiser's moments.
+Beside them stands the resident size of a fresh process, Python, libraries and model included.
 """
 
 from __future__ import annotations
@@ -16,31 +17,32 @@ import resource
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastdigin.commands import load_engine
+from fastdigin.engine.costs import state_bytes
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Settings
 from fastdigin.engine.live_bytes import LiveBytes
 from fastdigin.engine.memory import show_bytes
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
-from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.report.console import table
 from fastdigin_bench import account
 from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
 from fastdigin_bench.plots import lines
+from fastdigin_bench.text_jobs import text_jobs
 
-GRID = [(steps, slots, 0) for steps in (5, 20, 50) for slots in (1, 4, 8)]
-GRID += [(20, slots, kept) for slots in (1, 4, 8) for kept in (5, 20)]
+GRID = [(steps, slots, 0) for slots in (1, 4) for steps in (5, 20, 50)]
+GRID += [(20, 8, 0), (20, 1, 5), (20, 1, 20), (20, 4, 5), (20, 4, 20), (20, 8, 20)]
 BUDGETS = ("32MiB", "128MiB", "256MiB", "512MiB", "1GiB", "4GiB")
 BUDGET_SLOTS = (None, 1, 8)
-PROMPT = "a photo of a red sneaker on grass"
+BUDGET_STEPS = 10
+UPDATES = 1
+
+Row = Mapping[str, Any]
 
 
 def run(options: Namespace) -> int:
@@ -56,7 +58,15 @@ def run(options: Namespace) -> int:
     counted = account.table() if options.account else []
     if counted:
         print(_account_table(counted), "\n", flush=True)
-    results = {"conditions": conditions(), "rows": rows, "budgets": budgets, "account": counted}
+    targets = find_targets(rows, budgets, counted)
+    print(_targets_table(targets), "\n", flush=True)
+    results = {
+        "conditions": conditions(),
+        "rows": rows,
+        "budgets": budgets,
+        "account": counted,
+        "targets": targets,
+    }
     write_json(folder / "memory.json", results)
     _plot(rows, folder / "memory.png")
     print_last_line(results)
@@ -65,9 +75,9 @@ def run(options: Namespace) -> int:
 
 def measured_peak(engine: Engine, classifier: Classifier, steps: int, count: int) -> int:
     """Most bytes of live tensors while ``count`` jobs are updated once."""
-    list(engine.run(_jobs(engine.model, classifier, steps, 1)))  # costs are measured only once
+    list(engine.run(text_jobs(engine.model, classifier, 1, 1, UPDATES)))  # which measures costs
     with LiveBytes() as live:
-        results = list(engine.run(_jobs(engine.model, classifier, steps, count)))
+        results = list(engine.run(text_jobs(engine.model, classifier, steps, count, UPDATES)))
     failed = [r.error for r in results if r.error]
     if failed:
         raise RuntimeError(f"a job of the bench failed: {failed[0]}")
@@ -84,18 +94,19 @@ def _measured_row(model, classifier, steps: int, slots: int, kept: int) -> dict[
         "kept_steps": kept,
         "predicted_bytes": engine.plan.predicted,
         "measured_bytes": peak,
+        "state_bytes": state_bytes(model, slots, steps, model.text_length),
         "resident_bytes": _resident_bytes(steps, slots, kept),
     }
 
 
 def _budget_rows(model, classifier) -> Iterator[dict[str, Any]]:
-    """What is planned for each budget with 20 steps, and what the plan takes."""
+    """What is planned for each budget, and what the plan takes."""
     for budget in BUDGETS:
         for slots in BUDGET_SLOTS:
             engine = Engine(model, memory=budget, slots=slots)
             row = {"budget": budget, "slots_given": slots}
             try:
-                peak = measured_peak(engine, classifier, 20, engine.slots)
+                peak = measured_peak(engine, classifier, BUDGET_STEPS, engine.slots)
             except UserError as error:
                 yield row | {"refused": str(error)}
                 continue
@@ -109,13 +120,38 @@ def _budget_rows(model, classifier) -> Iterator[dict[str, Any]]:
             }
 
 
-def _jobs(model: LatentDiffusion, classifier, steps: int, count: int) -> Iterator[Job]:
-    text = model.encode_prompts([PROMPT, ""])
-    loss = ClassConfidence(classifier, 0, cutouts=Cutouts())
-    for seed in range(count):
-        noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
-        settings = Settings(steps=steps, iterations=1)
-        yield Job(f"{seed}", noise, text[0], text[1], [loss], settings, seed)
+def find_targets(
+    rows: Sequence[Row], budgets: Sequence[Row], counted: Sequence[Row]
+) -> list[dict[str, Any]]:
+    """The figures that have a limit: {"figure", "value", "limit", "met"} each."""
+    unkept = [row for row in rows if row["kept_steps"] == 0]
+    growth = [
+        _beyond_state(longest) / _beyond_state(shortest)
+        for slots in {row["slots"] for row in unkept}
+        if (at := sorted((r for r in unkept if r["slots"] == slots), key=lambda r: r["steps"]))
+        and (shortest := at[0])["steps"] < (longest := at[-1])["steps"]
+    ]
+    run = [row for row in budgets if "refused" not in row]
+    errors = [abs(row["measured_bytes"] / row["predicted_bytes"] - 1) for row in (*rows, *run)]
+    found = [
+        ("growth from the fewest to the most steps, without the slots' state", max(growth), 1.05),
+        ("largest error of a prediction", max(errors), 0.10),
+        ("most of a budget", max(r["measured_bytes"] / r["budget_bytes"] for r in run), 1.0),
+    ]
+    for row in counted:
+        if (row["model"], row["resolution"]) == ("SD 1.4", 512):
+            found += [
+                ("SD 1.4 at 512 px: bytes of one more slot", row["marginal_bytes_per_slot"], 1.5e9),
+                ("SD 1.4 at 512 px: bytes of a kept step", row["saved_bytes_per_step"], 1.0e9),
+            ]
+    return [
+        {"figure": name, "value": round(value, 4), "limit": limit, "met": value <= limit}
+        for name, value, limit in found
+    ]
+
+
+def _beyond_state(row: Row) -> int:
+    return row["measured_bytes"] - row["state_bytes"]
 
 
 def _resident_bytes(steps: int, slots: int, kept: int) -> int:
@@ -129,10 +165,18 @@ def _resident_bytes(steps: int, slots: int, kept: int) -> int:
 def _one_process(steps: int, slots: int, kept: int) -> int:
     model, classifier = load_engine(EMBEDDED).model, Classifier.load("embedded:robust")
     engine = Engine(model, slots=slots, kept_steps=kept)
-    list(engine.run(_jobs(model, classifier, steps, slots)))
+    list(engine.run(text_jobs(model, classifier, steps, slots, UPDATES)))
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print_last_line({"resident_bytes": kibibytes * 2**10})
     return 0
+
+
+def _targets_table(targets: Sequence[Row]) -> str:
+    cells = [
+        [t["figure"], f"{t['value']:.4g}", f"{t['limit']:.4g}", "yes" if t["met"] else "NO"]
+        for t in targets
+    ]
+    return table(["figure", "value", "at most", "met"], cells)
 
 
 def _peaks_table(rows: list[dict[str, Any]]) -> str:

@@ -38,13 +38,21 @@ def predict(
     all alive while losses are taken; a step that is recomputed only after they are gone.
     """
     rows = len(padded(range(slots), copies=2))
-    text = steps * text_length * model.unet.config.cross_attention_dim * 4
-    latents = (steps + 8) * torch.Size(model.latent_shape).numel() * 4
-    state = rows * (_TEXT_COPIES * text + latents) + slots * held_by_job
+    state = state_bytes(model, slots, steps, text_length) + slots * held_by_job
     kept = kept_steps * costs.saved * rows
     recording = (costs.step - costs.saved) * rows if kept_steps else 0
     recomputing = costs.step * rows if kept_steps < steps else 0
     return state + max(kept + max(loss, recording), recomputing)
+
+
+def state_bytes(model: LatentDiffusion, slots: int, steps: int, text_length: int) -> int:
+    """Of the slots' variables, optimisers and best results, and of a batch's latents.
+
+    The only part of an iteration's memory that grows with the number of steps.
+    """
+    text = steps * text_length * model.text_width * 4
+    latents = (steps + 8) * torch.Size(model.latent_shape).numel() * 4
+    return len(padded(range(slots), copies=2)) * (_TEXT_COPIES * text + latents)
 
 
 def measure_costs(model: LatentDiffusion, guided: bool, text_length: int) -> Costs:

@@ -1,0 +1,29 @@
+"""Jobs that need no photo, for benches of the engine alone."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdigin.engine.job import Job, Settings
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import ClassConfidence, Cutouts
+
+PROMPT = "a photo of a red sneaker on grass"
+
+
+def text_jobs(
+    model: LatentDiffusion, classifier: Classifier, steps: int, count: int, updates: int
+) -> list[Job]:
+    """``count`` jobs from noise, each with the loss of a counterfactual's target."""
+    conditioning, null_text = model.encode_prompts([PROMPT, ""])
+    loss = ClassConfidence(classifier, 0, cutouts=Cutouts())
+    settings = Settings(steps=steps, iterations=updates)
+    noises = [
+        torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
+        for seed in range(count)
+    ]
+    return [
+        Job(f"{seed}", noise, conditioning, null_text, [loss], settings, seed)
+        for seed, noise in enumerate(noises)
+    ]
