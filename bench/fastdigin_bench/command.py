@@ -53,10 +53,17 @@ def _truth_arguments(parser: ArgumentParser) -> None:
 
 def _throughput_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", type=count, default=16, metavar="N", help="photos (default 16)")
-    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="(default 3)")
+    parser.add_argument(
+        "--rounds", type=count, default=2, metavar="N",
+        help="shares of the jobs that the engine does in turns with the plain loop (default 2)",
+    )  # fmt: skip
     parser.add_argument(
         "--process-repeats", type=int, default=1, metavar="N",
         help="of the plain loop in two processes of one thread (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cause-repeats", type=int, default=2, metavar="N",
+        help="of the engine without each of its ideas; 0 leaves that out (default 2)",
     )  # fmt: skip
     parser.add_argument("--iterations", type=count, metavar="N", help="fewer, for a quick look")
     parser.add_argument("--slots", type=count, metavar="S", help="(default: planned)")

@@ -3,10 +3,11 @@
     fastdigin bench throughput
 
 Both sides get the same photos, classifier and settings, and do all of the work: inversion, schedule
-search, optimisation. Before anything is timed the first gradients of a job must agree; before a
-ratio is printed the final losses must. The runs are interleaved: one of the engine over all jobs,
-some photos of the plain loop, and so on; the ratio is that of the medians, its range that of the
-extremes. The plain loop has no batch to fill, so some of the photos stand for all.
+search, optimisation. Before a ratio is printed the first gradients of a job must agree, and then
+the final losses. The runs are interleaved: a share of the jobs by the engine, a photo by the plain
+loop, and so on. Seconds are those of an image; the ratio is that of the medians, its range that of
+the extremes. The plain loop has no batch to fill and takes as long for every photo, so the few that
+it is timed on (``plain_images``) stand for all. Last, what each idea is worth (causes.py).
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from fastdigin.commands import load_engine
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
-from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_backward, unrolled_forward
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
@@ -36,166 +34,191 @@ from fastdigin.tasks import counterfactual as cf
 from fastdigin.tasks.inputs import ImageInput, collect
 from fastdigin_bench import plain_photo
 from fastdigin_bench.agreement import TOLERANCE, gradient_errors
-from fastdigin_bench.counters import FlopCounter
+from fastdigin_bench.causes import Cause, find_causes
+from fastdigin_bench.equivalents import forward_equivalents
 from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
 from fastdigin_bench.plain_model import PlainModel
+from fastdigin_bench.text_jobs import text_jobs
 
 CLASSIFIER = "embedded:robust"
 LOSS_TOLERANCE = 1.02
 """The engine's mean final loss may be this much above the plain loop's: Adam amplifies rounding."""
 
+ENGINE, SINGLE, PLAIN = "engine", "engine, a single job", "plain loop"
+TWO = "plain loop, two processes of one thread"
+
 
 @dataclass(frozen=True)
-class Timing:
-    """seconds: of each repeat, for ``images`` images."""
+class Sides:
+    """What both sides work with. plain: the same networks as the engine's."""
 
-    images: int
-    seconds: Sequence[float]
+    engine: Engine
+    plain: PlainModel
+    classifier: Classifier
+    settings: cf.CounterfactualSettings
 
-    @property
-    def per_minute(self) -> float:
-        return 60 * self.images / statistics.median(self.seconds)
+
+@dataclass
+class Timings:
+    """seconds: an image, of each run, by who made it. losses: smallest totals, by job id."""
+
+    seconds: dict[str, list[float]]
+    losses: dict[str, dict[str, float]]
+
+    def per_minute(self, name: str) -> float:
+        return 60 / statistics.median(self.seconds[name])
 
 
 def run(options: Namespace) -> int:
-    """Prints the table and the last line. UserError where the two sides do not agree."""
+    """Prints the tables and the last line. UserError where the two sides do not agree."""
     if options.one_process is not None:
         return _one_process(options)
     file = results_folder(options.results) / "throughput.json"
-    engine, classifier = load_engine(EMBEDDED, options.memory, options.slots), _classifier()
-    plain = PlainModel(engine.model)
+    engine = load_engine(EMBEDDED, options.memory, options.slots)
+    sides = Sides(engine, PlainModel(engine.model), load_classifier(), _settings(options))
     items = collect(["embedded:pairs"], options.jobs)
-    names, settings = cf.job_ids(items, classifier), _settings(options)
     _say(f"{len(items)} jobs in {min(engine.slots, len(items))} slots")
+    list(engine.run(text_jobs(engine.model, sides.classifier, 2, 1, 1)))  # chooses and plans once
 
-    agreement = max(
-        gradient_errors(engine, plain, _job(engine, items[0], classifier, settings)).values()
-    )
-    if agreement > TOLERANCE:
-        raise UserError(
-            f"the first gradients differ by {agreement:.1e}, more than {TOLERANCE}: "
-            "speeds of different computations are not compared"
-        )
-    _say(f"first gradients agree to {agreement:.1e}")
-
-    engine_seconds, single_seconds, plain_seconds = [], [], []
-    engine_losses: dict[str, float] = {}
-    plain_losses: dict[str, float] = {}
-    for repeat in range(options.repeats):
-        seconds, engine_losses = _time_engine(engine, items, classifier, settings)
-        engine_seconds.append(seconds)
-        _say(f"engine: {60 * len(items) / seconds:.2f} images a minute")
-        seconds, _ = _time_engine(engine, items[:1], classifier, settings)
-        single_seconds.append(seconds)
-        item = items[repeat % len(items)]
-        start = time.perf_counter()
-        found = plain_photo.counterfactual(plain, item, classifier, settings)
-        plain_seconds.append(time.perf_counter() - start)
-        plain_losses[names[repeat % len(items)]] = _best(found.result.history)
-        _say(f"plain loop: {60 / plain_seconds[-1]:.2f} images a minute")
-    two_seconds = [_two_processes(options) for _ in range(options.process_repeats)]
-
-    loss_ratio = statistics.mean(engine_losses[id] for id in plain_losses) / statistics.mean(
-        plain_losses.values()
-    )
-    if loss_ratio > LOSS_TOLERANCE:
-        raise UserError(
-            f"the engine's mean final loss is {loss_ratio:.3f} of the plain loop's: "
-            "a speed-up for worse results is not reported"
-        )
-    timings = {
-        "engine": Timing(len(items), engine_seconds),
-        "engine, a single job": Timing(1, single_seconds),
-        "plain loop": Timing(1, plain_seconds),
-    }
-    if two_seconds:
-        timings["plain loop, two processes of one thread"] = Timing(2, two_seconds)
-    results = _results(engine, timings, agreement, loss_ratio) | {
+    timings, jobs, agreement = time_rounds(sides, items, options.rounds)
+    occupancy, plan = engine.occupancy, str(engine.plan)
+    time_engine(sides, items[:1], timings, SINGLE)
+    for _ in range(options.process_repeats):
+        timings.seconds.setdefault(TWO, []).append(_two_processes(options) / 2)
+    loss_ratio = _loss_ratio(timings)
+    results = {
+        "conditions": conditions() | {"plan": plan},
         "jobs": len(items),
-        "forward_equivalents_per_step": forward_equivalents(
-            engine, [_job(engine, item, classifier, settings) for item in items[: engine.slots]]
-        ),
+        **_figures(timings),
+        "gradient_agreement": agreement,
+        "final_loss_ratio": round(loss_ratio, 4),
+        "forward_equivalents_per_step": forward_equivalents(engine, jobs[:2]),
+        "slot_occupancy": round(occupancy, 3),
+        "recompiles": 0,
     }
-    print(_table(timings))
-    results = {"conditions": conditions() | {"plan": str(engine.plan)}, **results}
+    print(_table(timings), "\n", flush=True)
+    if options.cause_repeats:
+        one_update = [replace(j, settings=replace(j.settings, iterations=1)) for j in jobs]
+        causes, outside = find_causes(
+            engine.model, sides.classifier, one_update, engine.slots, options.cause_repeats
+        )
+        print(_causes_table(causes), "\n", flush=True)
+        results |= {
+            "causes": {name: _rounded(asdict(cause)) for name, cause in causes.items()},
+            "outside_networks": round(outside, 4),
+        }
     write_json(file, results)
     print_last_line(results)
     return 0
 
 
-def forward_equivalents(engine: Engine, jobs: Sequence[Job]) -> dict[str, float]:
-    """An iteration's arithmetic in convolutions and linear layers, over that of T forwards.
+def time_rounds(
+    sides: Sides, items: Sequence[ImageInput], rounds: int
+) -> tuple[Timings, list[Job], float]:
+    """Both sides in turns: (timings, the engine's jobs of the first round, gradients' error).
 
-    Counted, not timed, with no step kept and with all: forward and input gradient are 2.0.
+    UserError if the first gradients do not agree.
     """
-    model, steps = engine.model, BatchSteps(engine.model, jobs, engine.model.state_dtype)
-    z = torch.stack([job.latents for job in jobs])
-    per_step = (len(steps), -1, -1)
-    cond = torch.stack([job.conditioning.expand(per_step) for job in jobs])
-    null = torch.stack([job.null_text.expand(per_step) for job in jobs])
-    with FlopCounter() as once, torch.no_grad():
-        guided_step(model, z, cond[:, -1], null[:, -1], steps[-1])
-    found = {}
-    for name, kept_steps in (("recomputed", 0), ("kept", len(steps))):
-        with FlopCounter() as counter:
-            run = unrolled_forward(StepFunctions(model), z, cond, null, steps, 1, kept_steps)
-            unrolled_backward(
-                StepFunctions(model), run.inputs, cond, null, steps, [z], kept=run.kept
-            )
-        total = counter.flops["convolution"] + counter.flops["linear"]
-        forward = once.flops["convolution"] + once.flops["linear"]
-        found[name] = round(total / (forward * len(steps)), 3)
-    return found
+    timings = Timings({ENGINE: [], SINGLE: [], PLAIN: []}, {ENGINE: {}, PLAIN: {}})
+    first: list[Job] = []
+    size = -(-len(items) // rounds)
+    for start in range(0, len(items), size):
+        share = items[start : start + size]
+        jobs = time_engine(sides, share, timings, ENGINE)
+        if not first:
+            first = jobs
+            agreement = max(gradient_errors(sides.engine, sides.plain, first[0]).values())
+            if agreement > TOLERANCE:
+                raise UserError(
+                    f"the first gradients differ by {agreement:.1e}, more than {TOLERANCE}: "
+                    "speeds of different computations are not compared"
+                )
+            _say(f"first gradients agree to {agreement:.1e}")
+        began = time.perf_counter()
+        found = plain_photo.counterfactual(sides.plain, share[0], sides.classifier, sides.settings)
+        timings.seconds[PLAIN].append(time.perf_counter() - began)
+        (id,) = cf.job_ids(share[:1], sides.classifier)
+        timings.losses[PLAIN][id] = _best(found.result.history)
+        _say(f"plain loop: {timings.seconds[PLAIN][-1]:.1f} s an image")
+    return timings, first, agreement
 
 
-def _results(engine: Engine, timings, agreement: float, loss_ratio: float) -> dict:
-    fast, slow = timings["engine"], timings["plain loop"]
-    ratio = fast.per_minute / slow.per_minute
-    per_image = [s / fast.images for s in fast.seconds]
-    results = {
-        "engine_images_per_min": round(fast.per_minute, 3),
-        "plain_images_per_min": round(slow.per_minute, 3),
-        "ratio": round(ratio, 2),
-        "ratio_low": round(min(slow.seconds) / max(per_image), 2),
-        "ratio_high": round(max(slow.seconds) / min(per_image), 2),
-        "single_job_ratio": round(timings["engine, a single job"].per_minute / slow.per_minute, 2),
-        "gradient_agreement": agreement,
-        "final_loss_ratio": round(loss_ratio, 4),
-        "slot_occupancy": round(engine.occupancy, 3),
-        "seconds": {name: [round(s, 2) for s in t.seconds] for name, t in timings.items()},
+def time_engine(
+    sides: Sides, items: Sequence[ImageInput], timings: Timings, name: str
+) -> list[Job]:
+    """Times whole counterfactuals; the jobs that were optimised."""
+    began = time.perf_counter()
+    found = list(cf.counterfactuals(sides.engine, items, sides.classifier, settings=sides.settings))
+    seconds = time.perf_counter() - began
+    failed = [each.record["error"] for each in found if each.status != "done"]
+    if failed:
+        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+    timings.seconds[name].append(seconds / len(items))
+    if name == ENGINE:
+        timings.losses[name] |= {each.id: _best(each.result.history) for each in found}
+    _say(f"{name}: {timings.seconds[name][-1]:.1f} s an image")
+    return [each.result.job for each in found]
+
+
+def _loss_ratio(timings: Timings) -> float:
+    """Of the mean final losses on the plain loop's photos. UserError if the engine's is worse."""
+    plain = timings.losses[PLAIN]
+    ratio = statistics.mean(timings.losses[ENGINE][id] for id in plain) / statistics.mean(
+        plain.values()
+    )
+    if ratio > LOSS_TOLERANCE:
+        raise UserError(
+            f"the engine's mean final loss is {ratio:.3f} of the plain loop's: "
+            "a speed-up for worse results is not reported"
+        )
+    return ratio
+
+
+def _figures(timings: Timings) -> dict[str, Any]:
+    fast, slow = timings.seconds[ENGINE], timings.seconds[PLAIN]
+    engine = timings.per_minute(ENGINE)
+    figures = {
+        "plain_images": len(slow),
+        "engine_images_per_min": engine,
+        "plain_images_per_min": timings.per_minute(PLAIN),
+        "ratio": engine / timings.per_minute(PLAIN),
+        "ratio_low": min(slow) / max(fast),
+        "ratio_high": max(slow) / min(fast),
+        "single_job_ratio": timings.per_minute(SINGLE) / timings.per_minute(PLAIN),
     }
-    two = timings.get("plain loop, two processes of one thread")
-    if two is not None:
-        results["two_process_ratio"] = round(fast.per_minute / two.per_minute, 2)
-    return results
+    if TWO in timings.seconds:
+        figures["two_process_ratio"] = engine / timings.per_minute(TWO)
+    seconds = {name: [round(s, 2) for s in each] for name, each in timings.seconds.items()}
+    return _rounded(figures) | {"seconds_per_image": seconds}
 
 
-def _table(timings: dict[str, Timing]) -> str:
-    base = timings["plain loop"].per_minute
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def _table(timings: Timings) -> str:
     rows = [
-        [name, f"{t.per_minute:.2f}", f"{t.per_minute / base:.1f}x", str(len(t.seconds))]
-        for name, t in timings.items()
+        [
+            name,
+            f"{timings.per_minute(name):.2f}",
+            f"{timings.per_minute(name) / timings.per_minute(PLAIN):.1f}x",
+            " ".join(f"{each:.1f}" for each in seconds),
+        ]
+        for name, seconds in timings.seconds.items()
     ]
-    return table(["", "images/min", "of the plain loop", "runs"], rows)
+    return table(["", "images/min", "of the plain loop", "seconds an image, by run"], rows)
 
 
-def _time_engine(engine, items, classifier, settings) -> tuple[float, dict[str, float]]:
-    """(seconds, job id -> smallest total loss) of whole counterfactuals."""
-    start = time.perf_counter()
-    found = list(cf.counterfactuals(engine, items, classifier, settings=settings))
-    seconds = time.perf_counter() - start
-    return seconds, {each.id: _best(each.result.history) for each in found}
+def _causes_table(causes: Mapping[str, Cause]) -> str:
+    rows = [
+        [name, f"{cause.factor:.2f}x", f"{cause.low:.2f} to {cause.high:.2f}"]
+        for name, cause in causes.items()
+    ]
+    return table(["the engine without", "takes", "range"], rows)
 
 
 def _best(history) -> float:
     return min(row["total"] for row in history)
-
-
-def _job(engine: Engine, item: ImageInput, classifier, settings) -> Job:
-    """The very job that the task optimises for a photo."""
-    evaluated = replace(settings, optimisation=replace(settings.optimisation, iterations=0))
-    (found,) = cf.counterfactuals(engine, [item], classifier, settings=evaluated)
-    return replace(found.result.job, settings=settings.optimisation)
 
 
 def _settings(options: Namespace) -> cf.CounterfactualSettings:
@@ -208,12 +231,12 @@ def _settings(options: Namespace) -> cf.CounterfactualSettings:
     )
 
 
-def _classifier() -> Classifier:
+def load_classifier() -> Classifier:
     return Classifier.load(CLASSIFIER)
 
 
 def _two_processes(options: Namespace) -> float:
-    """Seconds of two processes side by side, each with one thread and one photo of its own."""
+    """Seconds until two processes, of one thread each, have made one photo each."""
     command = [sys.executable, "-m", "fastdigin.cli", "bench", "throughput"]
     if options.iterations is not None:
         command += ["--iterations", str(options.iterations)]
@@ -233,7 +256,7 @@ def _one_process(options: Namespace) -> int:
     item = collect(["embedded:pairs"], options.one_process + 1)[-1]
     plain = PlainModel(load_engine(EMBEDDED, slots=1).model)
     start = time.perf_counter()
-    plain_photo.counterfactual(plain, item, _classifier(), _settings(options))
+    plain_photo.counterfactual(plain, item, load_classifier(), _settings(options))
     print_last_line({"seconds": time.perf_counter() - start})
     return 0
 

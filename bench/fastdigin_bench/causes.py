@@ -1,0 +1,166 @@
+"""Where the engine's speed comes from: its time without each idea, over its time with all of them.
+
+Each variant takes one update and one evaluation of the same edited jobs, the variants in turns. The
+factors need not multiply to the whole ratio: the ideas help each other (without recomputing, there
+is more for a kernel to win), and the plain loop also lacks things that no variant takes out, such
+as inversion in batches.
+
+    batching                 one job after the other
+    no recompute             no step keeps its graph
+    injection without maps   cross-attention writes its maps out, in all steps
+    shared decode            one more decode for the picture of the history
+    kernels                  PyTorch's own attention, group norm, SiLU and GEGLU
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from fastdigin.engine.decoding import decode_one
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job
+from fastdigin.models.attention import install_processors
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin_kernels import fused
+
+WHOLE, NETWORKS = "whole", "networks"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """How many times slower the engine is without an idea; low and high are of the extremes."""
+
+    factor: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """engine: what runs the jobs. changed: holds while it does."""
+
+    engine: Engine
+    changed: Callable[[], AbstractContextManager] = nullcontext
+
+
+def find_causes(
+    model: LatentDiffusion, classifier: Classifier, jobs: Sequence[Job], slots: int, repeats: int
+) -> tuple[dict[str, Cause], float]:
+    """What each idea is worth, and the share of time spent outside of networks and decoder.
+
+    That share is the time of a run whose U-Net, decoder and classifier are a few element-wise
+    operations, whose time it includes, over that of the whole engine.
+    """
+    seconds = time_variants(
+        variants(model, classifier, slots, jobs[0].settings.steps), jobs, repeats
+    )
+    whole = seconds.pop(WHOLE)
+    outside = statistics.median(seconds.pop(NETWORKS)) / statistics.median(whole)
+    causes = {
+        name: Cause(
+            statistics.median(without) / statistics.median(whole),
+            min(without) / max(whole),
+            max(without) / min(whole),
+        )
+        for name, without in seconds.items()
+    }
+    return causes, outside
+
+
+def variants(
+    model: LatentDiffusion, classifier: Classifier, slots: int, steps: int
+) -> dict[str, Variant]:
+    """The whole engine, and the engine without each idea."""
+    whole = Engine(model, slots=slots, kept_steps=steps)
+    return {
+        WHOLE: Variant(whole),
+        "batching": Variant(Engine(model, slots=1, kept_steps=steps)),
+        "no recompute": Variant(Engine(model, slots=slots, kept_steps=0)),
+        "injection without maps": Variant(whole, lambda: written_maps(model)),
+        "shared decode": Variant(SeparateDecode(model, slots=slots, kept_steps=steps)),
+        "kernels": Variant(whole, lambda: pytorch_kernels(model)),
+        NETWORKS: Variant(whole, lambda: no_networks(model, classifier)),
+    }
+
+
+def time_variants(
+    variants: dict[str, Variant], jobs: Sequence[Job], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each repeat, after an evaluation of one job that nobody times."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats):
+        for name, variant in variants.items():
+            with variant.changed():
+                if repeat == 0:
+                    variant.engine.evaluate(jobs[:1])
+                start = time.perf_counter()
+                failed = [r.error for r in variant.engine.run(jobs) if r.error]
+                found[name].append(time.perf_counter() - start)
+            if failed:
+                raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+            print(f"{name}: {found[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return found
+
+
+class SeparateDecode(Engine):
+    """Decodes the last x0 once more for the history, as the plain loop does."""
+
+    def _losses(self, slot, x0s: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            decode_one(self.model, x0s[-1])
+        return super()._losses(slot, x0s)
+
+
+@contextmanager
+def written_maps(model: LatentDiffusion) -> Iterator[None]:
+    """Cross-attention by the reference, which writes the map of every head out."""
+    cross = [p for p in model.unet.attn_processors.values() if p.is_cross]
+    for processor in cross:
+        processor.impl = "reference"
+    try:
+        yield
+    finally:
+        for processor in cross:
+            processor.impl = model.attention
+
+
+@contextmanager
+def pytorch_kernels(model: LatentDiffusion) -> Iterator[None]:
+    install_processors(model.unet, "sdpa")
+    try:
+        with patch.object(fused, "choose", lambda impl, x: "torch"):
+            yield
+    finally:
+        install_processors(model.unet, model.attention)
+
+
+@contextmanager
+def no_networks(model: LatentDiffusion, classifier: Classifier) -> Iterator[None]:
+    """U-Net, decoder and classifier cost next to nothing; shapes and gradients are as before."""
+    pixels = model.image_size // model.latent_shape[-1]
+
+    def predict(z_bchw: Tensor, t_b: Tensor, context_bld: Tensor, *others) -> Tensor:
+        return 0.5 * z_bchw + context_bld.mean(dim=(1, 2))[:, None, None, None]
+
+    def decode(z_bchw: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(z_bchw[:, :3], scale_factor=pixels).sigmoid()
+
+    def logits(images_bchw: Tensor, *, prepared: bool = False) -> Tensor:
+        return images_bchw.flatten(1)[:, : len(classifier.classes)]
+
+    with (
+        patch.object(model, "predict", predict),
+        patch.object(model, "decode", decode),
+        patch.object(classifier, "logits", logits),
+    ):
+        yield

@@ -1,0 +1,38 @@
+"""How much arithmetic an iteration takes, in forwards of the U-Net; counted, not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fastdigin.engine.batch import BatchSteps
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job
+from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_backward, unrolled_forward
+from fastdigin_bench.counters import FlopCounter
+
+
+def forward_equivalents(engine: Engine, jobs: Sequence[Job]) -> dict[str, float]:
+    """An iteration's arithmetic in convolutions and linear layers, over that of T forwards.
+
+    Counted, not timed, with no step kept and with all: forward and input gradient are 2.0.
+    """
+    model, steps = engine.model, BatchSteps(engine.model, jobs, engine.model.state_dtype)
+    z = torch.stack([job.latents for job in jobs])
+    per_step = (len(steps), -1, -1)
+    cond = torch.stack([job.conditioning.expand(per_step) for job in jobs])
+    null = torch.stack([job.null_text.expand(per_step) for job in jobs])
+    with FlopCounter() as once, torch.no_grad():
+        guided_step(model, z, cond[:, -1], null[:, -1], steps[-1])
+    found = {}
+    for name, kept_steps in (("recomputed", 0), ("kept", len(steps))):
+        with FlopCounter() as counter:
+            run = unrolled_forward(StepFunctions(model), z, cond, null, steps, 1, kept_steps)
+            unrolled_backward(
+                StepFunctions(model), run.inputs, cond, null, steps, [z], kept=run.kept
+            )
+        total = counter.flops["convolution"] + counter.flops["linear"]
+        forward = once.flops["convolution"] + once.flops["linear"]
+        found[name] = round(total / (forward * len(steps)), 3)
+    return found
