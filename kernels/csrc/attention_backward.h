@@ -24,7 +24,7 @@ struct BackwardScratch {
 
   BackwardScratch(const AttentionBackward& a, float* start) {
     const Index d = a.size.head_size, width = round_up(d, kLanes);
-    const Index tile = keys_per_tile(a.size.keys, d);
+    const Index tile = keys_per_tile(a.size.keys);
     float* next = start;
     const auto take = [&next](Index floats) {
       float* part = next;
@@ -53,23 +53,29 @@ std::size_t attention_backward_scratch(const AttentionBackward& a) {
   return reinterpret_cast<std::size_t>(BackwardScratch(a, start).end);
 }
 
-// pt and dst of one strip and one tile of keys: the map P = exp(score - lse), and dP = dO V^T.
+// pt and dst of one strip and one tile of keys: the map P = exp(score - lse); and dP = dO V^T or, with
+// delta known, the gradient P (dP - delta) of the scaled scores.
 inline void map_and_its_gradient(const float* k, const float* v, Index rows, Index d,
-                                 const BackwardScratch& m, Index strip, bool gradient) {
+                                 const BackwardScratch& m, Index strip, Index queries,
+                                 bool gradient, bool delta_known) {
   const Index column = strip * kStrip;
-  float* p = m.pt + column;
-  scores(k, d, rows, d, m.qt + strip * d * kStrip, p, kBackwardQueries);
-  for (int half = 0; half < 2; ++half) {
-    const Vec lse = load(m.lse + column + half * kLanes);
-    for (Index j = 0; j < rows; ++j) {
-      float* s = p + j * kBackwardQueries + half * kLanes;
-      store(s, exp2(load(s) - lse));
-    }
+  float *p = m.pt + column, *ds = m.dst + column;
+  const Vec lse[2] = {load(m.lse + column), load(m.lse + column + kLanes)};
+  scores(k, d, rows, d, m.qt + column * d, queries, [&](Index j, int half, Vec s) {
+    store(p + j * kBackwardQueries + half * kLanes, exp2(s - lse[half]));
+  });
+  if (!gradient) return;
+  if (!delta_known) {
+    scores(v, d, rows, d, m.grad_t + column * d, queries, [&](Index j, int half, Vec s) {
+      store(ds + j * kBackwardQueries + half * kLanes, s);
+    });
+    return;
   }
-  if (gradient) {
-    scores(v, d, rows, d, m.grad_t + strip * d * kStrip, m.dst + column,
-           kBackwardQueries);
-  }
+  const Vec delta[2] = {load(m.delta + column), load(m.delta + column + kLanes)};
+  scores(v, d, rows, d, m.grad_t + column * d, queries, [&](Index j, int half, Vec s) {
+    const Index at = j * kBackwardQueries + half * kLanes;
+    store(ds + at, load(p + at) * (s - delta[half]));
+  });
 }
 
 // delta += the sum over keys of P dP, for the queries of one strip.
@@ -115,22 +121,34 @@ inline void read_block(const AttentionBackward& a, Index bh, Index start, Index 
   if (a.dv.data != nullptr) copy_rows(grad, a.grad.row_stride, count, d, m.grad_rows, width);
   std::memset(m.lse, 0, sizeof(float) * kBackwardQueries);
   std::memset(m.delta, 0, sizeof(float) * kBackwardQueries);
-  std::memset(m.dqt, 0, sizeof(float) * d * kBackwardQueries);
   const float* lse = a.lse_bhn + bh * a.size.queries + start;
   for (Index i = 0; i < count; ++i) m.lse[i] = kLog2e * lse[i];
 }
 
 // delta = the sum over the head of dO O, which is also that over the keys of P dP.
 inline void delta_from_output(const AttentionBackward& a, Index bh, Index start, Index count,
-                              const BackwardScratch& m) {
-  const Index d = a.size.head_size;
-  const float* out =
-      head(a.out, bh / a.size.heads, bh % a.size.heads) + start * a.out.row_stride;
-  for (Index i = 0; i < count; ++i) {
-    const float* grad = m.grad_t + i / kStrip * d * kStrip + i % kStrip;
-    float sum = 0;
-    for (Index c = 0; c < d; ++c) sum += grad[c * kStrip] * out[i * a.out.row_stride + c];
-    m.delta[i] = sum;
+                              float factor_of_sample, const BackwardScratch& m) {
+  const Index d = a.size.head_size, b = bh / a.size.heads, h = bh % a.size.heads;
+  const float* grad = head(a.grad, b, h) + start * a.grad.row_stride;
+  const float* out = head(a.out, b, h) + start * a.out.row_stride;
+  for (Index i = 0; i < count; i += kLanes) {
+    Vec square[kLanes] = {};
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; ++r) {
+      if (i + r >= count) break;
+      const float* x = grad + (i + r) * a.grad.row_stride;
+      const float* y = out + (i + r) * a.out.row_stride;
+      for (Index c = 0; c < d; c += kLanes) {
+        square[r] += load_partial(x + c, d - c) * load_partial(y + c, d - c);
+      }
+    }
+    transpose(square);
+#pragma GCC unroll 4
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+#pragma GCC unroll 8
+      for (int r = 0; r < step; ++r) square[r] += square[r + step];
+    }
+    store(m.delta + i, splat(factor_of_sample) * square[0]);
   }
 }
 
@@ -151,7 +169,7 @@ inline void write_rows(const float* y, Index width, Index rows, Index d, float f
 
 void attention_backward(const AttentionBackward& a, Index bh, float* scratch) {
   const Index n = a.size.queries, keys = a.size.keys, d = a.size.head_size;
-  const Index width = round_up(d, kLanes), tile = keys_per_tile(keys, d);
+  const Index width = round_up(d, kLanes), tile = keys_per_tile(keys);
   const Index b = bh / a.size.heads, h = bh % a.size.heads;
   const float factor_of_sample = a.factor_b == nullptr ? 1.0f : a.factor_b[b];
   if (factor_of_sample == 0) {
@@ -166,6 +184,7 @@ void attention_backward(const AttentionBackward& a, Index bh, float* scratch) {
   copy_rows(head(a.v, b, h), a.v.row_stride, keys, d, m.v_rows, d);
   const bool want_dq = a.dq.data != nullptr, want_dk = a.dk.data != nullptr;
   const bool gradient = want_dq || want_dk;
+  const Vec ones[2] = {splat(1.0f), splat(1.0f)};
   if (want_dk) std::memset(m.dk, 0, sizeof(float) * keys * width);
   if (a.dv.data != nullptr) std::memset(m.dv, 0, sizeof(float) * keys * width);
 
@@ -176,12 +195,13 @@ void attention_backward(const AttentionBackward& a, Index bh, float* scratch) {
     const bool one_tile = tile == keys;
     if (gradient && !one_tile) {
       if (a.out.data != nullptr) {
-        delta_from_output(a, bh, start, count, m);
+        delta_from_output(a, bh, start, count, factor_of_sample, m);
       } else {
         for (Index j = 0; j < keys; j += tile) {
           const Index rows = min_of(keys - j, tile);
           for (Index s = 0; s < strips; ++s) {
-            map_and_its_gradient(m.k_rows + j * d, m.v_rows + j * d, rows, d, m, s, true);
+            map_and_its_gradient(m.k_rows + j * d, m.v_rows + j * d, rows, d, m, s,
+                                 count - s * kStrip, true, false);
             add_delta(rows, m, s);
           }
         }
@@ -191,13 +211,15 @@ void attention_backward(const AttentionBackward& a, Index bh, float* scratch) {
       const Index rows = min_of(keys - j, tile);
       const float *k_tile = m.k_rows + j * d, *v_tile = m.v_rows + j * d;
       for (Index s = 0; s < strips; ++s) {
-        map_and_its_gradient(k_tile, v_tile, rows, d, m, s, gradient);
-        if (!gradient) continue;
-        if (one_tile) add_delta(rows, m, s);
-        score_gradient(rows, m, s);
+        const Index queries = count - s * kStrip;
+        map_and_its_gradient(k_tile, v_tile, rows, d, m, s, queries, gradient, !one_tile);
+        if (gradient && one_tile) {
+          add_delta(rows, m, s);
+          score_gradient(rows, m, s);
+        }
         if (want_dq) {
-          add_weighted(k_tile, d, rows, d, m.dst + s * kStrip, kBackwardQueries,
-                       m.dqt + s * d * kStrip);
+          add_weighted(k_tile, d, rows, d, m.dst + s * kStrip, kBackwardQueries, queries,
+                       j > 0 ? ones : nullptr, m.dqt + s * d * kStrip);
         }
       }
       if (a.dv.data != nullptr) {

@@ -41,50 +41,57 @@ inline void call_with(int rows, Product&& product) {
   }
 }
 
-template <int R>
-inline void scores_rows(const float* x, Index x_stride, Index depth, const float* qt, float* st,
-                        Index st_stride) {
-  Vec sum[R][2] = {};
+// finish(r, halves) takes the R rows, H vectors each.
+template <int R, int H, class Finish>
+inline void scores_rows(const float* x, Index x_stride, Index depth, const float* qt,
+                        Finish&& finish) {
+  Vec sum[R][H] = {};
 #pragma GCC unroll 4
   for (Index k = 0; k < depth; ++k) {
-    const Vec q0 = load(qt + k * kStrip), q1 = load(qt + k * kStrip + kLanes);
+    Vec q[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) q[h] = load(qt + k * kStrip + h * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec key = splat(x[r * x_stride + k]);
-      sum[r][0] += key * q0;
-      sum[r][1] += key * q1;
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) sum[r][h] += key * q[h];
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    store(st + r * st_stride, sum[r][0]);
-    store(st + r * st_stride + kLanes, sum[r][1]);
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) finish(r, h, sum[r][h]);
   }
 }
 
-template <int R>
+template <int R, int H>
 inline void weighted_columns(const float* x, Index x_stride, Index rows, const float* pt,
-                             Index pt_stride, float* ot) {
-  Vec sum[R][2];
+                             Index pt_stride, const Vec* factor, float* ot) {
+  Vec sum[R][H] = {};
+  if (factor != nullptr) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    sum[r][0] = load(ot + r * kStrip);
-    sum[r][1] = load(ot + r * kStrip + kLanes);
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) sum[r][h] = load(ot + r * kStrip + h * kLanes) * factor[h];
+    }
   }
 #pragma GCC unroll 4
   for (Index j = 0; j < rows; ++j) {
-    const Vec p0 = load(pt + j * pt_stride), p1 = load(pt + j * pt_stride + kLanes);
+    Vec p[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) p[h] = load(pt + j * pt_stride + h * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec value = splat(x[j * x_stride + r]);
-      sum[r][0] += value * p0;
-      sum[r][1] += value * p1;
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) sum[r][h] += value * p[h];
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    store(ot + r * kStrip, sum[r][0]);
-    store(ot + r * kStrip + kLanes, sum[r][1]);
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) store(ot + r * kStrip + h * kLanes, sum[r][h]);
   }
 }
 
@@ -116,25 +123,39 @@ inline void outer_tile(const float* pt, Index pt_stride, Index queries, const fl
   }
 }
 
-// st (rows, kStrip) = X qt, for X of (rows, depth).
+// Calls finish(row, half, vector) with the scores X qt of (rows, kStrip), for X of (rows, depth); of
+// a strip with at most kLanes queries with the first half alone.
+template <class Finish>
 inline void scores(const float* x, Index x_stride, Index rows, Index depth, const float* qt,
-                   float* st, Index st_stride) {
+                   Index queries, Finish&& finish) {
   for (Index done = 0, tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const Index take = (rows - done + tiles - 1) / tiles;
     call_with<kRows>(static_cast<int>(take), [&]<int R>() {
-      scores_rows<R>(x + done * x_stride, x_stride, depth, qt, st + done * st_stride, st_stride);
+      const auto finish_row = [&](int r, int half, Vec s) { finish(done + r, half, s); };
+      if (queries > kLanes) {
+        scores_rows<R, 2>(x + done * x_stride, x_stride, depth, qt, finish_row);
+      } else {
+        scores_rows<R, 1>(x + done * x_stride, x_stride, depth, qt, finish_row);
+      }
     });
     done += take;
   }
 }
 
-// ot (depth, kStrip) += X^T pt, for X of (rows, depth) and pt of (rows, kStrip).
+// ot (depth, kStrip) = ot * factor + X^T pt, for X of (rows, depth) and pt of (rows, kStrip). Without
+// a factor (two vectors) what ot held is not read.
 inline void add_weighted(const float* x, Index x_stride, Index rows, Index depth, const float* pt,
-                         Index pt_stride, float* ot) {
+                         Index pt_stride, Index queries, const Vec* factor, float* ot) {
   for (Index done = 0, tiles = (depth + kRows - 1) / kRows; tiles > 0; --tiles) {
     const Index take = (depth - done + tiles - 1) / tiles;
     call_with<kRows>(static_cast<int>(take), [&]<int R>() {
-      weighted_columns<R>(x + done, x_stride, rows, pt, pt_stride, ot + done * kStrip);
+      if (queries > kLanes) {
+        weighted_columns<R, 2>(x + done, x_stride, rows, pt, pt_stride, factor,
+                               ot + done * kStrip);
+      } else {
+        weighted_columns<R, 1>(x + done, x_stride, rows, pt, pt_stride, factor,
+                               ot + done * kStrip);
+      }
     });
     done += take;
   }
@@ -174,13 +195,13 @@ inline void transpose_in(const float* x, Index x_stride, Index rows, Index depth
                          float* xt) {
   for (Index i = 0; i < kStrip; i += kLanes) {
     for (Index k = 0; k < depth; k += kLanes) {
-      Vec square[kLanes] = {};
+      Vec square[kLanes];
       const Index columns = min_of(depth - k, kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) {
-        if (i + r < rows) {
-          square[r] = splat(scale) * load_partial(x + (i + r) * x_stride + k, columns);
-        }
+        // Rows past the end count 0 columns: a load without them reads nothing.
+        const float* row = x + min_of(i + r, rows - 1) * x_stride + k;
+        square[r] = splat(scale) * load_partial(row, i + r < rows ? columns : 0);
       }
       transpose(square);
 #pragma GCC unroll 16
@@ -225,9 +246,8 @@ inline void copy_rows(const float* x, Index x_stride, Index rows, Index d, float
 }
 
 // Keys a tile: all of a short text, or what leaves K and V of a tile in the first cache.
-inline Index keys_per_tile(Index keys, Index head_size) {
-  static_cast<void>(head_size);
-  return keys <= 128 ? keys : 128;
+inline Index keys_per_tile(Index keys) {
+  return keys <= 128 ? keys : 64;
 }
 
 }  // namespace

@@ -9,6 +9,10 @@
 #include <cstring>
 #include <utility>
 
+#if FASTDIGIN_LANES > 4
+#include <immintrin.h>
+#endif
+
 namespace fastdigin::FASTDIGIN_ISA {
 namespace {
 
@@ -25,24 +29,53 @@ inline Vec load(const float* p) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
-// The first `count` lanes; the others are 0 or left alone.
+#if FASTDIGIN_LANES == 8
+// All bits of the first `count` lanes.
+inline __m256i first_lanes(std::int64_t count) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes);
+}
+#endif
+
+// The first `count` lanes; the others are 0 or left alone. (Lane by lane a compiler makes of this one
+// instruction a lane, so what the instruction set offers is named.)
 inline Vec load_partial(const float* p, std::int64_t count) {
   if (count >= kLanes) return load(p);
+#if FASTDIGIN_LANES == 16
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif FASTDIGIN_LANES == 8
+  return _mm256_maskload_ps(p, first_lanes(count));
+#else
   Vec v = {};
   for (int i = 0; i < count; ++i) v[i] = p[i];
   return v;
+#endif
 }
 
 inline void store_partial(float* p, Vec v, std::int64_t count) {
   if (count >= kLanes) return store(p, v);
+#if FASTDIGIN_LANES == 16
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
+#elif FASTDIGIN_LANES == 8
+  _mm256_maskstore_ps(p, first_lanes(count), v);
+#else
   for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
 }
 
 inline Vec splat(float x) { return x - Vec{}; }  // x + 0 would keep an addition, for -0
 
-// In both, a NaN in b is the result.
+// In both, a NaN in b is the result. (A mask of all lanes: GCC 12 warns of _mm512_max_ps itself.)
+#if FASTDIGIN_LANES == 16
+inline Vec max(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+#elif FASTDIGIN_LANES == 8
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+#else
 inline Vec max(Vec a, Vec b) { return b < a ? a : b; }
 inline Vec min(Vec a, Vec b) { return b > a ? a : b; }
+#endif
 
 // 2^x for x at most 126, to 2e-7 relative and exact at 0; 2^-125 below -125. NaN stays NaN.
 inline Vec exp2(Vec x) {

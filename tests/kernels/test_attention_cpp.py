@@ -59,10 +59,10 @@ def results(impl, q, k, v, grad, dtype=torch.float32):
 
 
 def assert_as_exact_as(actual, rival, exact):
-    """No further from the float64 results than three times another float32 computation."""
+    """Errors of at most three times those of another float32 computation, or five ulps."""
     for name, a, r, e in zip(("output", "dq", "dk", "dv"), actual, rival, exact, strict=True):
         error, rival_error = ((x.double() - e).abs().max().item() for x in (a, r))
-        assert error <= 3 * rival_error + 3e-7 * e.abs().max().item(), name
+        assert error <= 3 * rival_error + 6e-7 * e.abs().max().item(), name
 
 
 @pytest.mark.parametrize("shape", SHAPES)
