@@ -17,6 +17,7 @@ from fastdigin.activating_command import add_activating_options
 from fastdigin.cache_options import add_cache_options
 from fastdigin.caption_command import add_caption_options
 from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
+from fastdigin.doctor_command import add_doctor_options
 from fastdigin.errors import UserError
 from fastdigin.naming_options import add_naming_options
 from fastdigin.photo_options import add_photo_options
@@ -132,6 +133,9 @@ def _parser(*, with_benches: bool) -> argparse.ArgumentParser:
 
     presets = _command(commands, "presets", "the settings of the paper's experiments")
     presets.add_argument("name", nargs="?", metavar="NAME", help="show this one (default: list)")
+
+    doctor = _command(commands, "doctor", "what is installed, what a preset needs, and what to do")
+    add_doctor_options(doctor)
 
     bench = commands.add_parser("bench", help="measure fastdigin itself")
     if with_benches:

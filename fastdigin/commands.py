@@ -168,6 +168,13 @@ def caption(options: Namespace) -> int:
     return run(options)
 
 
+def doctor(options: Namespace) -> int:
+    """What is installed, what is missing, what it takes."""
+    from fastdigin.doctor_command import run
+
+    return run(options)
+
+
 def bench(options: Namespace) -> int:
     """One of the benches of fastdigin_bench."""
     from fastdigin_bench.command import run

@@ -8,12 +8,17 @@ class UserError(ValueError):
     """
 
 
-class MissingFiles(UserError):
-    """Files of a network that are neither on this machine nor to be had.
-
-    command: fetches them where there is a connection.
-    """
+class Missing(UserError):
+    """Something that is not on this machine. command: gets it, where there is a connection."""
 
     def __init__(self, message: str, command: str):
         super().__init__(message)
         self.command = command
+
+
+class MissingFiles(Missing):
+    """Files of a network that are not here and could not be had."""
+
+
+class MissingPackage(Missing):
+    """A Python package that is not installed."""

@@ -74,13 +74,12 @@ def account(
     dtype: torch.dtype = torch.float16,
 ) -> dict[str, Any]:
     """One row of figures; this file's head defines each."""
-    side = resolution // 2 ** (len(architecture.vae["block_out_channels"]) - 1)
+    side = _side(architecture, resolution)
     step = _unet_figures(architecture, side, dtype, freeze_aware)
     stock = _unet_figures(architecture, side, dtype)
     plain = _unet_figures(architecture, side, torch.float32, checkpoint_blocks)
     decoder = _decoder_figures(architecture, side, torch.float32 if architecture.upcast else dtype)
-    state = _state_bytes(architecture, side, steps)
-    weights = step.weights + decoder.weights + architecture.text_parameters * dtype.itemsize
+    memory = _memory(architecture, side, steps, dtype, step, decoder)
     return {
         "model": architecture.name,
         "resolution": resolution,
@@ -89,18 +88,38 @@ def account(
         "flops_backward": step.backward,
         "saved_bytes_per_step": step.saved,
         "plain_saved_bytes_per_step": stock.saved,
-        "step_peak_bytes": step.peak,
-        "weights_bytes": weights,
-        "state_bytes_per_slot": state,
-        "marginal_bytes_per_slot": step.peak + state,
+        **memory,
+        "marginal_bytes_per_slot": step.peak + memory["state_bytes_per_slot"],
         "decoder_flops_forward": decoder.forward,
         "decoder_flops_backward": decoder.backward,
-        "decoder_peak_bytes": decoder.peak,
-        "plain_bytes_per_slot": steps * plain.held + (plain.peak - plain.held) + state,
-        "slots_in": {
-            str(gb): _slots(gb * 10**9 - weights, state, step.peak, decoder.peak) for gb in CARDS_GB
-        },
+        "plain_bytes_per_slot": steps * plain.held
+        + (plain.peak - plain.held)
+        + memory["state_bytes_per_slot"],
+        "slots_in": {str(gb): slots_in(gb * 10**9, memory) for gb in CARDS_GB},
     }
+
+
+def memory(
+    architecture: Architecture,
+    resolution: int,
+    *,
+    steps: int = STEPS,
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, int]:
+    """The figures of ``account`` that decide what fits, in a third of its time."""
+    side = _side(architecture, resolution)
+    step = _unet_figures(architecture, side, dtype, freeze_aware)
+    decoder = _decoder_figures(architecture, side, torch.float32 if architecture.upcast else dtype)
+    return _memory(architecture, side, steps, dtype, step, decoder)
+
+
+def slots_in(size: int, memory: Mapping[str, int]) -> int:
+    """How many slots fit in ``size`` bytes; 0 if none does. memory: of a row of ``account``."""
+    state, step, decoder = (
+        memory[name] for name in ("state_bytes_per_slot", "step_peak_bytes", "decoder_peak_bytes")
+    )
+    room = size - memory["weights_bytes"]
+    return max(0, min(room // (state + step), (room - decoder) // state))
 
 
 @dataclass(frozen=True)
@@ -192,6 +211,20 @@ def _state_bytes(architecture: Architecture, side: int, steps: int) -> int:
     return 4 * (steps * latent + STATE_COPIES * (latent + texts))
 
 
-def _slots(room: int, state: int, step_peak: int, decoder_peak: int) -> int:
-    """The largest n with n * state + max(n * step_peak, decoder_peak) <= room; 0 if none fits."""
-    return max(0, min(room // (state + step_peak), (room - decoder_peak) // state))
+def _memory(
+    architecture: Architecture, side: int, steps: int, dtype: torch.dtype, step: Figures,
+    decoder: Figures,
+) -> dict[str, int]:  # fmt: skip
+    return {
+        "step_peak_bytes": step.peak,
+        "decoder_peak_bytes": decoder.peak,
+        "weights_bytes": step.weights
+        + decoder.weights
+        + architecture.text_parameters * dtype.itemsize,
+        "state_bytes_per_slot": _state_bytes(architecture, side, steps),
+    }
+
+
+def _side(architecture: Architecture, resolution: int) -> int:
+    """Of the latents."""
+    return resolution // 2 ** (len(architecture.vae["block_out_channels"]) - 1)

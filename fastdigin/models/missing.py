@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
 from safetensors import SafetensorError
 
-from fastdigin.errors import MissingFiles, UserError
+from fastdigin.errors import MissingFiles, MissingPackage, UserError
 
 _DAMAGED = (SafetensorError, pickle.UnpicklingError)
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, *_DAMAGED)
@@ -25,8 +26,9 @@ def require(module: str, extra: str, spec: str) -> ModuleType:
     except ImportError as error:
         if error.name != module:
             raise
-        raise UserError(
-            f"classifier {spec!r} needs the package {module}: pip install 'fastdigin[{extra}]'."
+        command = f"pip install 'fastdigin[{extra}]'"
+        raise MissingPackage(
+            f"classifier {spec!r} needs the package {module}: {command}.", command
         ) from None
 
 
@@ -58,6 +60,23 @@ def missing_weights(
         f"'{command}' fetches them.",
         command,
     )
+
+
+@contextmanager
+def kept_offline() -> Iterator[None]:
+    """Nothing that is loaded within tries the network; for a look at what is on this machine."""
+    from huggingface_hub import constants
+
+    before = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
+    os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE = "1", True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before[1]
+        if before[0] is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before[0]
 
 
 def offline() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastdigin.caching import weights_fingerprint
-from fastdigin.errors import MissingFiles, UserError
+from fastdigin.errors import MissingFiles, MissingPackage, UserError
 
 KINDS = ("vit_tiny", "vit_b", "vit_l", "vit_h")
 HUB = "lkeab/hq-sam"
@@ -50,14 +50,7 @@ class Segmenter:
         sam_hq_KIND.pth of the hub's lkeab/hq-sam, which is fetched once.
         Raises MissingFiles if there are no weights, UserError for anything else that is wrong.
         """
-        family, _, kind = spec.partition(":")
-        if family != "hq-sam" or kind not in KINDS:
-            raise UserError(
-                f"segmenter {spec!r} is not understood: write hq-sam:KIND, where KIND is one of "
-                f"{', '.join(KINDS)}"
-            )
-        build = _registry()[kind]
-        path = _download(kind) if checkpoint is None else Path(checkpoint).expanduser()
+        build, path = find_segmenter(spec, checkpoint)
         network = build(checkpoint=None)
         _load_weights(network, path, spec)
         return cls(network, spec)
@@ -122,6 +115,18 @@ class Segmenter:
         return found
 
 
+def find_segmenter(spec: str, checkpoint: str | Path | None = None) -> tuple[Callable, Path]:
+    """What ``Segmenter.load`` loads, and raises: the network's builder and its weights."""
+    family, _, kind = spec.partition(":")
+    if family != "hq-sam" or kind not in KINDS:
+        raise UserError(
+            f"segmenter {spec!r} is not understood: write hq-sam:KIND, where KIND is one of "
+            f"{', '.join(KINDS)}"
+        )
+    build = _registry()[kind]
+    return build, _download(kind) if checkpoint is None else Path(checkpoint).expanduser()
+
+
 def _registry() -> dict:
     """The builders of ``segment_anything_hq``.
 
@@ -138,8 +143,9 @@ def _registry() -> dict:
                 if name.startswith("tiny_vit_"):
                     register_model(getattr(tiny_vit, name))
     except ImportError as error:
-        raise UserError(
-            f"HQ-SAM needs the package {error.name}: pip install 'fastdigin[segment]'"
+        command = "pip install 'fastdigin[segment]'"
+        raise MissingPackage(
+            f"HQ-SAM needs the package {error.name}: {command}", command
         ) from error
     return sam_model_registry
 

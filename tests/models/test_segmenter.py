@@ -130,8 +130,10 @@ def test_unknown_segmenters(spec):
 def test_absent_weights_name_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingFiles, match="hf download lkeab/hq-sam sam_hq_vit_b.pth"):
+    command = "hf download lkeab/hq-sam sam_hq_vit_b.pth"
+    with pytest.raises(MissingFiles, match=command) as error:
         Segmenter.load("hq-sam:vit_b")
+    assert error.value.command == command
 
 
 def test_timm_keeps_its_own_networks():

@@ -1,0 +1,104 @@
+"""How much memory a diffusion model takes, counted from its configuration without its weights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from fastdigin.engine.memory import SHARE_OF_FREE
+from fastdigin.errors import UserError
+from fastdigin.models.missing import kept_offline
+from fastdigin.models.model_files import ModelFiles, find_model
+from fastdigin_bench.account import memory, slots_in
+from fastdigin_bench.account_models import SD_1_4, SD_2_1, SDXL, Architecture
+
+PUBLISHED = {
+    "CompVis/stable-diffusion-v1-4": (SD_1_4, 512),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (SD_1_4, 512),
+    "stabilityai/stable-diffusion-2-1-base": (SD_2_1, 512),
+    "stabilityai/stable-diffusion-2-1": (SD_2_1, 768),
+    "stabilityai/sd-turbo": (SD_2_1, 512),
+    "stabilityai/stable-diffusion-xl-base-1.0": (SDXL, 1024),
+    "stabilityai/sdxl-turbo": (SDXL, 512),
+}
+"""Hub id -> architecture and the side of its images in pixels: known before anything is fetched."""
+
+
+def estimate(model: str, device: dict[str, Any]) -> dict[str, Any] | None:
+    """Bytes of the model in fp32 and of a slot, and how many slots are free; None where unknown.
+
+    device: one of ``machine.devices``. A slot is an image that is being optimised with guidance and
+    20 steps. Classifiers, and what edited photos carry, come on top.
+    """
+    architecture, side = _architecture(model)
+    if architecture is None:
+        return None
+    needed = memory(architecture, side, dtype=torch.float32)
+    step, state = needed["step_peak_bytes"], needed["state_bytes_per_slot"]
+    least = needed["weights_bytes"] + state + max(step, needed["decoder_peak_bytes"])
+    # The engine's "auto" plans with a share of what is free once the weights are loaded.
+    room = needed["weights_bytes"] + SHARE_OF_FREE * (device["free"] - needed["weights_bytes"])
+    return {
+        "model": model,
+        "side": side,
+        "dtype": "float32",
+        "weights": needed["weights_bytes"],
+        "step": step,
+        "slot": state + step,
+        "decoder": needed["decoder_peak_bytes"],
+        "least": least,
+        "device": device["name"],
+        "slots": slots_in(int(room), needed),
+    }
+
+
+def _architecture(model: str) -> tuple[Architecture | None, int]:
+    try:
+        with kept_offline():
+            files = find_model(model)
+    except UserError:
+        return PUBLISHED.get(model, (None, 0))
+    unet, vae = (
+        json.loads((files.folder / n / "config.json").read_text()) for n in ("unet", "vae")
+    )
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    pooled = None
+    if files.is_xl:
+        sizes = 6 * unet["addition_time_embed_dim"]
+        pooled = unet["projection_class_embeddings_input_dim"] - sizes
+    architecture = Architecture(
+        name=model,
+        unet=_known(unet, UNet2DConditionModel),
+        vae=_known(vae, AutoencoderKL),
+        text_parameters=_text_parameters(files),
+        pooled=pooled,
+        upcast=bool(vae.get("force_upcast")),
+    )
+    return architecture, unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _known(config: dict[str, Any], kind: type) -> dict[str, Any]:
+    """What the network's class takes, as diffusers reads it: lists stay lists."""
+    names = inspect.signature(kind.__init__).parameters
+    return {key: value for key, value in config.items() if key in names}
+
+
+def _text_parameters(files: ModelFiles) -> int:
+    """Numbers in the weights of the text encoders; only the files' heads are read."""
+    count = 0
+    for name in files.variants:
+        if not name.startswith("text_encoder"):
+            continue
+        for file in Path(files.folder / name).glob("*.safetensors"):
+            if ("fp16" in file.name) != (files.variants[name] == "fp16"):
+                continue
+            with safe_open(file, framework="pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    return count

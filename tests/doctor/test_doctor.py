@@ -1,0 +1,161 @@
+"""What is here, what is missing, how much memory it takes, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from captioners import save_captioner
+from families import save_family
+
+from fastdigin import cli
+from fastdigin.doctor import machine, memory
+from fastdigin.doctor.needs import check_needs
+from fastdigin.engine.costs import measure_costs
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.missing import kept_offline
+from fastdigin.presets import load_preset, preset_names
+
+ROOM = {"name": "a device", "free": 2**40}
+
+
+def test_the_extras_are_those_of_pyproject():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads(
+        (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
+
+    def names(requirements):
+        return tuple(line.split(">")[0] for line in requirements)
+
+    extras = {name: names(r) for name, r in project["optional-dependencies"].items()}
+    assert {k: v for k, v in extras.items() if k != "test"} == machine.EXTRAS
+    assert names(project["dependencies"]) == machine.CORE
+
+
+def test_packages_that_are_not_installed():
+    found = machine.packages(("torch", "no-such-package"))
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["no-such-package"] is None
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names() if n.startswith("paper")])
+def test_every_papers_preset_says_what_to_fetch(no_network, name):
+    options = load_preset(name).options
+    needs = check_needs(options)
+    specs = [options[k] for k in ("model", "classifier", "f", "g", "segmenter") if k in options]
+    assert [need.name for need in needs] == specs
+    for need in needs:
+        assert need.status == "missing" and need.name in need.problem
+        assert need.command.startswith(("hf download ", "curl -L -o "))
+        assert need.command in need.problem
+
+
+def test_what_is_here_and_what_is_wrong(tmp_path):
+    save_captioner("git", tmp_path / "git")
+    wanted = {
+        "model": "embedded", "classifier": ["embedded:clean", "nonsense"], "steps": 20,
+        "captions": str(tmp_path / "git"), "words-from": f"captions:{tmp_path / 'none'}",
+    }  # fmt: skip
+    found = [(need.option, need.status, need.command) for need in check_needs(wanted)]
+    assert found == [
+        ("model", "here", None), ("classifier", "here", None), ("classifier", "wrong", None),
+        ("captions", "here", None), ("words-from", "wrong", None),
+    ]  # fmt: skip
+
+
+def test_packages_that_a_network_needs(monkeypatch):
+    for module in ("timm", "open_clip", "segment_anything_hq"):
+        monkeypatch.setitem(sys.modules, module, None)
+    options = {"f": "timm:resnet18", "g": "open_clip:ViT-B-16/openai", "segmenter": "hq-sam:vit_b"}
+    commands = [(need.status, need.command) for need in check_needs(options)]
+    assert commands[:2] == [
+        ("missing", "pip install 'fastdigin[timm]'"), ("missing", "pip install 'fastdigin[clip]'"),
+    ]  # fmt: skip
+    assert commands[2] == ("missing", "pip install 'fastdigin[segment]'")
+
+
+def test_looking_leaves_the_network_as_it_was(monkeypatch):
+    from huggingface_hub import constants
+
+    for value, offline in ((None, False), ("0", False), ("1", True)):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        with pytest.raises(KeyError), kept_offline():
+            assert constants.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1"
+            raise KeyError
+        assert offline == constants.HF_HUB_OFFLINE and os.environ.get("HF_HUB_OFFLINE") == value
+
+
+@pytest.mark.parametrize("family", ["embedded", "sdxl"])
+def test_memory_is_that_of_the_loaded_model(tmp_path, family):
+    """Weights to the byte; a step beside what the planner measures of it."""
+    source = family if family == "embedded" else str(save_family(family, tmp_path))
+    found = memory.estimate(source, ROOM)
+    model = LatentDiffusion.load(source, device="cpu")
+    assert found["side"] == model.image_size
+    parameters = sum(p.numel() for n in model.networks for p in n.parameters())
+    assert found["weights"] == pytest.approx(4 * parameters, rel=1e-4)
+    costs = measure_costs(model, True, 77)
+    assert 0.7 < found["step"] / costs.step < 1.4
+    assert found["least"] >= found["weights"] + found["slot"]
+    assert found["slots"] > 100
+    assert memory.estimate(source, ROOM | {"free": found["weights"]})["slots"] == 0
+
+
+def test_unknown_models_have_no_estimate(no_network):
+    assert memory.estimate("someone/unknown", ROOM) is None
+
+
+def run(*arguments) -> int:
+    return cli.main(["doctor", *(str(a) for a in arguments)])
+
+
+def test_command(capsys, monkeypatch, no_network):
+    monkeypatch.setattr(memory, "PUBLISHED", {})
+    assert run("--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["needs"] == report["commands"] == [] and report["memory"] is None
+    assert report["packages"]["torch"] and report["devices"][-1]["kind"] == "cpu"
+    assert report["caches"]["hub"]["holds"] == {} and report["caches"]["offline"]
+
+    assert run("--preset", "embedded-uvce") == 0
+    printed = capsys.readouterr().out
+    assert "here    --judge embedded:judge" in printed and "nothing is missing" in printed
+    assert "memory of embedded at 64 px" in printed and "at a time fit" in printed
+
+    assert run("--preset", "paper-uvce-imagenet", "--classifier", "embedded:clean", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    names = {need["name"]: need["status"] for need in report["needs"]}
+    assert names["embedded:clean"] == "here" and names["hq-sam:vit_h"] == "missing"
+    assert not any(name.startswith("timm") for name in names)
+    assert "hf download lkeab/hq-sam sam_hq_vit_h.pth" in report["commands"]
+
+    assert run("--preset", "paper-neurons") == 1
+    printed = capsys.readouterr().out
+    assert "missing --classifier timm:seresnet152d.ra2_in1k" in printed
+    assert "\n  hf download timm/seresnet152d.ra2_in1k\n" in printed
+    assert "usage: fastdigin neurons --preset paper-neurons" in printed
+
+    assert run("--classifier", "nonsense") == 1
+    printed = capsys.readouterr().out
+    assert "wrong   --classifier nonsense" in printed and "is not understood" in printed
+    assert run("--preset", "paper-nothing") == 2
+
+
+def test_cached_models_are_listed(no_network, capsys):
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE) / "models--someone--git"
+    save_captioner("git", repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert run("--captions", "someone/git") == 0
+    printed = capsys.readouterr().out
+    assert "    someone/git  " in printed and "here    --captions someone/git" in printed
