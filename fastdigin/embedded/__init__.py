@@ -10,6 +10,7 @@ the label tables only; torch is imported by :mod:`fastdigin.embedded.networks`, 
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,16 @@ def prompt(garment: str, colour: str, background: str) -> str:
 
 
 def words() -> list[str]:
-    """Phrases to start neuron visualisations from: every garment on every background."""
-    return [f"{garment} on {background}" for garment in GARMENTS for background in BACKGROUNDS]
+    """Phrases to start neuron visualisations from: every garment on every background.
+
+    Colours in turn: the model was trained on sentences with a colour, and without one takes no
+    heed of the background.
+    """
+    scenes = itertools.product(GARMENTS, BACKGROUNDS)
+    return [
+        f"{COLOURS[number % len(COLOURS)]} {garment} on {background}"
+        for number, (garment, background) in enumerate(scenes)
+    ]
 
 
 def model_folder() -> Path:

@@ -60,8 +60,11 @@ class NeuronSettings:
             raise UserError(f"prompt {self.prompt!r} must contain {{}}, where the word goes")
 
 
-# Chosen on the planted neurons: three times the paper's rate, tuned for 512 px.
-EMBEDDED = NeuronSettings(optimisation=Settings(learning_rate=0.01))
+# Chosen on neurons that no bench uses: at the paper's rate, which suits 512 px, activations were
+# still rising at the end.
+EMBEDDED = NeuronSettings(
+    optimisation=Settings(iterations=30, learning_rate=0.05, schedule="cosine")
+)
 
 
 def visualise_neurons(

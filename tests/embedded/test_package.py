@@ -8,8 +8,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import fastdigin as fd
 from fastdigin import embedded
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
 from fastdigin.errors import UserError
@@ -59,6 +61,24 @@ def test_model_folder_is_a_diffusers_model():
     for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
         assert any((folder / part).iterdir())
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
+
+
+def test_the_model_draws_what_the_words_say():
+    """Every garment and every background of the words to start neurons from."""
+    words = embedded.words()
+    assert len(set(words)) == len(GARMENTS) * len(BACKGROUNDS)
+    some = [words[5 * i] for i in range(7)]
+    assert {w.split()[-1] for w in some} == set(BACKGROUNDS)
+    model = fd.LatentDiffusion.load("embedded")
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(len(some), *model.latent_shape, generator=generator)
+    with torch.no_grad():
+        text = model.encode_prompts([f"a photo of a {w}" for w in some])
+        images = model.decode(fd.Engine(model).sample(latents, text, steps=10))
+        for name, place in (("judge", 1), ("background", -1)):
+            classifier = fd.Classifier.load(f"embedded:{name}")
+            seen = classifier.logits(images).argmax(dim=1).tolist()
+            assert [classifier.classes[i] for i in seen] == [w.split()[place] for w in some]
 
 
 def test_photos_are_balanced_and_labelled():
