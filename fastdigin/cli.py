@@ -27,6 +27,9 @@ from fastdigin.search_command import add_search_options
 # Those of fastdigin_kernels.dispatch, whose import takes seconds.
 ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
 
+# That of fastdigin.engine.compile_choice, likewise.
+COMPILE = ("auto", "on", "off")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
@@ -220,6 +223,10 @@ def _job_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--slots", type=count, metavar="S",
         help="images at a time (default: as many as pay within the memory)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", default="auto", choices=COMPILE,
+        help="compile the diffusion model's steps: on, off, or auto, where it pays (default auto)",
     )  # fmt: skip
     parser.add_argument(
         "--attention", default="auto", choices=ATTENTION, metavar="IMPL",

@@ -38,12 +38,15 @@ from fastdigin.tasks.part import Part
 from fastdigin.tasks.regularisers import Regulariser
 
 DEMO_SLOTS = 8
-"""Not planned: another number would change the last bits of the pictures in the README."""
+"""Not planned: another number would change the last bits of the pictures in the README.
+
+So would compiled steps, which are off.
+"""
 
 
 def demo(options: Namespace) -> int:
     """All four tasks on the embedded model."""
-    engine = load_engine(EMBEDDED, slots=DEMO_SLOTS)
+    engine = load_engine(EMBEDDED, slots=DEMO_SLOTS, compile="off")
     parts = demo_parts(engine, options.per_task, options.seed)
     return run_parts(parts, options.out, as_json=options.json)
 
@@ -51,7 +54,7 @@ def demo(options: Namespace) -> int:
 def counterfactual(options: Namespace) -> int:
     """Counterfactuals of the user's images."""
     inputs = with_captions(options, _described_inputs(options, target=options.target))
-    engine = load_engine(options.model, options.memory, options.slots, options.attention)
+    engine = _engine(options)
     classifier = load_classifier(options.classifier, options)
     settings = _with_options(cf.default_settings(engine.model), options)
     if options.stop_at is not None:
@@ -75,7 +78,7 @@ def counterfactual(options: Namespace) -> int:
 
 def disagree(options: Namespace) -> int:
     """Disagreements of two classifiers."""
-    engine = load_engine(options.model, options.memory, options.slots, options.attention)
+    engine = _engine(options)
     f, g = load_pair(options.f, options.g, options)
     settings = _with_options(dis.default_settings(engine.model), options)
     given = {name: getattr(options, name) for name in ("objective", "f_weight", "draws")}
@@ -96,7 +99,7 @@ def disagree(options: Namespace) -> int:
 def neurons(options: Namespace) -> int:
     """Visualisations of single neurons."""
     words = None if options.words_from else listed_words(options)
-    engine = load_engine(options.model, options.memory, options.slots, options.attention)
+    engine = _engine(options)
     classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     wanted = list(dict.fromkeys(classifier.check_neuron(n) for n in options.neurons))
     wanted = wanted[: options.limit]
@@ -121,7 +124,7 @@ def neurons(options: Namespace) -> int:
 def neuron_counterfactual(options: Namespace) -> int:
     """Counterfactuals of one neuron on the user's images."""
     inputs = with_captions(options, _described_inputs(options))
-    engine = load_engine(options.model, options.memory, options.slots, options.attention)
+    engine = _engine(options)
     classifier = _with_layer(load_classifier(options.classifier, options), options.layer)
     neuron = classifier.check_neuron(options.neuron)
     embedded_model = options.model == EMBEDDED
@@ -292,13 +295,24 @@ def listed_words(options: Namespace) -> list[str]:
     return words()
 
 
+def _engine(options: Namespace) -> Engine:
+    return load_engine(
+        options.model, options.memory, options.slots, options.attention, options.compile
+    )
+
+
 def load_engine(
-    model: str, memory: str = "auto", slots: int | None = None, attention: str = "auto"
+    model: str,
+    memory: str = "auto",
+    slots: int | None = None,
+    attention: str = "auto",
+    compile: str = "auto",
 ) -> Engine:
     """An engine around what ``LatentDiffusion.load`` finds under that name."""
     diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
     transformers.utils.logging.disable_progress_bar()
-    return Engine(LatentDiffusion.load(model, attention=attention), memory=memory, slots=slots)
+    loaded = LatentDiffusion.load(model, attention=attention)
+    return Engine(loaded, memory=memory, slots=slots, compile=compile)
 
 
 def _described_inputs(options: Namespace, **also: str | None) -> list[ImageInput]:

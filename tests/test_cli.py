@@ -112,8 +112,9 @@ def test_counterfactual_stops_when_the_target_is_seen(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--stop-at", "1.5"), ("--stop-at", "x"), ("--memory", "lots"), ("--memory", "1KiB")],
-)
+    [("--stop-at", "1.5"), ("--stop-at", "x"), ("--memory", "lots"), ("--memory", "1KiB"),
+     ("--compile", "maybe")],
+)  # fmt: skip
 def test_bad_budgets_and_bounds(tmp_path, capsys, option, value):
     assert run(*CF, "embedded:pairs", "--limit", 1, option, value, "--out", tmp_path / "out",
                *QUICK) == 2  # fmt: skip

@@ -57,7 +57,7 @@ def state_bytes(model: LatentDiffusion, slots: int, steps: int, text_length: int
 
 def measure_costs(model: LatentDiffusion, guided: bool, text_length: int) -> Costs:
     """Runs a step of one slot, twice."""
-    inputs = _step_inputs(model, 1, guided, text_length)
+    inputs = step_inputs(model, 1, guided, text_length)
     saved, _ = measure(lambda: record_step(model, *inputs), model.device)
     _, step = measure(lambda: _there_and_back(model, inputs), model.device)
     return Costs(saved, step)
@@ -79,7 +79,7 @@ def _there_and_back(model: LatentDiffusion, inputs) -> tuple[torch.Tensor, ...]:
     return pull_back(graph, torch.ones_like(graph.z_prev), None)
 
 
-def _step_inputs(model: LatentDiffusion, slots: int, guided: bool, text_length: int) -> tuple:
+def step_inputs(model: LatentDiffusion, slots: int, guided: bool, text_length: int) -> tuple:
     """(z, cond, null, Step) of some step; what the values are costs nothing."""
     rows = len(padded(range(slots), copies=2 if guided else 1))
     place = {"device": model.device, "dtype": model.state_dtype}

@@ -14,19 +14,22 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import length_hint
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastdigin.engine.batch import BatchSteps, padded, scaled_noise, step_vector
 from fastdigin.engine.checks import check_pooled
+from fastdigin.engine.compile_choice import CompileChoice, work_ahead
+from fastdigin.engine.compiled import GraphKey
 from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.engine.memory import is_out_of_memory, release
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.sampler import (
     Step,
-    StepFunctions,
     UnrolledSampler,
     unrolled_backward,
     unrolled_forward,
@@ -49,6 +52,10 @@ class Engine:
         (``padded``), so an even number wastes nothing.
     kept_steps: how many steps of an iteration keep their graphs from the forward instead of being
         recomputed; planned when None, for each batch of jobs.
+    compile: "on" runs the steps of the diffusion model through torch.compile, "auto" where that is
+        expected to save time (compile_choice.py), "off" never. A compiled result differs in its
+        last bits, and a compiled batch is filled up to as many rows as ``slots`` or half of them
+        make, so that there are two shapes; ``sample`` is compiled by "on" alone, for such batches.
     ``plan`` is that of the latest batch. Raises UserError if a network of the model is trainable
     or in training mode, or if an argument is malformed.
     """
@@ -60,6 +67,7 @@ class Engine:
         memory: str | int = "auto",
         slots: int | None = None,
         kept_steps: int | None = None,
+        compile: Literal["auto", "on", "off"] = "auto",
     ):
         for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
             if value is not None and value < least:
@@ -67,10 +75,10 @@ class Engine:
         _check_frozen(model)
         self.model: LatentDiffusion = model
         self.plan: Plan | None = None
-        self._functions = StepFunctions(model)
         self._kept_steps = kept_steps or 0
         self._advanced = self._places = 0
         self._planner = Planner(model, memory, slots, kept_steps)
+        self._choice = CompileChoice(model, compile, lambda: self.slots)
 
     @property
     def slots(self) -> int:
@@ -85,6 +93,11 @@ class Engine:
         batch is not made smaller then: another size would change the last bits of the results.
         """
         return self._advanced / max(self._places, 1)
+
+    @property
+    def graphs(self) -> dict[GraphKey, int]:
+        """How many graphs were compiled, for each of what they are for; 1 if all is well."""
+        return self._choice.graphs
 
     def sample(
         self,
@@ -144,7 +157,7 @@ class Engine:
         cond = _with_steps(conditioning, "conditioning", batch, steps)
         null = _with_steps(null_text, "null_text", batch, steps) if guided else None
         _, x0s = UnrolledSampler.apply(
-            self._functions,
+            self._choice.for_sampling,
             constants,
             min(last_steps, steps),
             min(self._kept_steps, steps),
@@ -161,7 +174,11 @@ class Engine:
         return [by_job[id(job)] for job in jobs]
 
     def run(
-        self, jobs: Iterable[Job], on_iteration: Callable[[int], None] | None = None
+        self,
+        jobs: Iterable[Job],
+        on_iteration: Callable[[int], None] | None = None,
+        *,
+        total: int | None = None,
     ) -> Iterator[Result]:
         """Yields a Result per job as it finishes. ``jobs`` is consumed lazily.
 
@@ -169,15 +186,16 @@ class Engine:
         waits until the slots have drained. A job that fails (bad shapes, an exception in a loss, a
         value that is not finite) yields a failed Result and disturbs no other.
         on_iteration: called after each iteration with the number of jobs that were advanced.
+        total: how many jobs there are, if ``jobs`` does not tell; for compile="auto" alone.
         """
-        queue = _Queue(jobs)
+        queue = _Queue(jobs, total)
         while (first := queue.peek()) is not None:
             key = self._batch_key(first)
             slots: list[Slot] = []
             while len(slots) < self.slots and self._batch_key(queue.peek()) == key:
                 yield from self._fill(slots, len(slots), queue)
             if slots:
-                plan = self._planner.plan(slots)
+                plan = self._plan(slots, queue.left)
                 log.info("%s", plan)
             while any(slot.active for slot in slots):
                 advanced = sum(slot.active for slot in slots)
@@ -192,12 +210,26 @@ class Engine:
                     while not slots[i].active and self._batch_key(queue.peek()) == key:
                         yield from self._fill(slots, i, queue)
 
+    def _plan(self, slots: Sequence[Slot], jobs_left: int) -> Plan:
+        """How the batch is run. jobs_left: how many others are known to follow."""
+        plan = self._planner.plan(slots)
+        rows = self._choice.rows(len(slots), self._guided(slots))
+        work = work_ahead(slots, plan.kept_steps, rows, self._guided(slots), jobs_left)
+        if not self._choice.compiles(work):
+            return plan
+        if rows > len(slots):
+            plan = self._planner.plan(slots, rows)
+        return replace(plan, compiled=True)
+
     def _batch_key(self, job: Job | None) -> tuple | None:
         """Jobs with equal keys fit into one batch."""
         if job is None:
             return None
         guided = self.model.has_null_branch(job.settings.guidance_scale)
         return job.settings.steps, guided, job.conditioning.shape[-2:-1]
+
+    def _guided(self, slots: Sequence[Slot]) -> bool:
+        return self.model.has_null_branch(slots[0].job.settings.guidance_scale)
 
     def _fill(self, slots: list[Slot], i: int, queue: _Queue) -> Iterator[Result]:
         """Puts the queue's next job into slot i (or behind the last); yields if it fails."""
@@ -243,7 +275,7 @@ class Engine:
         With nothing left to make smaller the slot fails.
         """
         try:
-            return self._gradients(part, plan.kept_steps), plan, False
+            return self._gradients(part, plan), plan, False
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -251,28 +283,33 @@ class Engine:
         # Outside of the handler: there the exception would keep the graphs alive.
         release(self.model.device)
         smaller = plan.halved()
+        if smaller is not None and smaller.compiled and not plan.kept_steps:
+            guided = self._guided(part)
+            before, after = (self._choice.rows(p.slots, guided) for p in (plan, smaller))
+            smaller = replace(smaller, compiled=after < before)  # there is no smaller graph
         if smaller is None:
             part[0].fail(f"out of memory even alone: {reason}")
             return None, plan, False
         log.warning("out of memory with %s; going on with %s", plan, smaller)
         return None, smaller, True
 
-    def _gradients(self, slots: Sequence[Slot], kept_steps: int) -> tuple | None:
+    def _gradients(self, slots: Sequence[Slot], plan: Plan) -> tuple | None:
         """Evaluates the slots; gradients of (z, conditioning, null text), if any slot goes on.
 
         A slot that is not active keeps its place with its last state, so that shapes stay as
         they are; whatever it computes is dropped.
         """
-        guided = self.model.has_null_branch(slots[0].job.settings.guidance_scale)
-        rows = padded(slots, copies=2 if guided else 1)
+        guided = self._guided(slots)
+        width = self._choice.rows(len(slots), guided) if plan.compiled else 1
+        rows = padded(slots, width, copies=2 if guided else 1)
         z = torch.stack([slot.z.detach() for slot in rows])
         cond = torch.stack([slot.conditioning for slot in rows])
         null = torch.stack([slot.null_text for slot in rows]) if guided else None
         steps = BatchSteps(self.model, [slot.job for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
-        kept = min(kept_steps, len(steps)) if goes_on else 0
-        functions = self._functions
+        kept = min(plan.kept_steps, len(steps)) if goes_on else 0
+        functions = self._choice.of(plan.compiled)
         run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
 
         grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
@@ -341,8 +378,14 @@ def _failing_alone(slot: Slot) -> Iterator[None]:
 class _Queue:
     """Jobs in order, with a look at the next one."""
 
-    def __init__(self, jobs: Iterable[Job]):
+    def __init__(self, jobs: Iterable[Job], total: int | None = None):
+        self._left = length_hint(jobs) if total is None else total
         self._jobs, self._next = iter(jobs), None
+
+    @property
+    def left(self) -> int:
+        """How many jobs are known to follow."""
+        return max(self._left, 0)
 
     def peek(self) -> Job | None:
         if self._next is None:
@@ -351,6 +394,7 @@ class _Queue:
 
     def pop(self) -> Job:
         job, self._next = self.peek(), None
+        self._left -= 1
         return job
 
 

@@ -33,21 +33,25 @@ class Plan:
     """``predicted`` is the most bytes alive in an iteration beyond what lived before it.
 
     It and ``budget`` are None where both numbers were given, or found by running out of memory.
+    compiled: whether the steps are (compile_choice.py).
     """
 
     slots: int
     kept_steps: int
     predicted: int | None = None
     budget: int | None = None
+    compiled: bool = False
 
     def halved(self) -> Plan | None:
         """What to try when memory has run out all the same; None when nothing is left to halve."""
         if self.kept_steps:
-            return Plan(self.slots, self.kept_steps // 2)
-        return Plan((self.slots + 1) // 2, 0) if self.slots > 1 else None
+            return Plan(self.slots, self.kept_steps // 2, compiled=self.compiled)
+        if self.slots == 1:
+            return None
+        return Plan((self.slots + 1) // 2, 0, compiled=self.compiled)
 
     def __str__(self) -> str:
-        text = f"{self.slots} slots, {self.kept_steps} kept steps"
+        text = f"{self.slots} slots, {self.kept_steps} kept steps{', compiled' * self.compiled}"
         if self.predicted is None:
             return text
         return f"{text}: {show_bytes(self.predicted)} of {show_bytes(self.budget)}"
@@ -89,8 +93,11 @@ class Planner:
         fitting = [slots for slots in SLOTS if predicted(slots, kept_steps) <= budget]
         return max(fitting) if fitting else self._too_small(predicted, 1, kept_steps)[0]
 
-    def plan(self, slots: Sequence[Slot]) -> Plan:
-        """Kept steps for these very jobs; the slots are as many as there are."""
+    def plan(self, slots: Sequence[Slot], rows: int = 0) -> Plan:
+        """Kept steps for these very jobs; the slots are as many as there are.
+
+        rows: how many the batch will have, if it has more.
+        """
         slot, count = slots[0], len(slots)
         settings, length = slot.job.settings, slot.job.conditioning.shape[-2]
         kept_steps = self._kept_choices(settings.steps)
@@ -109,8 +116,9 @@ class Planner:
         costs = self._costs_of(guided, length)
 
         def predicted(slots: int, kept_steps: int) -> int:
+            rows_too = max(slots, rows)
             return predict(
-                self._model, costs, slots, kept_steps, settings.steps, loss, held, length
+                self._model, costs, rows_too, kept_steps, settings.steps, loss, held, length
             )
 
         budget = self._budget()

@@ -17,15 +17,15 @@ SOURCE, PROMPT = "a photo of a red sneaker", "a photo of a cat"
 ROWS = 2
 
 
-@pytest.fixture(scope="module")
-def model():
-    return build_tiny(levels=1).model
+@pytest.fixture
+def model(compiled_engine):
+    return compiled_engine.model
 
 
-@pytest.fixture(scope="module")
-def compiled(model):
+@pytest.fixture
+def compiled(compiled_engine):
     """One for all tests, as every graph takes seconds."""
-    return CompiledStepFunctions(model, {ROWS}, backend="aot_eager")
+    return compiled_engine._choice.functions
 
 
 def batch_steps(model, steps=4, rows=ROWS, guidance=3.0, edited=True):

@@ -1,0 +1,120 @@
+"""Whole queues of compiled steps: which graphs they make, and what they compute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from tiny import IMAGE_SHAPE, assert_near, build_classifier, build_tiny, make_job, uniform
+
+from fastdigin.engine import compile_choice
+from fastdigin.engine.compiled import GraphKey
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Settings
+from fastdigin.engine.planner import Plan
+from fastdigin.engine.slot import Slot
+from fastdigin.objectives import Cutouts
+from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
+from fastdigin.tasks.disagreement import DisagreementSettings, disagreements
+from fastdigin.tasks.inputs import ImageInput
+from fastdigin.tasks.neuron_counterfactual import (
+    NeuronCounterfactualSettings,
+    neuron_counterfactuals,
+)
+from fastdigin.tasks.neurons import NeuronSettings, visualise_neurons
+
+OPTIMISATION, CUTOUTS = Settings(steps=3, iterations=1), Cutouts(count=2)
+
+
+def four_tasks(engine):
+    """Two jobs of each, run; those of photos inject attention and blend."""
+    classifier, other = build_classifier(), build_classifier(seed=1, name="other")
+    photos = [
+        ImageInput("one", uniform(*IMAGE_SHAPE, seed=1), "a photo of a sneaker", "sneaker", "boot"),
+        ImageInput("two", uniform(*IMAGE_SHAPE, seed=2), "a blue bag", "bag", "sneaker"),
+    ]
+    yield from counterfactuals(
+        engine, photos, classifier,
+        settings=CounterfactualSettings(
+            OPTIMISATION, null_text_steps=1, injection_fractions=(0.5,), blending_fractions=(0.3,),
+            cutouts=CUTOUTS,
+        ),
+    )  # fmt: skip
+    yield from disagreements(
+        engine, classifier, other, ["boot", "bag"],
+        settings=DisagreementSettings(OPTIMISATION, cutouts=CUTOUTS),
+    )  # fmt: skip
+    yield from visualise_neurons(
+        engine, classifier, [1, 4], ["red boot", "bag"], [uniform(*IMAGE_SHAPE)],
+        settings=NeuronSettings(OPTIMISATION, samples_per_word=1, cutouts=CUTOUTS),
+    )  # fmt: skip
+    yield from neuron_counterfactuals(
+        engine, photos, classifier, [2, 5], ["max", "min"],
+        settings=NeuronCounterfactualSettings(OPTIMISATION, null_text_steps=1),
+    )  # fmt: skip
+
+
+def test_a_mixed_queue_of_all_tasks_makes_no_graph_beyond_the_declared_set(compiled_engine):
+    jobs = [explanation.result.job for explanation in four_tasks(compiled_engine)]
+    assert len(jobs) == 8 and sum(job.injection is not None for job in jobs) == 4
+    mixed = [jobs[i] for i in (0, 2, 4, 6, 3, 1, 7, 5)]
+    mixed[3] = replace(mixed[3], settings=replace(mixed[3].settings, iterations=2))
+    results = list(compiled_engine.run(mixed))
+    assert all(result.status == "done" for result in results)
+
+    declared = {
+        GraphKey(role, rows=2, guided=True, injected=injected)
+        for role in ("forward", "joint", "kept")
+        for injected in (False, True)
+    }
+    graphs = {key: count for key, count in compiled_engine.graphs.items() if key.guided}
+    assert graphs == dict.fromkeys(declared, 1)
+
+    second = list(compiled_engine.run(mixed[::-1]))
+    assert {k: n for k, n in compiled_engine.graphs.items() if k.guided} == graphs
+
+    uncompiled = Engine(compiled_engine.model, slots=2, kept_steps=1, compile="off")
+    expected = {result.id: result for result in uncompiled.run(mixed)}
+    assert uncompiled.graphs == {} and len(expected) == len(mixed)
+    for result in [*results, *second]:
+        assert_near(result.image, expected[result.id].image, 1e-9)
+
+
+def test_sampling_is_differentiable_through_compiled_steps(compiled_engine):
+    model = compiled_engine.model
+    texts = [make_job(model, prompt=prompt).conditioning for prompt in ("a boot", "a bag")]
+    gradients = []
+    for engine in (compiled_engine, Engine(model, kept_steps=1, compile="off")):
+        z, cond = torch.stack([uniform(*model.latent_shape, seed=s) for s in (1, 2)]), texts
+        z, cond = z.requires_grad_(), torch.stack(cond).requires_grad_()
+        engine.sample(z, cond, steps=3).square().sum().backward()
+        gradients.append((z.grad, cond.grad))
+    for actual, expected in zip(*gradients, strict=True):
+        assert_near(actual, expected, 1e-10)
+
+
+def test_short_queues_take_half_the_rows(monkeypatch):
+    monkeypatch.setattr(compile_choice, "BACKEND", "eager")
+    engine = Engine(build_tiny(levels=1).model, slots=4, kept_steps=0, compile="on")
+    for count in (1, 2, 3, 4):
+        engine.evaluate([make_job(engine.model, str(i), steps=1) for i in range(count)])
+    expected = {GraphKey("forward", rows, guided=True, injected=False): 1 for rows in (2, 4)}
+    assert engine.graphs == expected
+    assert engine.plan.compiled
+
+
+def test_smaller_batches_than_there_are_graphs_for_run_uncompiled(compiled_engine, monkeypatch):
+    """Where memory runs out, four rows instead of two jobs would be no help."""
+
+    def fail(slots, plan):
+        raise torch.OutOfMemoryError("none left")
+
+    engine = Engine(compiled_engine.model, slots=8, compile="on")
+    monkeypatch.setattr(engine, "_gradients", fail)
+    slots = [Slot(make_job(engine.model), engine.model)] * 8
+    plan, found = Plan(8, 2, compiled=True), []
+    for _ in range(5):
+        _, plan, again = engine._try_gradients(slots[: plan.slots], plan)
+        assert again
+        found.append((plan.slots, plan.kept_steps, plan.compiled))
+    assert found == [(8, 1, True), (8, 0, True), (4, 0, True), (2, 0, False), (1, 0, False)]
