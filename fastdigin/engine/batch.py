@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class BatchSteps(Sequence[Step]):
     """The T steps of a batch of jobs that share T and whether guidance is on.
 
     A Step is built when it is asked for: stacked source attention of all steps at once would
-    double what the jobs already hold.
+    double what the jobs already hold. With jobs as ``job_constants`` makes them, no host waits for
+    the device.
     """
 
     def __init__(self, model: LatentDiffusion, jobs: Sequence[Job], dtype: torch.dtype):
@@ -42,19 +44,20 @@ class BatchSteps(Sequence[Step]):
         table = model.ddim_table(settings[0].steps)
         self._model, self._jobs, self._dtype = model, jobs, dtype
         place = {"device": model.device, "dtype": dtype}
-        self._timesteps = table.timesteps.to(model.device)
-        self._coefficients = table.step.to(**place)
-        guidance = torch.tensor([s.guidance_scale for s in settings], **place)
+        self._timesteps = table.timesteps.to(model.device, non_blocking=True)
+        self._coefficients = table.step.to(**place, non_blocking=True)
+        guidance = _to([s.guidance_scale for s in settings], place)
         guided = model.has_null_branch(settings[0].guidance_scale)
         self._guidance = guidance if guided else None
         pooled = None if jobs[0].pooled is None else torch.stack([j.pooled for j in jobs])
         self._vector = step_vector(model, pooled, guidance, guided)
         self._noise_btchw = None
         if table.noise is not None:
-            noise = torch.stack(
-                [drawn_noise(j, model) if j.noise is None else j.noise for j in jobs]
-            )
-            self._noise_btchw = scaled_noise(table, noise.to(**place))
+            noise = [drawn_noise(j, model) if j.noise is None else j.noise for j in jobs]
+            self._noise_btchw = scaled_noise(table, _stack(noise, place))
+        never = (0.0,) * len(table)
+        weights = [never if j.injection is None else j.injection.weights for j in jobs]
+        self._weights_tb = _to(list(zip(*weights, strict=True)), self._network_place)
 
     def __len__(self) -> int:
         return len(self._timesteps)
@@ -89,7 +92,7 @@ class BatchSteps(Sequence[Step]):
             )
         mappings = [x.mapping if w else None for x, w in zip(injections, weights, strict=True)]
         mapping = _stack(mappings, self._network_place)
-        return InjectedAttention(layers, mapping, torch.tensor(weights, **self._network_place))
+        return InjectedAttention(layers, mapping, self._weights_tb[i])
 
     def _blend(self, i: int) -> tuple[Tensor, Tensor] | None:
         blendings = [job.blending for job in self._jobs]
@@ -103,6 +106,32 @@ class BatchSteps(Sequence[Step]):
     @property
     def _network_place(self) -> dict:
         return {"device": self._model.device, "dtype": self._model.dtype}
+
+
+def job_constants(job: Job, model: LatentDiffusion) -> Job:
+    """The job with what every iteration reads of it on the model's device, noise drawn.
+
+    Tensors that lie there are not copied, so this costs memory where a job's own are elsewhere.
+    """
+
+    def placed(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(model.device)
+
+    injection, blending, noise = job.injection, job.blending, job.noise
+    if injection is not None:
+        layers = {
+            name: SourceAttention(placed(source.tensor), placed(source.keys))
+            for name, source in injection.layers.items()
+        }
+        injection = replace(injection, layers=layers, mapping=placed(injection.mapping))
+    if blending is not None:
+        sources = placed(blending.source_latents)
+        blending = replace(blending, mask=placed(blending.mask), source_latents=sources)
+    if noise is None and model.ddim_table(job.settings.steps).noise is not None:
+        noise = drawn_noise(job, model)
+    return replace(
+        job, injection=injection, blending=blending, noise=placed(noise), pooled=placed(job.pooled)
+    )
 
 
 def step_vector(
@@ -126,7 +155,8 @@ def drawn_noise(job: Job, model: LatentDiffusion) -> Tensor:
 
 def scaled_noise(table: DDIMTable, noise_btchw: Tensor) -> Tensor:
     """What the solver adds after each step."""
-    return table.noise.to(noise_btchw)[:, None, None, None] * noise_btchw
+    scale = table.noise.to(noise_btchw, non_blocking=True)
+    return scale[:, None, None, None] * noise_btchw
 
 
 def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:
@@ -134,3 +164,8 @@ def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:
     example = next(row for row in rows if row is not None)
     filled = [torch.zeros_like(example) if row is None else row for row in rows]
     return torch.stack(filled).to(**place)
+
+
+def _to(rows: Sequence, place: dict) -> Tensor:
+    """A tensor of numbers. torch.tensor on the device would wait for it."""
+    return torch.tensor(rows, dtype=place["dtype"]).to(place["device"], non_blocking=True)

@@ -305,7 +305,7 @@ class Engine:
         z = torch.stack([slot.z.detach() for slot in rows])
         cond = torch.stack([slot.conditioning for slot in rows])
         null = torch.stack([slot.null_text for slot in rows]) if guided else None
-        steps = BatchSteps(self.model, [slot.job for slot in rows], z.dtype)
+        steps = BatchSteps(self.model, [slot.constants for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
         kept = min(plan.kept_steps, len(steps)) if goes_on else 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdigin.engine.batch import job_constants
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
 from fastdigin.models.diffusion import LatentDiffusion
@@ -20,13 +21,15 @@ class Slot:
 
     State is kept per slot, not in one batched tensor: a slot's arithmetic is then the same
     whatever its neighbours are, torch.optim serves as it is, and the cost beside a U-Net call is
-    nil. State has the model's ``state_dtype``, whatever the networks' precision.
+    nil. State has the model's ``state_dtype``, whatever the networks' precision. ``constants`` is
+    the job as the steps need it (batch.py).
     """
 
     def __init__(self, job: Job, model: LatentDiffusion):
         check_job(job, model)
         settings = job.settings
         self.job, self.model, self.iteration = job, model, 0
+        self.constants = job_constants(job, model)
         self.history: tuple[dict[str, float], ...] = ()
         self.reported = False
         self.error: str | None = None

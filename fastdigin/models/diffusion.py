@@ -212,8 +212,8 @@ class LatentDiffusion:
         if pooled_bp is not None:
             side = self.image_size
             # Original size, top left corner of the crop, target size.
-            sizes = torch.tensor((side, side, 0, 0, side, side), device=guidance_b.device)
-            parts += [pooled_bp.to(guidance_b), sizes.to(guidance_b).expand(len(pooled_bp), -1)]
+            sizes = torch.tensor((side, side, 0, 0, side, side)).to(guidance_b, non_blocking=True)
+            parts += [pooled_bp.to(guidance_b), sizes.expand(len(pooled_bp), -1)]
         if self.embeds_guidance:
             half = self.unet.config.time_cond_proj_dim // 2
             exponents = torch.arange(half, device=guidance_b.device) / (half - 1)

@@ -51,7 +51,7 @@ def resample_crops(
     :func:`resample`.
     """
     height, width = image_3hw.shape[-2:]
-    tops, lefts, sides = (x.to(image_3hw.device) for x in (tops, lefts, sides))
+    tops, lefts, sides = (x.to(image_3hw.device, non_blocking=True) for x in (tops, lefts, sides))
     rows = _axis_matrix(tops, sides, height, size).to(image_3hw)
     columns = _axis_matrix(lefts, sides, width, size).to(image_3hw)
     # One product over the rows of all crops: the image and its gradient are not repeated A times.

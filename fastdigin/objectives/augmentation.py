@@ -63,7 +63,7 @@ class Cutouts:
             return crops
         # float32: four times faster to draw than float64, and exact when cast up.
         noise = torch.randn(crops.shape, generator=generator, dtype=torch.float32)
-        return crops + self.noise * noise.to(crops)
+        return crops + self.noise * noise.to(crops, non_blocking=True)
 
 
 def views(

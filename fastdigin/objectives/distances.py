@@ -48,9 +48,11 @@ class Distance:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
         x = candidate.image if self.space == "pixels" else candidate.latents
         _check_shape(x, self.reference, self.name)
-        difference = x - self.reference.to(x)
+        difference = x - self.reference.to(x, non_blocking=True)
         errors = difference.abs() if self.norm == "l1" else difference.square()
-        return (errors if self._region_hw is None else self._region_hw.to(x) * errors).mean()
+        if self._region_hw is not None:
+            errors = self._region_hw.to(x, non_blocking=True) * errors
+        return errors.mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +80,9 @@ class LpipsDistance:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
         x = candidate.image
         _check_shape(x, self.reference, self.name)
-        reference = self.reference.to(x)
+        reference = self.reference.to(x, non_blocking=True)
         if self._region_hw is not None:
-            x = reference + self._region_hw.to(x) * (x - reference)
+            x = reference + self._region_hw.to(x, non_blocking=True) * (x - reference)
         return self.network(x[None], reference[None], normalize=True).mean()
 
 
