@@ -70,6 +70,21 @@ def test_work_per_iteration(tiny, calls, iterations, last_steps):
     assert loss.gradients_wanted == [key is not None for key in loss.keys]
 
 
+@pytest.mark.parametrize(("guidance", "rows"), [(3.0, 8), (1.0, 4)])
+def test_without_guidance_there_is_no_null_branch(tiny, monkeypatch, guidance, rows):
+    seen, predict = set(), tiny.model.predict
+
+    def watched(latents, *args):
+        seen.add(len(latents))
+        return predict(latents, *args)
+
+    monkeypatch.setattr(tiny.model, "predict", watched)
+    jobs = [make_job(tiny.model, str(k), iterations=1, guidance_scale=guidance) for k in range(4)]
+    results = list(Engine(tiny.model, slots=4, kept_steps=1).run(jobs))
+    assert [result.status for result in results] == ["done"] * 4
+    assert seen == {rows}
+
+
 def test_history_is_the_plain_loss(tiny):
     """Not that on crops; unweighted terms, weighted total."""
     classifier, target = build_classifier(), uniform(*IMAGE_SHAPE)

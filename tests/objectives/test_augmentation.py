@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 from tiny import build_classifier
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample_crops
@@ -95,6 +96,28 @@ def test_noise_has_its_standard_deviation():
     crops = Cutouts(count=64, noise=0.02)(image, 16, KEY)
     assert abs((crops - 0.5).std() - 0.02) < 5e-4
     assert torch.allclose(Cutouts(noise=0)(image, 16, KEY), torch.tensor(0.5))
+
+
+def test_all_crops_are_one_resampling():
+    """Two matrix products there and two back, however many crops there are."""
+    found = []
+    for count in (1, 16):
+        image = torch.rand(3, 32, 32, requires_grad=True)
+        with _Products() as products:
+            crops = Cutouts(count=count)(image, 12, (1, 2, 3))
+            torch.autograd.grad(crops.sum(), image)
+        found.append(products.count)
+    assert found == [4, 4]
+
+
+class _Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm)
+        return op(*args, **(kwargs or {}))
 
 
 def test_differentiable():
