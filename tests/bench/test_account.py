@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fastdigin.models.frozen import freeze_aware
 from fastdigin_bench import account_models
-from fastdigin_bench.account import STATE_COPIES, _slots, account, measure
+from fastdigin_bench.account import STATE_COPIES, account, measure, memory, slots_in
 from fastdigin_bench.account_models import ARCHITECTURES, Architecture
 
 SMALL = Architecture(
@@ -115,6 +115,8 @@ def test_bytes_of_a_row(row):
     assert row["marginal_bytes_per_slot"] == row["step_peak_bytes"] + row["state_bytes_per_slot"]
     assert row["step_peak_bytes"] > row["saved_bytes_per_step"]
     assert set(row["slots_in"]) == {"12", "24", "80"}
+    alone = memory(SMALL, 32, steps=3, dtype=torch.float32)
+    assert alone == {name: row[name] for name in alone} and len(alone) == 4
     twice = account(SMALL, 32, steps=6, dtype=torch.float32)
     assert twice["marginal_bytes_per_slot"] < 1.2 * row["marginal_bytes_per_slot"]
     assert twice["plain_bytes_per_slot"] > 1.5 * row["plain_bytes_per_slot"]
@@ -162,7 +164,11 @@ def test_saved_and_live_bytes_by_hand():
 def test_slots_that_fit(room):
     state, step, decoder = 7, 20, 60
     fitting = [n for n in range(1, 100) if n * state + max(n * step, decoder) <= room]
-    assert _slots(room, state, step, decoder) == max(fitting, default=0)
+    sizes = {
+        "weights_bytes": 11, "state_bytes_per_slot": state, "step_peak_bytes": step,
+        "decoder_peak_bytes": decoder,
+    }  # fmt: skip
+    assert slots_in(room + 11, sizes) == max(fitting, default=0)
 
 
 def test_the_published_sizes():
