@@ -235,14 +235,18 @@ def null_text_optimisation(
         if any(n == 0 and i < steps for n, i in zip(tries, at, strict=True)):
             with torch.no_grad():
                 cond_output = model.predict(z, t, texts.cond, None, texts.vector)
-        variable = null.detach().requires_grad_()
-        with torch.enable_grad():
+        # The prediction after the last update is accepted whatever it is: it needs no gradient.
+        wanted = any(
+            n < settings.null_text_steps for n, i in zip(tries, at, strict=True) if i < steps
+        )
+        variable = null.detach().requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
             null_output = model.predict(z, t, variable, None, texts.null_vector)
             output = null_output + guidance * (cond_output - null_output)
             z_prev = a * z + b * output
             goal = upward[torch.arange(batch), now + 1]
             losses = (z_prev - goal).square().flatten(1).mean(1)
-            (gradient,) = torch.autograd.grad(losses.sum(), variable)
+            gradient = torch.autograd.grad(losses.sum(), variable)[0] if wanted else None
         distances = losses.tolist()
         for s in range(batch):
             i = at[s]

@@ -144,6 +144,17 @@ def test_unet_calls(tiny, images, monkeypatch, options, calls):
         assert torch.equal(inversion.null_text, empty.expand(STEPS, -1, -1))
 
 
+def test_the_prediction_after_the_last_update_needs_no_graph(tiny, images, monkeypatch):
+    graphs = []
+    gradient = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *given: (graphs.append(1), gradient(*given))[1]
+    )
+    settings = InversionSettings(steps=STEPS, null_text_steps=3, tolerance=0)
+    invert(tiny.model, images[:2], PROMPTS[:2], settings, batch=2)
+    assert len(graphs) == 3 * STEPS
+
+
 def test_an_inversion_does_not_depend_on_its_neighbours(tiny, images):
     """Any place in the batch, any neighbours, alone in a padded batch: bit for bit."""
 
