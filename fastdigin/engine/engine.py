@@ -99,6 +99,11 @@ class Engine:
         """How many graphs were compiled, for each of what they are for; 1 if all is well."""
         return self._choice.graphs
 
+    @property
+    def recompiles(self) -> int:
+        """How many graphs were compiled beyond one for each of what they are for; 0 is right."""
+        return sum(count - 1 for count in self.graphs.values())
+
     def sample(
         self,
         latents: Tensor,

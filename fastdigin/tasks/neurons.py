@@ -137,7 +137,7 @@ def visualise_neurons(
                 yield _job(engine, classifier, neuron, open_words[word], seed_of(seed, sample),
                            maxima, settings, id)  # fmt: skip
 
-    results = engine.run(jobs(), on_iteration=advance)
+    results = engine.run(jobs(), on_iteration=advance, total=open_jobs)
     return (_explain(result, classifier, maxima, described) for result in results)
 
 

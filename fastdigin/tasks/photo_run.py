@@ -74,7 +74,7 @@ def run_photo_jobs(
             yield failure(task, id, settings["seed"], str(error), settings)
 
     def explanations() -> Iterator[Explanation]:
-        for result in engine.run(jobs(), on_iteration=progress(1)):
+        for result in engine.run(jobs(), progress(1), total=len(todo)):
             yield from failures()
             yield explain_result(result)
         yield from failures()

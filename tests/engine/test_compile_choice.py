@@ -118,6 +118,14 @@ def test_where_nothing_can_be_compiled(model, choice_of, monkeypatch, caplog):
     Engine(model, compile="off")
 
 
+def test_recompiles_are_the_graphs_beyond_one_a_key(model):
+    engine = Engine(model, slots=2)
+    assert engine.graphs == {} and engine.recompiles == 0
+    one, other = GraphKey("joint", 2, True, False), GraphKey("forward", 2, True, False)
+    engine._choice.functions.graphs.update({one: 1, other: 3})
+    assert engine.graphs == {one: 1, other: 3} and engine.recompiles == 2
+
+
 def test_bad_modes(model):
     with pytest.raises(UserError, match="compile must be one of auto, on, off, got 'maybe'"):
         Engine(model, compile="maybe")
