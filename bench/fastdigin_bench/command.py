@@ -71,6 +71,11 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--one-process", type=int, help=SUPPRESS)  # how it calls itself
 
 
+def _compile_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=count, default=7, metavar="N", help="(default 7)")
+    parser.add_argument("--slots", type=count, default=8, metavar="S", help="(default 8)")
+
+
 def _kernels_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", choices=KERNEL_MODELS, metavar="MODEL",
@@ -119,6 +124,7 @@ class Bench:
 
 
 BENCHES = {
+    "compile": Bench("compiled steps beside uncompiled ones", _compile_arguments),
     "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),
     "scaling": Bench("speed by jobs, steps and resolution; occupancy", _scaling_arguments),
