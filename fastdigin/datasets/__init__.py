@@ -47,7 +47,15 @@ def photos(argument: str) -> list[Photo]:
     folder = Path(path).expanduser()
     if not path or not folder.is_dir():
         raise UserError(f"data set {argument!r}: '{path}' is not a folder")
-    found = LAYOUTS[kind](folder)
+    try:
+        found = LAYOUTS[kind](folder)
+    except UserError:
+        raise
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"data set {argument!r}: its lists of photos and classes are not as published "
+            f"({type(error).__name__}: {error}): fetch them again"
+        ) from error
     if not found:
         raise UserError(f"data set {argument!r} holds no photos: check the folder")
     return found

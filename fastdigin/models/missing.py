@@ -24,11 +24,12 @@ def require(module: str, extra: str, spec: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        if error.name != module:
+        package = module.partition(".")[0]
+        if error.name not in (package, module):
             raise
         command = f"pip install 'fastdigin[{extra}]'"
         raise MissingPackage(
-            f"classifier {spec!r} needs the package {module}: {command}.", command
+            f"classifier {spec!r} needs the package {package}: {command}.", command
         ) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -196,6 +198,42 @@ def test_wrong_labels(tmp_path):
     (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text(f"{ROBIN}\n{TENCH}\n")
     with pytest.raises(UserError, match="does not say .*00000003"):
         photos(f"imagenet:{tmp_path}")
+
+
+def test_lists_that_do_not_fit(tmp_path):
+    """Not those of the data set, or damaged: said, never a traceback."""
+    flat(tmp_path)
+    for name, text in (
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG 1000\n"),
+        ("LOC_val_solution.csv", "a,b\n1,2\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="imagenet:.* are not as published"):
+            photos(f"imagenet:{tmp_path}")
+        (tmp_path / name).unlink()
+    (tmp_path / "val.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UserError, match="val.txt' cannot be read"):
+        photos(f"imagenet:{tmp_path}")
+    meta = tmp_path / "meta"
+    meta.mkdir()
+    (meta / "test.txt").write_text("steak/1\n")
+    (meta / "classes.txt").write_text("apple_pie\nsteak\n")
+    (meta / "labels.txt").write_text("Steak\n")
+    with pytest.raises(UserError, match="has 2 lines and .*labels.txt' 1: they must match"):
+        photos(f"food101:{tmp_path}")
+    for name in ("images.txt", "train_test_split.txt"):
+        (tmp_path / name).write_text("1\n")
+    with pytest.raises(UserError, match="cub:.* are not as published"):
+        photos(f"cub:{tmp_path}")
+
+
+def test_matlab_files_need_scipy(tmp_path, monkeypatch):
+    for name in ("cars_meta.mat", "cars_test_annos_withlabels.mat"):
+        touch(tmp_path / "devkit" / name, tmp_path / name)
+    for module in ("scipy.io", "scipy.io.matlab", "scipy"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match="needs the package scipy: pip install 'fastdigin.datasets"):
+        photos(f"cars:{tmp_path}")
 
 
 def test_an_unknown_kind():

@@ -69,14 +69,22 @@ def test_what_is_here_and_what_is_wrong(tmp_path):
 
 
 def test_packages_that_a_network_needs(monkeypatch):
-    for module in ("timm", "open_clip", "segment_anything_hq"):
+    for module in ("timm", "open_clip", "segment_anything_hq", "torchvision.models", "torchvision"):
         monkeypatch.setitem(sys.modules, module, None)
-    options = {"f": "timm:resnet18", "g": "open_clip:ViT-B-16/openai", "segmenter": "hq-sam:vit_b"}
-    commands = [(need.status, need.command) for need in check_needs(options)]
-    assert commands[:2] == [
-        ("missing", "pip install 'fastdigin[timm]'"), ("missing", "pip install 'fastdigin[clip]'"),
-    ]  # fmt: skip
-    assert commands[2] == ("missing", "pip install 'fastdigin[segment]'")
+    options = {
+        "f": "timm:resnet18", "g": "open_clip:ViT-B-16/openai", "judge": "torchvision:resnet18",
+        "segmenter": "hq-sam:vit_b",
+    }  # fmt: skip
+    found = {need.name: (need.status, need.command) for need in check_needs(options)}
+    extras = {
+        "timm": "timm",
+        "open_clip": "clip",
+        "torchvision": "torchvision",
+        "hq-sam": "segment",
+    }
+    assert {name.split(":")[0]: answer for name, answer in found.items()} == {
+        kind: ("missing", f"pip install 'fastdigin[{extra}]'") for kind, extra in extras.items()
+    }
 
 
 def test_looking_leaves_the_network_as_it_was(monkeypatch):

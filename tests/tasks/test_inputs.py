@@ -1,6 +1,7 @@
 """Reading what users give: pictures of all kinds, masks, names, tables."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -237,6 +238,13 @@ def test_a_data_set(tmp_path):
         "red_boot-1", tmp_path / "red_boot" / "1.png", "a photograph of a {}", "red boot", crop=True
     )
     assert len(collect([f"imagefolder:{tmp_path}"], limit=1)) == 1
+
+
+def test_a_parquet_table_needs_pyarrow(tmp_path, monkeypatch):
+    for module in ("pyarrow.parquet", "pyarrow"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match="needs the package pyarrow: pip install 'fastdigin.datas"):
+        collect([str(tmp_path / "t.parquet")])
 
 
 def test_a_parquet_table(tmp_path):

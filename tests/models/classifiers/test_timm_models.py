@@ -77,5 +77,7 @@ def test_weights_that_cannot_be_had(tmp_path, no_network):
         Classifier.load(f"timm:local-dir:{tmp_path / 'nowhere'}")
     with pytest.raises(UserError, match="'hf download someone/net' fetches them"):
         Classifier.load("timm:hf-hub:someone/net")
+    with pytest.raises(UserError, match="has no pretrained weights: .*file:PATH@timm:coat"):
+        Classifier.load("timm:coatnet_0_224")
     with pytest.raises(UserError, match="curl -L -o .*gcvit_.*http"):  # from a plain address
         Classifier.load("timm:gcvit_xxtiny.in1k")
