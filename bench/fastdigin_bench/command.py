@@ -93,6 +93,10 @@ def _kernels_arguments(parser: ArgumentParser) -> None:
         "--seconds", type=float, default=0.4, metavar="S",
         help="to measure a pass of an operation for (default 0.4)",
     )  # fmt: skip
+    parser.add_argument(
+        "--steps", nargs="+", choices=("embedded", "sd-1.4"), metavar="MODEL",
+        help="also the shares of a whole step, of embedded or sd-1.4 (4 GB), and engine iterations",
+    )  # fmt: skip
 
 
 def _memory_arguments(parser: ArgumentParser) -> None:

@@ -1,11 +1,12 @@
 """How fast is each implementation of the engine's operations, and how exact?
 
-    fastdigin bench kernels [--models embedded ...] [--ops geglu ...] [--dtype float16 ...]
+    fastdigin bench kernels [--models embedded ...] [--ops geglu ...] [--steps sd-1.4 ...]
 
 Forward, backward and both, at the shapes of the models' own layers. The implementations take turns,
 and each figure is a median with its quartiles. An implementation whose results are further from
 float64 than three times PyTorch's own gets no figure: its row says why. On a machine with a GPU the
-same command measures that, in float16 and bfloat16.
+same command measures that, in float16 and bfloat16. Then follow the share of each kind of operation
+in a step of the U-Net, and iterations of the engine with PyTorch's attention and with our own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastdigin.report.console import table
 from fastdigin_bench.counters import SavedBytes
 from fastdigin_bench.kernel_cases import MODELS, OPS, Case, cases
 from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
+from fastdigin_kernels import dispatch
 
 PASSES = ("forward", "backward", "both")
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 100
@@ -45,14 +47,31 @@ def run(options: Namespace) -> int:
                 rows.append({"model": case.model, "op": case.op, "shape": case.shape} | row)
             _say(f"{case.op} {case.shape}: {_summary(found)}")
     print(_table(rows))
+    whole = {} if options.steps is None else _whole_steps(options.steps, device)
     results = {
         "conditions": conditions() | {"device": _device_name(device)},
         "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
+        **whole,
         "rows": rows,
     }
     write_json(file, results)
     print_last_line(results)
     return 1 if any(row["refused"] for row in rows) else 0
+
+
+def _whole_steps(names: Sequence[str], device: torch.device) -> dict:
+    """Shares of a step, and the engine's iterations where the CPU has kernels of its own."""
+    from fastdigin_bench.kernel_steps import engine_ratio, step_shares
+
+    found: dict = {"step_shares": {}}
+    for name in names:
+        for impl in ("sdpa", "auto"):
+            found["step_shares"][f"{name}, {impl}"] = shares = step_shares(name, impl)
+            print(f"step of {name}, attention {impl}: {shares}")
+    if device.type == "cpu" and dispatch.unavailable("cpp", device, torch.float32, 24) is None:
+        found["engine"] = engine_ratio(["sdpa", "cpp", "auto"])
+        print(f"engine, seconds an iteration: {found['engine']}")
+    return found
 
 
 def measure(case: Case, seconds: float, peak: float) -> list[dict]:

@@ -1,0 +1,44 @@
+"""What the kernels mean to a whole step."""
+
+import pytest
+import torch
+
+from fastdigin.errors import UserError
+from fastdigin_bench import kernel_steps
+
+
+def test_every_second_belongs_to_one_kind():
+    found = kernel_steps.shares(
+        {
+            "fastdigin::attention_backward": 2.0,
+            "aten::_scaled_dot_product_flash_attention_for_cpu": 1.0,
+            "fastdigin::group_norm_silu_forward": 1.0,
+            "aten::mkldnn_convolution": 4.0,
+            "aten::addmm": 1.0,
+            "aten::copy_": 1.0,
+        }
+    )
+    assert found == {
+        "attention": 0.3, "norms and activations": 0.1, "convolutions": 0.4,
+        "linear layers": 0.1, "other": 0.1, "seconds": 10.0,
+    }  # fmt: skip
+
+
+def test_other_losses_are_not_compared(monkeypatch):
+    monkeypatch.setattr(kernel_steps, "Engine", lambda model, **kwargs: model)
+    monkeypatch.setattr(kernel_steps.LatentDiffusion, "load", lambda name, attention: attention)
+    seconds = {"sdpa": 2.0, "cpp": 1.0}
+    losses = {"sdpa": torch.ones(2), "cpp": torch.ones(2)}
+    monkeypatch.setattr(kernel_steps, "_iterations", lambda impl: (seconds[impl], losses[impl]))
+    found = kernel_steps.engine_ratio(["sdpa", "cpp"])
+    assert found["ratio"] == {"cpp": 2.0} and found["loss_difference"] == 0
+    losses["cpp"] = torch.tensor([1.0, 1.01])
+    with pytest.raises(UserError, match="'cpp' and 'sdpa' differ by"):
+        kernel_steps.engine_ratio(["sdpa", "cpp"])
+
+
+def test_shares_of_the_embedded_step(monkeypatch):
+    monkeypatch.setattr(kernel_steps, "_PROFILED", {"embedded": 1})
+    found = kernel_steps.step_shares("embedded", "sdpa")
+    assert found["seconds"] > 0 and found["attention"] > 0.02 and found["convolutions"] > 0.1
+    assert sum(found.values()) - found["seconds"] == pytest.approx(1, abs=0.01)
