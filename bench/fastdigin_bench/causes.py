@@ -10,6 +10,9 @@ as inversion in batches.
     injection without maps   cross-attention writes its maps out, in all steps
     shared decode            one more decode for the picture of the history
     kernels                  PyTorch's own attention, group norm, SiLU and GEGLU
+    compile                  steps run as they are written; only where they would be compiled
+
+The other variants are not compiled.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin_kernels import fused
 
-WHOLE, NETWORKS = "whole", "networks"
+WHOLE, NETWORKS, COMPILED = "whole", "networks", "compile"
 
 
 @dataclass(frozen=True)
@@ -54,40 +57,55 @@ class Variant:
 
 
 def find_causes(
-    model: LatentDiffusion, classifier: Classifier, jobs: Sequence[Job], slots: int, repeats: int
+    model: LatentDiffusion,
+    classifier: Classifier,
+    jobs: Sequence[Job],
+    slots: int,
+    repeats: int,
+    compiled: bool = False,
 ) -> tuple[dict[str, Cause], float]:
     """What each idea is worth, and the share of time spent outside of networks and decoder.
 
     That share is the time of a run whose U-Net, decoder and classifier are a few element-wise
     operations, whose time it includes, over that of the whole engine.
     """
-    seconds = time_variants(
-        variants(model, classifier, slots, jobs[0].settings.steps), jobs, repeats
-    )
+    steps = jobs[0].settings.steps
+    engines = variants(model, classifier, slots, steps)
+    if compiled:
+        engines[COMPILED] = Variant(Engine(model, slots=slots, kept_steps=steps, compile="on"))
+    seconds = time_variants(engines, jobs, repeats)
     whole = seconds.pop(WHOLE)
     outside = statistics.median(seconds.pop(NETWORKS)) / statistics.median(whole)
     causes = {
-        name: Cause(
-            statistics.median(without) / statistics.median(whole),
-            min(without) / max(whole),
-            max(without) / min(whole),
-        )
-        for name, without in seconds.items()
+        name: _cause(whole, taken) if name == COMPILED else _cause(taken, whole)
+        for name, taken in seconds.items()
     }
     return causes, outside
+
+
+def _cause(without: Sequence[float], with_it: Sequence[float]) -> Cause:
+    return Cause(
+        statistics.median(without) / statistics.median(with_it),
+        min(without) / max(with_it),
+        max(without) / min(with_it),
+    )
 
 
 def variants(
     model: LatentDiffusion, classifier: Classifier, slots: int, steps: int
 ) -> dict[str, Variant]:
     """The whole engine, and the engine without each idea."""
-    whole = Engine(model, slots=slots, kept_steps=steps)
+
+    def engine(slots: int = slots, kept_steps: int = steps, kind: type[Engine] = Engine) -> Engine:
+        return kind(model, slots=slots, kept_steps=kept_steps, compile="off")
+
+    whole = engine()
     return {
         WHOLE: Variant(whole),
-        "batching": Variant(Engine(model, slots=1, kept_steps=steps)),
-        "no recompute": Variant(Engine(model, slots=slots, kept_steps=0)),
+        "batching": Variant(engine(slots=1)),
+        "no recompute": Variant(engine(kept_steps=0)),
         "injection without maps": Variant(whole, lambda: written_maps(model)),
-        "shared decode": Variant(SeparateDecode(model, slots=slots, kept_steps=steps)),
+        "shared decode": Variant(engine(kind=SeparateDecode)),
         "kernels": Variant(whole, lambda: pytorch_kernels(model)),
         NETWORKS: Variant(whole, lambda: no_networks(model, classifier)),
     }
@@ -96,13 +114,13 @@ def variants(
 def time_variants(
     variants: dict[str, Variant], jobs: Sequence[Job], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each repeat, after an evaluation of one job that nobody times."""
+    """Seconds of each repeat, after a run that nobody times: of all jobs where steps compile."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats):
         for name, variant in variants.items():
             with variant.changed():
                 if repeat == 0:
-                    variant.engine.evaluate(jobs[:1])
+                    list(variant.engine.run(jobs if name == COMPILED else jobs[:1]))
                 start = time.perf_counter()
                 failed = [r.error for r in variant.engine.run(jobs) if r.error]
                 found[name].append(time.perf_counter() - start)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fastdigin.cli import count
+from fastdigin.cli import COMPILE, count
 
 TRUTH_PARTS = (
     "world",
@@ -66,6 +66,7 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
         help="of the engine without each of its ideas; 0 leaves that out (default 2)",
     )  # fmt: skip
     parser.add_argument("--iterations", type=count, metavar="N", help="fewer, for a quick look")
+    parser.add_argument("--compile", default="auto", choices=COMPILE, help="(default auto)")
     parser.add_argument("--slots", type=count, metavar="S", help="(default: planned)")
     parser.add_argument("--memory", default="auto", metavar="SIZE", help="(default auto)")
     parser.add_argument("--one-process", type=int, help=SUPPRESS)  # how it calls itself

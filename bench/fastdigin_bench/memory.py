@@ -86,7 +86,7 @@ def measured_peak(engine: Engine, classifier: Classifier, steps: int, count: int
 
 def _measured_row(model, classifier, steps: int, slots: int, kept: int) -> dict[str, Any]:
     # A budget is named so that the planner predicts at all; it never limits.
-    engine = Engine(model, memory="1000GiB", slots=slots, kept_steps=kept)
+    engine = Engine(model, memory="1000GiB", slots=slots, kept_steps=kept, compile="off")
     peak = measured_peak(engine, classifier, steps, slots)
     return {
         "steps": steps,
@@ -103,7 +103,7 @@ def _budget_rows(model, classifier) -> Iterator[dict[str, Any]]:
     """What is planned for each budget, and what the plan takes."""
     for budget in BUDGETS:
         for slots in BUDGET_SLOTS:
-            engine = Engine(model, memory=budget, slots=slots)
+            engine = Engine(model, memory=budget, slots=slots, compile="off")
             row = {"budget": budget, "slots_given": slots}
             try:
                 peak = measured_peak(engine, classifier, BUDGET_STEPS, engine.slots)
@@ -164,7 +164,7 @@ def _resident_bytes(steps: int, slots: int, kept: int) -> int:
 
 def _one_process(steps: int, slots: int, kept: int) -> int:
     model, classifier = load_engine(EMBEDDED).model, Classifier.load("embedded:robust")
-    engine = Engine(model, slots=slots, kept_steps=kept)
+    engine = Engine(model, slots=slots, kept_steps=kept, compile="off")
     list(engine.run(text_jobs(model, classifier, steps, slots, UPDATES)))
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print_last_line({"resident_bytes": kibibytes * 2**10})

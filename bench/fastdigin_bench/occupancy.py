@@ -44,8 +44,8 @@ class OccupancyRun:
 class RandomLengths(Engine):
     """Gives every job that is optimised a number of updates of its own."""
 
-    def run(self, jobs: Iterable[Job], on_iteration=None) -> Iterator[Result]:
-        return super().run(map(self._with_length, jobs), on_iteration)
+    def run(self, jobs: Iterable[Job], *args, **kwargs) -> Iterator[Result]:
+        return super().run(map(self._with_length, jobs), *args, **kwargs)
 
     def _with_length(self, job: Job) -> Job:
         if not job.settings.iterations:
@@ -95,7 +95,7 @@ def measure_occupancy(jobs: int) -> OccupancyRun:
         optimisation=replace(cf.EMBEDDED.optimisation, steps=STEPS, last_steps=1),
         null_text_steps=3,
     )
-    engine = RandomLengths(model, slots=SLOTS, kept_steps=STEPS)
+    engine = RandomLengths(model, slots=SLOTS, kept_steps=STEPS, compile="off")
     classifier = Classifier.load("embedded:robust")
     with RowCounter(model) as counter:
         found = list(cf.counterfactuals(engine, items, classifier, settings=settings))

@@ -74,33 +74,38 @@ def run(options: Namespace) -> int:
     if options.one_process is not None:
         return _one_process(options)
     file = results_folder(options.results) / "throughput.json"
-    engine = load_engine(EMBEDDED, options.memory, options.slots)
+    engine = load_engine(EMBEDDED, options.memory, options.slots, compile=options.compile)
     sides = Sides(engine, PlainModel(engine.model), load_classifier(), _settings(options))
     items = collect(["embedded:pairs"], options.jobs)
     _say(f"{len(items)} jobs in {min(engine.slots, len(items))} slots")
     list(engine.run(text_jobs(engine.model, sides.classifier, 2, 1, 1)))  # chooses and plans once
 
     timings, jobs, agreement = time_rounds(sides, items, options.rounds)
-    occupancy, plan = engine.occupancy, str(engine.plan)
+    occupancy, plan = engine.occupancy, engine.plan
     time_engine(sides, items[:1], timings, SINGLE)
     for _ in range(options.process_repeats):
         timings.seconds.setdefault(TWO, []).append(_two_processes(options) / 2)
     loss_ratio = _loss_ratio(timings)
     results = {
-        "conditions": conditions() | {"plan": plan},
+        "conditions": conditions() | {"plan": str(plan)},
         "jobs": len(items),
         **_figures(timings),
         "gradient_agreement": agreement,
         "final_loss_ratio": round(loss_ratio, 4),
         "forward_equivalents_per_step": forward_equivalents(engine, jobs[:2]),
         "slot_occupancy": round(occupancy, 3),
-        "recompiles": 0,
+        "recompiles": engine.recompiles,
     }
     print(_table(timings), "\n", flush=True)
     if options.cause_repeats:
         one_update = [replace(j, settings=replace(j.settings, iterations=1)) for j in jobs]
         causes, outside = find_causes(
-            engine.model, sides.classifier, one_update, engine.slots, options.cause_repeats
+            engine.model,
+            sides.classifier,
+            one_update,
+            engine.slots,
+            options.cause_repeats,
+            plan.compiled,
         )
         print(_causes_table(causes), "\n", flush=True)
         results |= {

@@ -24,7 +24,7 @@ from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.tasks.counterfactual import CounterfactualSettings
 from fastdigin.tasks.inputs import ImageInput
 from fastdigin_bench import throughput
-from fastdigin_bench.causes import NETWORKS, WHOLE, find_causes, variants
+from fastdigin_bench.causes import COMPILED, NETWORKS, WHOLE, find_causes, variants
 from fastdigin_bench.equivalents import forward_equivalents
 
 KEYS = (
@@ -47,7 +47,9 @@ def small(tiny, monkeypatch):
     ]
     monkeypatch.setattr(throughput, "collect", lambda what, limit: items[:limit])
     monkeypatch.setattr(
-        throughput, "load_engine", lambda *given: Engine(tiny.model, slots=2, kept_steps=4)
+        throughput,
+        "load_engine",
+        lambda *given, compile: Engine(tiny.model, slots=2, kept_steps=4, compile="off"),
     )
     monkeypatch.setattr(throughput, "load_classifier", build_classifier)
     monkeypatch.setattr(throughput, "_settings", lambda options: settings)
@@ -58,6 +60,7 @@ def options(folder, **given):
     defaults = {
         "results": folder, "one_process": None, "jobs": 3, "rounds": 2, "process_repeats": 1,
         "cause_repeats": 1, "iterations": None, "slots": None, "memory": "auto",
+        "compile": "auto",
     }  # fmt: skip
     return Namespace(**defaults | given)
 
@@ -135,12 +138,16 @@ def test_the_engine_without_an_idea_computes_the_same(tiny, jobs, monkeypatch):
 
 def test_causes(tiny, jobs, monkeypatch):
     (classifier,) = {job.losses[0].classifier for job in jobs}
-    seconds = {WHOLE: [2.0, 1.0, 4.0], "kernels": [3.0, 6.0, 4.0], NETWORKS: [0.1, 0.1, 0.2]}
+    seconds = {
+        WHOLE: [2.0, 1.0, 4.0], "kernels": [3.0, 6.0, 4.0], NETWORKS: [0.1, 0.1, 0.2],
+        COMPILED: [1.0, 2.0, 0.5],
+    }  # fmt: skip
     monkeypatch.setattr("fastdigin_bench.causes.time_variants", lambda *given: dict(seconds))
-    causes, outside = find_causes(tiny.model, classifier, jobs, 2, 3)
-    assert set(causes) == {"kernels"} and outside == pytest.approx(0.05)
-    kernels = causes["kernels"]
+    causes, outside = find_causes(tiny.model, classifier, jobs, 2, 3, compiled=True)
+    assert set(causes) == {"kernels", COMPILED} and outside == pytest.approx(0.05)
+    kernels, compiled = causes["kernels"], causes[COMPILED]
     assert (kernels.factor, kernels.low, kernels.high) == (2.0, 0.75, 6.0)
+    assert (compiled.factor, compiled.low, compiled.high) == (2.0, 0.5, 8.0)
 
 
 def test_forward_equivalents(tiny, jobs):
