@@ -73,26 +73,29 @@ def run(options: Namespace) -> int:
 
 
 def time_points(points: Sequence[Point], repeats: int) -> dict[Point, list[float]]:
-    """Seconds of each repeat; once more before, untimed."""
+    """Seconds of each repeat, after a small job of each resolution that nobody times."""
     classifier = Classifier.load("embedded:robust")
     engines = {}
     for resolution in sorted({point.resolution for point in points}):
         model = LatentDiffusion.load(EMBEDDED, device="cpu", size=resolution)
         engines[resolution] = Engine(model, slots=SLOTS, compile="off")
+        _seconds(engines[resolution], classifier, Point(jobs=1, steps=2, resolution=resolution))
     found: dict[Point, list[float]] = {point: [] for point in points}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats):
         for point in points:
-            engine = engines[point.resolution]
-            jobs = text_jobs(engine.model, classifier, point.steps, point.jobs, UPDATES)
-            start = time.perf_counter()
-            failed = [r.error for r in engine.run(jobs) if r.error]
-            taken = time.perf_counter() - start
-            if failed:
-                raise RuntimeError(f"a job of the bench failed: {failed[0]}")
-            if repeat:
-                found[point].append(taken)
-        print(f"scaling: {repeat} of {repeats} repeats done", file=sys.stderr, flush=True)
+            found[point].append(_seconds(engines[point.resolution], classifier, point))
+        print(f"scaling: {repeat + 1} of {repeats} repeats done", file=sys.stderr, flush=True)
     return found
+
+
+def _seconds(engine: Engine, classifier: Classifier, point: Point) -> float:
+    jobs = text_jobs(engine.model, classifier, point.steps, point.jobs, UPDATES)
+    start = time.perf_counter()
+    failed = [r.error for r in engine.run(jobs) if r.error]
+    taken = time.perf_counter() - start
+    if failed:
+        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+    return taken
 
 
 def _row(point: Point, seconds: Sequence[float]) -> dict[str, Any]:

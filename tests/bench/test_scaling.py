@@ -12,6 +12,7 @@ from tiny import make_injection, make_job, make_source, normal
 from fastdigin.models.attention import AttentionControl, InjectedAttention, SourceAttention
 from fastdigin_bench import occupancy, scaling
 from fastdigin_bench.occupancy import LENGTHS, RandomLengths, RowCounter
+from fastdigin_bench.scaling import Point
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -29,9 +30,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert row["images_per_min"] == pytest.approx(
             60 * row["jobs"] / (sum(row["seconds"]) / 2), rel=0.01
         )
-
-
-Point = scaling.Point
 
 
 def rows(model, count):
