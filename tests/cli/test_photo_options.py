@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
+from cli_commands import run
 
-from fastdigin import cli, embedded
+from fastdigin import embedded
 from fastdigin.editing import inversion_cache
 from fastdigin.editing.inversion import invert
 
@@ -20,15 +20,6 @@ NCF = [
     "--prompt", "a photo of a {}", *QUICK,
 ]  # fmt: skip
 CF = ["counterfactual", "--classifier", "embedded:clean", "--target", "bag"]
-
-
-def run(*arguments) -> int:
-    try:
-        return cli.main([str(a) for a in arguments])
-    except SystemExit as error:
-        return error.code
-    finally:
-        logging.getLogger("fastdigin").setLevel(logging.NOTSET)
 
 
 def results(out: Path) -> list:

@@ -1,0 +1,103 @@
+"""What the tests of the command line share: commands that are quick, and what they write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from fastdigin import cli, embedded
+
+QUICK = ["--steps", "2", "--iterations", "1"]
+
+
+COMMON = {
+    "task", "id", "status", "seed", "iterations", "seconds", "image", "initial_image",
+}  # fmt: skip
+
+
+KEYS = {
+    "counterfactual": {
+        "source", "target", "target_confidence_before", "target_confidence", "judge_prediction",
+        "background_l1", "foreground_l1",
+    },
+    "disagreement": {
+        "class", "f_confidence_before", "g_confidence_before", "f_confidence", "g_confidence",
+    },
+    "neurons": {
+        "neuron", "word", "activation_before", "activation", "max_other_activation",
+        "dataset_max_activation",
+    },
+    "neuron-counterfactual": {
+        "neuron", "direction", "activation_before", "activation", "background_before",
+        "background_after", "class_confidence_before", "class_confidence", "foreground_l1",
+    },
+}  # fmt: skip
+
+
+PHOTO = embedded.photos()[5]  # whatever it shows, it is a good photo
+
+
+TARGET = "bag" if PHOTO.garment != "bag" else "boot"
+
+
+CF = ["counterfactual", "--classifier", "embedded:clean"]
+
+
+NCF = ["neuron-counterfactual", "--classifier", "embedded:spurious"]
+
+
+NEURONS = ["neurons", "--classifier", "embedded:spurious"]
+
+
+DISAGREE = ["disagree", "--f", "embedded:clean", "--g", "embedded:spurious", "--draws", "2"]
+
+
+def run(*arguments) -> int:
+    """The exit code, also where argparse ends the process."""
+    try:
+        return cli.main([str(a) for a in arguments])
+    except SystemExit as error:
+        return error.code
+    finally:
+        logging.getLogger("fastdigin").setLevel(logging.NOTSET)
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def check_record(record: dict, out: Path) -> None:
+    """What is promised of every line."""
+    assert record.keys() >= COMMON | KEYS[record["task"]]
+    assert record["status"] in ("done", "failed")
+    assert (record["status"] == "failed") == ("error" in record)
+    for key in ("image", "initial_image", "input_image", "difference", "mask"):
+        if record[key] is not None:
+            assert not Path(record[key]).is_absolute() and ".." not in Path(record[key]).parts
+            with Image.open(out / record[key]) as picture:
+                assert picture.size == (64, 64)
+    if record["status"] == "done":
+        assert record["image"] and record["initial_image"]
+
+
+def save_copy(path: Path, size: int = 64, mode: str = "RGB") -> Path:
+    with Image.open(PHOTO.path) as photo:
+        photo.convert(mode).resize((size, size)).save(path)
+    return path
+
+
+def words_file(path: Path, *words: str) -> Path:
+    path.write_text("\n".join(words) + "\n", encoding="utf-8")
+    return path
+
+
+def start_process(*arguments, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fastdigin.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
