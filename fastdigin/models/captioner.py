@@ -90,8 +90,8 @@ class Captioner:
     @torch.no_grad()
     def _caption(self, image: Tensor) -> str:
         inputs = self.image_processor(images=_picture(image), return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self.device, self.network.dtype)
-        return self._decode(self._generate(pixel_values=pixels)[0])
+        inputs = inputs.to(self.device, self.network.dtype)
+        return self._decode(self._generate(**inputs)[0])
 
     @torch.no_grad()
     def _answer(self, image: Tensor, question: str) -> str:
