@@ -98,12 +98,8 @@ inline void weighted_columns(const float* x, Index x_stride, Index rows, const f
 template <int R, int C>
 inline void outer_tile(const float* pt, Index pt_stride, Index queries, const float* x,
                        Index x_stride, float* y, Index y_stride) {
-  Vec sum[R][C];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) sum[r][c] = load(y + r * y_stride + c * kLanes);
-  }
+  // From 0: a sum of thousands of queries is one of blocks then, which rounds less.
+  Vec sum[R][C] = {};
 #pragma GCC unroll 4
   for (Index i = 0; i < queries; ++i) {
     Vec row[C];
@@ -119,7 +115,10 @@ inline void outer_tile(const float* pt, Index pt_stride, Index queries, const fl
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) store(y + r * y_stride + c * kLanes, sum[r][c]);
+    for (int c = 0; c < C; ++c) {
+      float* to = y + r * y_stride + c * kLanes;
+      store(to, load(to) + sum[r][c]);
+    }
   }
 }
 

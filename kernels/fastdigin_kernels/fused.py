@@ -1,12 +1,13 @@
 """Which implementation GroupNorm+SiLU and GEGLU take: PyTorch's operations, C++ or Triton.
 
-``auto`` is C++ for float32 on the CPU where the library is built, and PyTorch elsewhere. Nothing is
-timed: the C++ kernels were faster at every shape of the embedded and the SD 1.4 U-Net (forward and
-backward together, bench/NOTES.md), and the Triton ones have not been measured on a GPU.
+``auto`` is C++ for float32 on the CPU where the library is built and a sample is not tiny, and
+PyTorch elsewhere. Nothing is timed: the C++ kernels were faster at those shapes of the embedded and
+the SD models (bench/results/kernels.json), and the Triton ones have not been measured on a GPU.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -20,13 +21,18 @@ from fastdigin_kernels.attention_ops import BackendError
 IMPLEMENTATIONS = ("auto", "torch", "cpp", "triton")
 
 
-def choose(impl: str, x: Tensor) -> str:
-    """The implementation that ``impl`` stands for. ValueError if there is none of that name."""
+def choose(impl: str, x: Tensor, least: int = 0) -> str:
+    """The implementation that ``impl`` stands for. ValueError if there is none of that name.
+
+    least: numbers of a sample x[i] from which on ``auto`` may be C++. (Of a sample: its results
+    must not depend on how many others there are.)
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl != "auto":
         return impl
     fits = x.device.type == "cpu" and x.dtype is torch.float32
+    fits = fits and math.prod(x.shape[1:]) >= least
     return "cpp" if fits and _library_is_built() else "torch"
 
 

@@ -14,6 +14,8 @@ from fastdigin_kernels import fused
 from fastdigin_kernels._autograd import Function, require_frozen, seen_by_compilers
 from fastdigin_kernels._registry import register
 
+_LEAST_SAMPLE = 4096  # numbers; below, two calls from Python cost more than the passes they save
+
 
 def group_norm_silu(
     x_bchw: Tensor,
@@ -33,7 +35,7 @@ def group_norm_silu(
     assert groups > 0 and x_bchw.shape[1] % groups == 0, (
         f"groups must divide the {x_bchw.shape[1]} channels, got {groups}"
     )
-    impl = fused.choose(impl, x_bchw)
+    impl = fused.choose(impl, x_bchw, _LEAST_SAMPLE)
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
     # A copy, where one is needed, is made here: it is kept instead of x and not made again.
     x_bchw = x_bchw.contiguous(memory_format=_memory_format(x_bchw))
