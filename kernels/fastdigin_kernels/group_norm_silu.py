@@ -29,12 +29,18 @@ def group_norm_silu(
 
     impl (fused.py): "torch" has the same operations as PyTorch's, so the same bits; "cpp" and
     "triton" read and write memory less often. Raises ValueError if weight or bias requires a
-    gradient.
+    gradient or does not fit x.
     """
     assert x_bchw.ndim == 4, f"x must be (B,C,H,W), got {tuple(x_bchw.shape)}"
     assert groups > 0 and x_bchw.shape[1] % groups == 0, (
         f"groups must divide the {x_bchw.shape[1]} channels, got {groups}"
     )
+    for name, parameter in (("weight", weight_c), ("bias", bias_c)):
+        if parameter.shape != x_bchw.shape[1:2] or parameter.device != x_bchw.device:
+            raise ValueError(
+                f"{name} must be ({x_bchw.shape[1]},) on {x_bchw.device}, got "
+                f"{tuple(parameter.shape)} on {parameter.device}"
+            )
     impl = fused.choose(impl, x_bchw, _LEAST_SAMPLE)
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
     # A copy, where one is needed, is made here: it is kept instead of x and not made again.

@@ -257,3 +257,39 @@ def test_without_openmp_threads_are_started(monkeypatch):
     finally:
         torch.set_num_threads(threads)
         library.fastdigin_use_openmp(openmp)
+
+
+@pytest.mark.parametrize("impl", ["cpp", "sdpa"])
+@pytest.mark.parametrize("size", [{"batch": 0}, {"image_tokens": 0}])
+def test_nothing_to_inject(size, impl):
+    inputs, grad = draw_injected(**size)
+    out, dq, dk, dv = injected_results(impl, inputs, grad)
+    assert out.shape == dq.shape == inputs[0].shape
+    assert dk.shape == dv.shape == inputs[1].shape and not dk.any() and not dv.any()
+
+
+@pytest.mark.parametrize("impl", ["cpp", "sdpa", "auto"])
+@pytest.mark.parametrize(
+    ("place", "change", "error", "reason"),
+    [
+        (2, lambda v: v.double(), ValueError, "of one dtype"),
+        (3, lambda q: q.double(), ValueError, "of one dtype"),
+        (4, lambda k: k[..., :8], ValueError, r"takes q \(B,H,N,d\)"),
+        (4, lambda k: k[:, :, :3], ValueError, r"takes q \(B,H,N,d\)"),
+        (5, lambda m: m[:, :3], AssertionError, "target tokens, source tokens"),
+        (6, lambda w: w[:1], AssertionError, "one number per sample"),
+    ],
+)
+def test_what_cannot_be_injected_is_refused(place, change, error, reason, impl):
+    inputs = list(draw_injected()[0])
+    inputs[place] = change(inputs[place])
+    with pytest.raises(error, match=reason):
+        ops.injected_attention(*inputs, impl=impl)
+
+
+def test_injection_takes_any_strides():
+    inputs, grad = draw_injected()
+    strided = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in inputs[:6]]
+    found = injected_results("cpp", (*strided, inputs[6]), grad)
+    for f, e in zip(found, injected_results("cpp", inputs, grad), strict=True):
+        assert torch.equal(f, e)

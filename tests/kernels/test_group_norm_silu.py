@@ -113,3 +113,15 @@ def test_trainable_parameters_are_refused(name):
     {"weight": weight, "bias": bias}[name].requires_grad_()
     with pytest.raises(ValueError, match=f"{name} requires a gradient"):
         group_norm_silu(x, weight, bias, *rest)
+
+
+@pytest.mark.parametrize("impl", ["torch", "auto", "cpp"])
+def test_parameters_that_do_not_fit_are_refused(impl):
+    x, (weight, bias, *rest) = draw(CASES[0], torch.float32)
+    for wrong in (weight[:5], weight[None], weight.to("meta")):
+        with pytest.raises(ValueError, match=r"weight must be \(6,\) on cpu, got"):
+            group_norm_silu(x, wrong, bias, *rest, impl=impl)
+        with pytest.raises(ValueError, match=r"bias must be \(6,\) on cpu, got"):
+            group_norm_silu(x, weight, wrong, *rest, impl=impl)
+    with pytest.raises(AssertionError, match=r"x must be \(B,C,H,W\)"):
+        group_norm_silu(x[0], weight, bias, *rest, impl=impl)
