@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,10 +13,12 @@ from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_backwa
 from fastdigin_bench.counters import FlopCounter
 
 
-def forward_equivalents(engine: Engine, jobs: Sequence[Job]) -> dict[str, float]:
-    """An iteration's arithmetic in convolutions and linear layers, over that of T forwards.
+def forward_equivalents(engine: Engine, jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
+    """An iteration's arithmetic over that of T forwards, with no step kept and with all.
 
-    Counted, not timed, with no step kept and with all: forward and input gradient are 2.0.
+    "networks" is of convolutions and linear layers: forward and input gradient are 2.0, a
+    recomputed forward makes 3.0. "attention" stands apart, because its backward costs 2.5
+    forwards, and where a source's attention is injected its forward is taken twice.
     """
     model, steps = engine.model, BatchSteps(engine.model, jobs, engine.model.state_dtype)
     z = torch.stack([job.latents for job in jobs])
@@ -25,14 +27,24 @@ def forward_equivalents(engine: Engine, jobs: Sequence[Job]) -> dict[str, float]
     null = torch.stack([job.null_text.expand(per_step) for job in jobs])
     with FlopCounter() as once, torch.no_grad():
         guided_step(model, z, cond[:, -1], null[:, -1], steps[-1])
-    found = {}
+    forward = _by_part(once.flops)
+    found: dict[str, dict[str, float]] = {}
     for name, kept_steps in (("recomputed", 0), ("kept", len(steps))):
         with FlopCounter() as counter:
             run = unrolled_forward(StepFunctions(model), z, cond, null, steps, 1, kept_steps)
             unrolled_backward(
                 StepFunctions(model), run.inputs, cond, null, steps, [z], kept=run.kept
             )
-        total = counter.flops["convolution"] + counter.flops["linear"]
-        forward = once.flops["convolution"] + once.flops["linear"]
-        found[name] = round(total / (forward * len(steps)), 3)
+        found[name] = {
+            part: round(total / (forward[part] * len(steps)), 3)
+            for part, total in _by_part(counter.flops).items()
+            if forward[part]
+        }
     return found
+
+
+def _by_part(flops: Mapping[str, int]) -> dict[str, int]:
+    return {
+        "networks": flops["convolution"] + flops["linear"],
+        "attention": flops["attention"],
+    }

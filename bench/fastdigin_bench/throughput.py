@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from fastdigin.commands import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
@@ -38,6 +40,7 @@ from fastdigin_bench.causes import Cause, find_causes
 from fastdigin_bench.equivalents import forward_equivalents
 from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
 from fastdigin_bench.plain_model import PlainModel
+from fastdigin_bench.precision import gradient_cosines
 from fastdigin_bench.text_jobs import text_jobs
 
 CLASSIFIER = "embedded:robust"
@@ -93,6 +96,7 @@ def run(options: Namespace) -> int:
         "gradient_agreement": agreement,
         "final_loss_ratio": round(loss_ratio, 4),
         "forward_equivalents_per_step": forward_equivalents(engine, jobs[:2]),
+        "bf16_gradient_cosine": _rounded(gradient_cosines(engine.model, jobs[0], torch.bfloat16)),
         "slot_occupancy": round(occupancy, 3),
         "recompiles": engine.recompiles,
     }
@@ -198,7 +202,7 @@ def _figures(timings: Timings) -> dict[str, Any]:
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in figures.items()}
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def _table(timings: Timings) -> str:

@@ -7,10 +7,12 @@ from argparse import Namespace
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny import (
     IMAGE_SHAPE,
     assert_near,
     build_classifier,
+    build_tiny,
     make_injection,
     make_job,
     make_source,
@@ -26,6 +28,7 @@ from fastdigin.tasks.inputs import ImageInput
 from fastdigin_bench import throughput
 from fastdigin_bench.causes import COMPILED, NETWORKS, WHOLE, find_causes, variants
 from fastdigin_bench.equivalents import forward_equivalents
+from fastdigin_bench.precision import gradient_cosines
 
 KEYS = (
     "jobs", "engine_images_per_min", "plain_images_per_min", "ratio", "ratio_low", "ratio_high",
@@ -71,6 +74,7 @@ def test_the_command(small, tmp_path, capsys):
     assert last == json.loads((tmp_path / "throughput.json").read_text())
     assert set(KEYS) <= set(last)
     assert last["jobs"] == 3 and last["plain_images"] == 2
+    assert all(0.9 < each <= 1 for each in last["bf16_gradient_cosine"].values())
     assert last["gradient_agreement"] < 1e-8
     assert last["final_loss_ratio"] == pytest.approx(1, abs=1e-3)
     seconds = last["seconds_per_image"]
@@ -154,4 +158,15 @@ def test_forward_equivalents(tiny, jobs):
     """Forward and input gradient are 2; the recomputed forward makes 3."""
     plain = [replace(job, injection=None) for job in jobs]
     found = forward_equivalents(Engine(tiny.model, slots=2), plain)
-    assert 1.9 < found["kept"] <= 2.1 and 2.9 < found["recomputed"] <= 3.05
+    assert 1.9 < found["kept"]["networks"] <= 2.1
+    assert 2.9 < found["recomputed"]["networks"] <= 3.05
+    assert found["kept"]["attention"] == 3.5 and found["recomputed"]["attention"] == 4.5
+
+
+def test_gradients_of_a_whole_chain_in_half_precision(jobs):
+    model = build_tiny().model
+    for network in model.networks:
+        network.float()
+    found = gradient_cosines(model, jobs[0], torch.bfloat16)
+    assert set(found) == {"latents", "conditioning", "null_text"}
+    assert all(0.9 < each < 1 for each in found.values()), found

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from tiny import build_classifier, build_tiny, make_job, normal
 
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.sampler import Step, power_of_two_near, pull_back, record_step
-from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence
-
-
-def in_precision(model: LatentDiffusion, dtype: torch.dtype) -> LatentDiffusion:
-    networks = [copy.deepcopy(n).to(dtype) for n in (model.unet, model.vae, model.text_encoder)]
-    return LatentDiffusion(*networks, model.tokenizer, model.scheduler)
+from fastdigin_bench.precision import cosine, in_precision
 
 
 def gradients(model, incoming, rescale):
@@ -30,11 +23,6 @@ def gradients(model, incoming, rescale):
     )
     graph = record_step(model, z, *text[:, None].expand(-1, 2, -1, -1), step)
     return pull_back(graph, incoming.to(z), None, rescale)
-
-
-def cosine(a, b):
-    a, b = (x.double().flatten() / x.double().norm() for x in (a, b))
-    return float(a @ b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
