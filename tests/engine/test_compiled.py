@@ -7,10 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import build_tiny, make_blending, make_injection, make_job, make_source, normal
+from tiny import (
+    assert_near,
+    build_tiny,
+    make_blending,
+    make_injection,
+    make_job,
+    make_source,
+    normal,
+)
 
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
+from fastdigin.engine.costs import step_inputs as step_inputs_of
 from fastdigin.engine.sampler import StepFunctions
 
 SOURCE, PROMPT = "a photo of a red sneaker", "a photo of a cat"
@@ -157,3 +166,18 @@ def test_half_precision_rescales_the_incoming_gradient():
         assert a.abs().max() > 1e-3
         assert torch.equal(a * 2.0**-100, b)
         torch.testing.assert_close(a, c, rtol=0.05, atol=0.05 * float(c.abs().max()))
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_gradients_of_the_embedded_model(embedded, tmp_path, monkeypatch):
+    """As users run it, with the C++ kernels where there are any; nothing is read from a cache."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled, eager = CompiledStepFunctions(embedded, {1}), StepFunctions(embedded)
+    *inputs, step = step_inputs_of(embedded, 1, True, embedded.text_length)
+    inputs = [normal(*x.shape, seed=k).float() for k, x in enumerate(inputs)]
+    step = replace(step, guidance=torch.full((1,), 3.0))
+    incoming = [normal(1, *embedded.latent_shape, seed=k).float() for k in (4, 5)]
+    actual = compiled.joint(*inputs, step, *incoming)
+    for a, b in zip(actual, eager.joint(*inputs, step, *incoming), strict=True):
+        assert_near(a, b, 1e-5)
+    assert compiled.graphs == {GraphKey("joint", 1, True, False): 1}
