@@ -94,7 +94,7 @@ def tiles_for(
     width = sum(split(head_size))
     if item_size == 4:  # multiplied in full precision, without tensor cores
         return (Tile(32, 32, 4, 1),) if width <= 80 else (Tile(16, 32, 4, 1),)
-    table = _TILES["sm_90" if family in ("sm_90", "sm_100") else "sm_80"]
+    table = _TILES["sm_80" if family == "sm_89" else family]
     for widest, tiles in table[kernel, keys <= SHORT_KEYS]:
         if width <= widest:
             return tiles
@@ -112,7 +112,8 @@ def padded_flops_ratio(head_size: int, keys: int, cols: int, queries: int, rows:
 
 
 # Tensor-core instructions of sm_80 and sm_89 hold their operands in registers, those of sm_90 and
-# sm_100 read shared memory: hence two tables. {(kernel, few keys): ((widest padded head, tiles))}.
+# sm_100 read shared memory: hence two tables, and below them what sm_100 has for itself.
+# {(kernel, few keys): ((widest padded head, tiles))}.
 _TILES = {
     "sm_80": {
         ("forward", False): (
@@ -127,7 +128,11 @@ _TILES = {
             (80, (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2))),
             (160, (Tile(16, 32, 4, 2),)),
         ),
-        ("forward", True): ((64, (Tile(128, 64, 8, 1),)), (160, (Tile(64, 64, 8, 1),))),
+        ("forward", True): (
+            (48, (Tile(128, 64, 8, 1),)),
+            (80, (Tile(64, 64, 8, 1),)),
+            (160, (Tile(16, 64, 4, 1),)),
+        ),
         ("dq", True): ((80, (Tile(128, 64, 8, 1),)), (160, (Tile(64, 64, 8, 1),))),
         ("dkv", True): (
             (64, (Tile(64, 64, 8, 2),)),
@@ -150,6 +155,15 @@ _TILES = {
             (160, (Tile(32, 64, 8, 2),)),
         ),
     },
+}
+_TILES["sm_100"] = {
+    **_TILES["sm_90"],
+    ("forward", False): (
+        (32, (Tile(128, 64, 8, 2),)),
+        (48, (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3))),
+        (64, (Tile(64, 64, 4, 3),)),
+        (160, (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3))),
+    ),
 }
 
 

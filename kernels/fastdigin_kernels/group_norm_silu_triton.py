@@ -19,7 +19,7 @@ from torch import Tensor
 from fastdigin_kernels import _triton_launch as launch
 
 WARPS = 8
-_LARGEST_BLOCK = 4096
+_LARGEST_BLOCK = 2048
 
 
 def group_norm_silu_backward_reference(

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +130,28 @@ def test_the_command_prints_a_table_and_json(capsys, monkeypatch, tmp_path):
     assert rows == json.loads(out.read_text())["rows"]
     assert len(rows) == 1 and rows[0]["arch"] == "sm_90" and rows[0]["registers"] > 0
     assert rows[0]["padded_flops_ratio"] == 1 and any("geglu_forward" in line for line in table)
+
+
+RECORDED = Path(__file__).parents[2] / "bench/results/aot.json"
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="outside of a checkout")
+def test_the_recorded_table_is_that_of_the_tiles_that_may_be_chosen():
+    """bench/results/aot.json: whoever changes tiles compiles anew, and nothing spills."""
+    pytest.importorskip("triton")
+    from fastdigin_kernels.aot_builds import builds
+
+    rows = json.loads(RECORDED.read_text())["rows"]
+    found = sorted((r["arch"], r["dtype"], r["kernel"], r["config"]) for r in rows)
+    assert found == sorted(
+        (arch, dtype, build.kernel, build.config)
+        for arch in FAMILIES
+        for dtype in ("fp16", "bf16")
+        for build in builds(arch)
+    )
+    assert all(row["spills"] == 0 and row["fits"] for row in rows)
+    bounds = {"x40 ": 1.25, "x80 ": 1.05, "x160 ": 1.05}
+    for row in rows:
+        for size, bound in bounds.items():
+            if row["kernel"].startswith("attention") and size in row["config"]:
+                assert row["padded_flops_ratio"] <= bound, row
