@@ -7,22 +7,23 @@ done, 1 some failed (the rest are kept), 2 bad usage.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastdigin import __version__
-from fastdigin.activating_command import add_activating_options
-from fastdigin.cache_options import add_cache_options
-from fastdigin.caption_command import add_caption_options
-from fastdigin.classifier_arguments import CLASSIFIER_HELP, add_class_names
-from fastdigin.doctor_command import add_doctor_options
+from fastdigin.commands.activating import add_activating_options
+from fastdigin.commands.cache_options import add_cache_options
+from fastdigin.commands.caption import add_caption_options
+from fastdigin.commands.classifier_options import CLASSIFIER_HELP, add_class_names
+from fastdigin.commands.doctor import add_doctor_options
+from fastdigin.commands.naming_options import add_naming_options
+from fastdigin.commands.photo_options import add_photo_options
+from fastdigin.commands.search import add_search_options
 from fastdigin.errors import UserError
-from fastdigin.naming_options import add_naming_options
-from fastdigin.photo_options import add_photo_options
 from fastdigin.presets import expand, list_presets, show_presets, wants_list
-from fastdigin.search_command import add_search_options
 
 # Those of fastdigin_kernels.dispatch, whose import takes seconds.
 ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
@@ -46,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "presets":
             return show_presets(options)
         # Imported late, so that --help and usage errors answer at once.
-        from fastdigin import commands
-
-        return getattr(commands, options.command.replace("-", "_"))(options)
+        module = f"fastdigin.commands.{options.command.replace('-', '_')}"
+        return importlib.import_module(module).run(options)
     except UserError as error:
         print(f"fastdigin {arguments[0]}: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastdigin.commands import load_engine
+from fastdigin.commands.task_options import load_engine
 from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.costs import step_inputs
 from fastdigin.engine.sampler import StepFunctions

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdigin.commands import load_engine
+from fastdigin.commands.task_options import load_engine
 from fastdigin.engine.costs import state_bytes
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes

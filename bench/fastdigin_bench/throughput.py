@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from fastdigin.commands import load_engine
+from fastdigin.commands.task_options import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
 from fastdigin.errors import UserError

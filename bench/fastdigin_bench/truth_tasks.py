@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastdigin import embedded
-from fastdigin.commands import run_parts
+from fastdigin.commands.parts import run_parts
 from fastdigin.demo import (
     counterfactual_part,
     disagreement_part,

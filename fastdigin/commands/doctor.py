@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from fastdigin.classifier_arguments import CLASSIFIER_HELP
+from fastdigin.commands.classifier_options import CLASSIFIER_HELP
 from fastdigin.presets import load_preset
 
 

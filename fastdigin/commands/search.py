@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdigin.cache_options import add_cache_options, chosen_cache
-from fastdigin.classifier_arguments import CLASSIFIER_HELP, load_classifier
+from fastdigin.commands.cache_options import add_cache_options, chosen_cache
+from fastdigin.commands.classifier_options import CLASSIFIER_HELP, load_classifier
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.similar import Label, Search
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from fastdigin.command_output import write_jsonl
+    from fastdigin.commands.output import write_jsonl
     from fastdigin.report.search_page import write_search_page
     from fastdigin.similar import find_similar, load_embedding, photo_files
     from fastdigin.tasks.inputs import ImageInput

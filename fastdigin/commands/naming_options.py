@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fastdigin.classifier_arguments import read_lines
+from fastdigin.commands.classifier_options import read_lines
 from fastdigin.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it

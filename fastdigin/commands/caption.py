@@ -8,7 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from fastdigin.cache_options import add_cache_options
+from fastdigin.commands.cache_options import add_cache_options
 from fastdigin.errors import UserError
 
 
@@ -27,7 +27,7 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the table and prints it; 1 if a photo has no caption in the end."""
-    from fastdigin.photo_options import with_captions
+    from fastdigin.commands.photo_options import with_captions
     from fastdigin.report.store import write_atomically
     from fastdigin.tasks.captions import caption_table, needs_caption
     from fastdigin.tasks.inputs import TABLE_COLUMNS, collect

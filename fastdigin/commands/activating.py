@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdigin.cache_options import add_cache_options, chosen_cache
-from fastdigin.classifier_arguments import CLASSIFIER_HELP, load_classifier
+from fastdigin.commands.cache_options import add_cache_options, chosen_cache
+from fastdigin.commands.classifier_options import CLASSIFIER_HELP, load_classifier
 
 TOP_IMAGES = 9
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Finds, prints, writes OUT/activating.html and .jsonl; 1 if photos were unreadable."""
     import torch
 
-    from fastdigin.command_output import write_jsonl
+    from fastdigin.commands.output import write_jsonl
     from fastdigin.report.activating_page import write_activating_page
 
     classifier = load_classifier(options.classifier, options)

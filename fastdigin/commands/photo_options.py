@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdigin.cache_options import add_cache_options, chosen_cache
+from fastdigin.commands.cache_options import add_cache_options, chosen_cache
 from fastdigin.errors import MissingFiles, UserError
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it

@@ -1,0 +1,84 @@
+"""Running the parts of a command into one folder: records, progress, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fastdigin.errors import UserError
+from fastdigin.report import ResultStore, print_results, read_records, write_report
+from fastdigin.report.store import jsonable
+from fastdigin.tasks.part import Part
+
+
+def run_parts(parts: list[Part], out: Path, *, as_json: bool) -> int:
+    """Runs parts one after the other into one folder, prints, reports; returns the exit code.
+
+    Jobs that the folder already holds as done are not repeated. Every part is checked before the
+    first one starts and before anything is written.
+    """
+    done = {(r["task"], r["id"]): r for r in read_records(out) if r["status"] == "done"}
+    bars = [_Bar(part) for part in parts]
+    explanations = [
+        part.run({id for task, id in done if task == part.task}, bar.advance)
+        for part, bar in zip(parts, bars, strict=True)
+    ]
+    stores = [ResultStore(out, part.task, part.settings) for part in parts]
+    for part in parts:
+        _check_same_inputs(part, done, out)
+    failed = 0
+    for bar, store, results in zip(bars, stores, explanations, strict=True):
+        with bar:
+            for explanation in results:
+                record = explanation.save(store)
+                if as_json:
+                    print(json.dumps(jsonable(record)), flush=True)
+                if explanation.status == "failed":
+                    failed += 1
+                    tqdm.write(f"failed: {explanation.id}: {record['error']}", file=sys.stderr)
+    report = write_report(out)
+    if not as_json:
+        records = read_records(out)
+        for part in parts:
+            print_results(part.task, records)
+            print()
+        print(f"report: {report}")
+    return 1 if failed else 0
+
+
+class _Bar:
+    """The progress of one part on stderr; drawn from the moment that it is entered."""
+
+    def __init__(self, part: Part):
+        self._part = part
+
+    def __enter__(self) -> None:
+        self._bar = tqdm(
+            total=self._part.jobs, desc=self._part.task, unit="image", file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        )  # fmt: skip
+
+    def advance(self, jobs: float) -> None:
+        # The shares of a job add up to 1 but for rounding, which tqdm would warn of.
+        self._bar.update(min(jobs, self._bar.total - self._bar.n))
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self._bar.update(self._bar.total - self._bar.n)
+        self._bar.close()
+
+
+def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], dict], out: Path) -> None:
+    """Raises UserError where a finished job has the id of an input but was another photo's."""
+    for id, item in part.inputs.items():
+        before = done.get((part.task, id), {}).get("input")
+        now = item.fingerprint() if before else None
+        if before and now and before != now:
+            raise UserError(
+                f"--out '{out}' holds {id!r} of another image, prompt, source or mask; name "
+                "another --out, or give the image an id of its own in a table"
+            )
