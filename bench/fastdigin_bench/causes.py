@@ -154,6 +154,7 @@ def written_maps(model: LatentDiffusion) -> Iterator[None]:
 
 @contextmanager
 def pytorch_kernels(model: LatentDiffusion) -> Iterator[None]:
+    """PyTorch's own attention, group norm, SiLU and GEGLU while it lasts."""
     install_processors(model.unet, "sdpa")
     try:
         with patch.object(fused, "choose", lambda impl, x: "torch"):

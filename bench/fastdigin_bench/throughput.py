@@ -241,6 +241,7 @@ def _settings(options: Namespace) -> cf.CounterfactualSettings:
 
 
 def load_classifier() -> Classifier:
+    """The one that both sides explain."""
     return Classifier.load(CLASSIFIER)
 
 
