@@ -110,8 +110,8 @@ def neuron_counterfactual_plans() -> Iterator[tuple[ImageInput, int, str]]:
     """(photo, neuron, direction): the three backgrounds in turn, raised and lowered in turn.
 
     Photos of the garment that belongs to the background come first. Gravel and grass are the first
-    backgrounds because their pictures were seen to succeed: the demo shows what the task is for, and
-    ``fastdigin bench truth`` how often it works.
+    backgrounds because their pictures were seen to succeed: the demo shows what the task is for,
+    and ``fastdigin bench truth`` how often it works.
     """
     garment_of = {background: garment for garment, background in embedded.PLANTED.items()}
     planted = embedded.planted_neurons()
