@@ -1,8 +1,8 @@
 """The parts of ``fastdigin bench truth`` that run a task: its jobs, then its figures.
 
 Jobs run as those of the command line do, into a results folder; a part that is run again only does
-what the folder lacks. The embedded defaults were chosen on other photos, seeds and neurons, but
-for three of the 96 pairs.
+what the folder lacks. The embedded defaults were chosen on other photos or seeds, but for three
+of the 96 pairs; the neurons were measured twice (README).
 """
 
 from __future__ import annotations
