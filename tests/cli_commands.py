@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +62,6 @@ def run(*arguments) -> int:
         return cli.main([str(a) for a in arguments])
     except SystemExit as error:
         return error.code
-    finally:
-        logging.getLogger("fastdigin").setLevel(logging.NOTSET)
 
 
 def records(out: Path) -> list[dict]:

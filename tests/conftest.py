@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 import pytest
@@ -13,6 +14,15 @@ def cache_of_the_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDIGIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """The command line is quiet; the tests after it hear what they ask for."""
+    yield
+    for name in list(logging.root.manager.loggerDict):
+        if name == "fastdigin" or name.startswith("fastdigin."):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import logging
 from dataclasses import replace
 
 import pytest
@@ -101,13 +100,6 @@ def test_demo_runs_and_continues(quick, tmp_path, capsys):
 @pytest.mark.slow
 def test_demo_runs_as_it_is(tmp_path, capsys):
     check_demo(tmp_path / "demo", capsys)
-
-
-@pytest.fixture(autouse=True)
-def log_level():
-    """The command line is quiet; the tests after this one need not be."""
-    yield
-    logging.getLogger("fastdigin").setLevel(logging.NOTSET)
 
 
 def check_demo(out, capsys):

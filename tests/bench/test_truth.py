@@ -1,7 +1,6 @@
 """fastdigin bench truth: what it prints, keeps and continues. One slow test runs it for real."""
 
 import json
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +10,6 @@ from fastdigin_bench import truth
 from fastdigin_bench.command import TRUTH_PARTS
 from fastdigin_bench.figures import at_least, rate
 from fastdigin_bench.truth_part import Measured, Setup
-
-
-@pytest.fixture(autouse=True)
-def log_level():
-    """The command line is quiet; the tests after this one need not be."""
-    yield
-    logging.getLogger("fastdigin").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from torch import nn
 
@@ -27,13 +25,6 @@ def spurious():
     from fastdigin.models.classifier import Classifier
 
     return Classifier.load("embedded:spurious")
-
-
-@pytest.fixture(autouse=True)
-def log_level():
-    """The command line is quiet; the tests after this one need not be."""
-    yield
-    logging.getLogger("fastdigin").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
