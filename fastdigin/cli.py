@@ -22,6 +22,7 @@ from fastdigin.commands.doctor import add_doctor_options
 from fastdigin.commands.naming_options import add_naming_options
 from fastdigin.commands.photo_options import add_photo_options
 from fastdigin.commands.search import add_search_options
+from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError
 from fastdigin.presets import expand, list_presets, show_presets, wants_list
 
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "presets":
             return show_presets(options)
         # Imported late, so that --help and usage errors answer at once.
+        if getattr(options, "workers", 1) > 1:
+            from fastdigin.commands.workers import run_workers
+
+            return run_workers(arguments, options)
         module = f"fastdigin.commands.{options.command.replace('-', '_')}"
         return importlib.import_module(module).run(options)
     except UserError as error:
@@ -200,6 +205,15 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
         "--out", type=Path, default=Path(out), metavar="DIR", help=f"(default {out})"
     )
     parser.add_argument("--seed", type=_whole, default=0, metavar="S", help="(default 0)")
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N",
+        help="processes that share the jobs, the cores and the memory; one per core is fastest on "
+        "CPUs, one per GPU uses them all (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard", type=Shard.parse, default=WHOLE, metavar="K/N",
+        help="do only the K-th of N parts of the jobs, for several machines with one --out",
+    )  # fmt: skip
 
 
 def _job_options(parser: argparse.ArgumentParser, out: str) -> None:

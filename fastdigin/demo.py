@@ -44,7 +44,7 @@ def counterfactual_part(engine, classifier, judge, count, seed) -> Part:
     return Part(
         cf.TASK,
         cf.run_settings(engine.model, settings, classifier, judge, seed),
-        len(inputs),
+        cf.job_ids(inputs, classifier),
         lambda skip, tick: cf.counterfactuals(
             engine, inputs, classifier, judge=judge, seed=seed, skip=skip, on_progress=tick
         ),
@@ -56,12 +56,12 @@ def disagreement_part(engine, f, g, count, seed) -> Part:
     settings = dis.default_settings(engine.model)
     classes = list(embedded.PLANTED)[:count]
     seeds = -(-count // len(classes))
-    wanted = set(islice(((c, n) for n in range(seeds) for c in classes), count))
-    surplus = {dis.job_id(c, n) for c in classes for n in range(seeds) if (c, n) not in wanted}
+    ids = [dis.job_id(c, n) for n in range(seeds) for c in classes]
+    wanted, surplus = ids[:count], ids[count:]
     return Part(
         dis.TASK,
         dis.run_settings(engine.model, settings, f, g, seed),
-        count,
+        wanted,
         lambda skip, tick: dis.disagreements(
             engine, f, g, classes, seeds=seeds, seed=seed, skip={*skip, *surplus}, on_progress=tick
         ),
@@ -76,7 +76,7 @@ def neuron_part(engine, classifier, count, seed) -> Part:
     return Part(
         neu.TASK,
         neu.run_settings(engine.model, settings, classifier, words, dataset, seed),
-        len(neurons),
+        [neu.job_id(neuron, settings.direction, 0) for neuron in neurons],
         lambda skip, tick: neu.visualise_neurons(
             engine, classifier, neurons, words, dataset, seed=seed, skip=skip, on_progress=tick
         ),
@@ -98,7 +98,7 @@ def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> 
     return Part(
         ncf.TASK,
         ncf.run_settings(engine.model, settings, classifier, backgrounds, seed, dataset),
-        len(plans),
+        ncf.job_ids(photos, neurons, directions),
         lambda skip, tick: ncf.neuron_counterfactuals(
             engine, photos, classifier, neurons, directions, dataset=dataset,
             backgrounds=backgrounds, seed=seed, skip=skip, on_progress=tick,

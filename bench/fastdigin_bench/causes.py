@@ -157,7 +157,7 @@ def pytorch_kernels(model: LatentDiffusion) -> Iterator[None]:
     """PyTorch's own attention, group norm, SiLU and GEGLU while it lasts."""
     install_processors(model.unet, "sdpa")
     try:
-        with patch.object(fused, "choose", lambda impl, x: "torch"):
+        with patch.object(fused, "choose", lambda *given: "torch"):
             yield
     finally:
         install_processors(model.unet, model.attention)

@@ -58,8 +58,8 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
         help="shares of the jobs that the engine does in turns with the plain loop (default 2)",
     )  # fmt: skip
     parser.add_argument(
-        "--process-repeats", type=int, default=1, metavar="N",
-        help="of the plain loop in two processes of one thread (default 1)",
+        "--no-processes", dest="processes", action="store_false",
+        help="leave out both sides' form of two processes with one thread each",
     )  # fmt: skip
     parser.add_argument(
         "--cause-repeats", type=int, default=2, metavar="N",
@@ -69,7 +69,13 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--compile", default="auto", choices=COMPILE, help="(default auto)")
     parser.add_argument("--slots", type=count, metavar="S", help="(default: planned)")
     parser.add_argument("--memory", default="auto", metavar="SIZE", help="(default auto)")
-    parser.add_argument("--one-process", type=int, help=SUPPRESS)  # how it calls itself
+    parser.add_argument("--one-process", type=_share, help=SUPPRESS)  # how it calls itself
+
+
+def _share(text: str):
+    from fastdigin_bench.processes import Share
+
+    return Share.parse(text)
 
 
 def _compile_arguments(parser: ArgumentParser) -> None:

@@ -4,18 +4,18 @@
 
 Both sides get the same photos, classifier and settings, and do all of the work: inversion, schedule
 search, optimisation. Before a ratio is printed the first gradients of a job must agree, and then
-the final losses. The runs are interleaved: a share of the jobs by the engine, a photo by the plain
-loop, and so on. Seconds are those of an image; the ratio is that of the medians, its range that of
-the extremes. The plain loop has no batch to fill and takes as long for every photo, so the few that
-it is timed on (``plain_images``) stand for all. Last, what each idea is worth (causes.py).
+the final losses. Each runs in one process with all threads and in two with one thread each
+(--workers 2), in turns: a share of the jobs by the engine, a photo by the plain loop, and so on.
+The engine's figure is that of its faster form. Seconds are those of an image; a ratio is that of
+the medians, its range that of the extremes. The plain loop has no batch to fill and takes as long
+for every photo, so the few that it is timed on (``plain_images``) stand for all. Steps that
+``--compile on`` compiles are compiled before anything is timed (``warm_up_seconds``). Last, what
+each idea is worth (causes.py).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -28,13 +28,14 @@ import torch
 from fastdigin.commands.task_options import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
+from fastdigin.engine.memory import parse_memory
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.report.console import table
 from fastdigin.tasks import counterfactual as cf
 from fastdigin.tasks.inputs import ImageInput, collect
-from fastdigin_bench import plain_photo
+from fastdigin_bench import plain_photo, processes
 from fastdigin_bench.agreement import TOLERANCE, gradient_errors
 from fastdigin_bench.causes import Cause, find_causes
 from fastdigin_bench.equivalents import forward_equivalents
@@ -48,15 +49,15 @@ LOSS_TOLERANCE = 1.02
 """The engine's mean final loss may be this much above the plain loop's: Adam amplifies rounding."""
 
 ENGINE, SINGLE, PLAIN = "engine", "engine, a single job", "plain loop"
-TWO = "plain loop, two processes of one thread"
+ENGINE_TWO, PLAIN_TWO = (f"{side}, two processes of one thread" for side in (ENGINE, PLAIN))
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What both sides work with. plain: the same networks as the engine's."""
+    """What both sides work with. plain: the same networks as the engine's, None where not asked."""
 
     engine: Engine
-    plain: PlainModel
+    plain: PlainModel | None
     classifier: Classifier
     settings: cf.CounterfactualSettings
 
@@ -81,17 +82,16 @@ def run(options: Namespace) -> int:
     sides = Sides(engine, PlainModel(engine.model), load_classifier(), _settings(options))
     items = collect(["embedded:pairs"], options.jobs)
     _say(f"{len(items)} jobs in {min(engine.slots, len(items))} slots")
-    list(engine.run(text_jobs(engine.model, sides.classifier, 2, 1, 1)))  # chooses and plans once
+    warm_up_seconds = warm_up(sides, items[: engine.slots], options)
 
-    timings, jobs, agreement = time_rounds(sides, items, options.rounds)
+    timings, jobs, agreement = time_rounds(sides, items, options)
     occupancy, plan = engine.occupancy, engine.plan
-    time_engine(sides, items[:1], timings, SINGLE)
-    for _ in range(options.process_repeats):
-        timings.seconds.setdefault(TWO, []).append(_two_processes(options) / 2)
+    time_single(sides, items[:1], timings, options)
     loss_ratio = _loss_ratio(timings)
     results = {
-        "conditions": conditions() | {"plan": str(plan)},
+        "conditions": conditions() | {"plan": str(plan), "compile": options.compile},
         "jobs": len(items),
+        "warm_up_seconds": round(warm_up_seconds, 1),
         **_figures(timings),
         "gradient_agreement": agreement,
         "final_loss_ratio": round(loss_ratio, 4),
@@ -101,6 +101,7 @@ def run(options: Namespace) -> int:
         "recompiles": engine.recompiles,
     }
     print(_table(timings), "\n", flush=True)
+    write_json(file, results)  # the causes take a while, and may fail
     if options.cause_repeats:
         one_update = [replace(j, settings=replace(j.settings, iterations=1)) for j in jobs]
         causes, outside = find_causes(
@@ -121,16 +122,31 @@ def run(options: Namespace) -> int:
     return 0
 
 
+def warm_up(sides: Sides, items: Sequence[ImageInput], options: Namespace) -> float:
+    """Chooses, plans, and with --compile on compiles all graphs of the photos; its seconds."""
+    began = time.perf_counter()
+    if options.compile == "on":
+        settings = replace(sides.settings, null_text_steps=0)
+        settings = replace(settings, optimisation=replace(settings.optimisation, iterations=1))
+        found = cf.counterfactuals(sides.engine, items, sides.classifier, settings=settings)
+    else:
+        found = sides.engine.run(text_jobs(sides.engine.model, sides.classifier, 2, 1, 1))
+    failed = [each for each in found if each.status != "done"]
+    if failed:
+        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+    return time.perf_counter() - began
+
+
 def time_rounds(
-    sides: Sides, items: Sequence[ImageInput], rounds: int
+    sides: Sides, items: Sequence[ImageInput], options: Namespace
 ) -> tuple[Timings, list[Job], float]:
-    """Both sides in turns: (timings, the engine's jobs of the first round, gradients' error).
+    """All forms in turns: (timings, the engine's jobs of the first round, gradients' error).
 
     UserError if the first gradients do not agree.
     """
-    timings = Timings({ENGINE: [], SINGLE: [], PLAIN: []}, {ENGINE: {}, PLAIN: {}})
+    timings = Timings({ENGINE: [], PLAIN: []}, {ENGINE: {}, PLAIN: {}})
     first: list[Job] = []
-    size = -(-len(items) // rounds)
+    size = -(-len(items) // options.rounds)
     for start in range(0, len(items), size):
         share = items[start : start + size]
         jobs = time_engine(sides, share, timings, ENGINE)
@@ -143,13 +159,42 @@ def time_rounds(
                     "speeds of different computations are not compared"
                 )
             _say(f"first gradients agree to {agreement:.1e}")
-        began = time.perf_counter()
-        found = plain_photo.counterfactual(sides.plain, share[0], sides.classifier, sides.settings)
-        timings.seconds[PLAIN].append(time.perf_counter() - began)
-        (id,) = cf.job_ids(share[:1], sides.classifier)
-        timings.losses[PLAIN][id] = _best(found.result.history)
-        _say(f"plain loop: {timings.seconds[PLAIN][-1]:.1f} s an image")
+        if options.processes:
+            # All jobs in every round: half a share would leave slots of a process empty.
+            _time_processes(ENGINE_TWO, processes.ENGINE, 0, len(items), timings, options)
+        time_plain(sides, share[0], timings)
+        if options.processes:
+            _time_processes(PLAIN_TWO, processes.PLAIN, start, processes.COUNT, timings, options)
     return timings, first, agreement
+
+
+def _time_processes(name, side, start, count, timings: Timings, options: Namespace) -> None:
+    # The last round may be short, and every process needs a photo.
+    start = max(0, min(start, options.jobs - count))
+    seconds = processes.seconds_an_image(side, start, start + count, options)
+    timings.seconds.setdefault(name, []).append(seconds)
+    _say(f"{name}: {seconds:.1f} s an image")
+
+
+def time_plain(sides: Sides, item: ImageInput, timings: Timings) -> None:
+    """Times one whole counterfactual by the plain loop."""
+    began = time.perf_counter()
+    found = plain_photo.counterfactual(sides.plain, item, sides.classifier, sides.settings)
+    timings.seconds[PLAIN].append(time.perf_counter() - began)
+    (id,) = cf.job_ids([item], sides.classifier)
+    timings.losses[PLAIN][id] = _best(found.result.history)
+    _say(f"{PLAIN}: {timings.seconds[PLAIN][-1]:.1f} s an image")
+
+
+def time_single(
+    sides: Sides, items: Sequence[ImageInput], timings: Timings, options: Namespace
+) -> None:
+    """Times one job alone. Compiled, it has a batch of its own size: another would be filled up."""
+    if options.compile == "on":
+        engine = load_engine(EMBEDDED, options.memory, 1, compile=options.compile)
+        sides = replace(sides, engine=engine)
+        warm_up(sides, items, options)
+    time_engine(sides, items, timings, SINGLE)
 
 
 def time_engine(
@@ -162,7 +207,7 @@ def time_engine(
     failed = [each.record["error"] for each in found if each.status != "done"]
     if failed:
         raise RuntimeError(f"a job of the bench failed: {failed[0]}")
-    timings.seconds[name].append(seconds / len(items))
+    timings.seconds.setdefault(name, []).append(seconds / len(items))
     if name == ENGINE:
         timings.losses[name] |= {each.id: _best(each.result.history) for each in found}
     _say(f"{name}: {timings.seconds[name][-1]:.1f} s an image")
@@ -184,8 +229,10 @@ def _loss_ratio(timings: Timings) -> float:
 
 
 def _figures(timings: Timings) -> dict[str, Any]:
-    fast, slow = timings.seconds[ENGINE], timings.seconds[PLAIN]
-    engine = timings.per_minute(ENGINE)
+    forms = [name for name in (ENGINE, ENGINE_TWO) if name in timings.seconds]
+    best = max(forms, key=timings.per_minute)
+    fast, slow = timings.seconds[best], timings.seconds[PLAIN]
+    engine = timings.per_minute(best)
     figures = {
         "plain_images": len(slow),
         "engine_images_per_min": engine,
@@ -193,12 +240,13 @@ def _figures(timings: Timings) -> dict[str, Any]:
         "ratio": engine / timings.per_minute(PLAIN),
         "ratio_low": min(slow) / max(fast),
         "ratio_high": max(slow) / min(fast),
+        "one_process_ratio": timings.per_minute(ENGINE) / timings.per_minute(PLAIN),
         "single_job_ratio": timings.per_minute(SINGLE) / timings.per_minute(PLAIN),
     }
-    if TWO in timings.seconds:
-        figures["two_process_ratio"] = engine / timings.per_minute(TWO)
+    if PLAIN_TWO in timings.seconds:
+        figures["two_process_ratio"] = engine / timings.per_minute(PLAIN_TWO)
     seconds = {name: [round(s, 2) for s in each] for name, each in timings.seconds.items()}
-    return _rounded(figures) | {"seconds_per_image": seconds}
+    return {"engine_form": best} | _rounded(figures) | {"seconds_per_image": seconds}
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
@@ -245,29 +293,27 @@ def load_classifier() -> Classifier:
     return Classifier.load(CLASSIFIER)
 
 
-def _two_processes(options: Namespace) -> float:
-    """Seconds until two processes, of one thread each, have made one photo each."""
-    command = [sys.executable, "-m", "fastdigin.cli", "bench", "throughput"]
-    if options.iterations is not None:
-        command += ["--iterations", str(options.iterations)]
-    place = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([*command, "--one-process", str(k)], stdout=subprocess.PIPE, env=place)
-        for k in range(2)
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError("a process of the plain loop failed; its message is above")
-    # From inside: the time to start Python and load the model is nobody's method.
-    return max(json.loads(output.splitlines()[-1])["seconds"] for output in outputs)
-
-
 def _one_process(options: Namespace) -> int:
-    item = collect(["embedded:pairs"], options.one_process + 1)[-1]
-    plain = PlainModel(load_engine(EMBEDDED, slots=1).model)
-    start = time.perf_counter()
-    plain_photo.counterfactual(plain, item, load_classifier(), _settings(options))
-    print_last_line({"seconds": time.perf_counter() - start})
+    """One of two processes: times its share and prints the seconds."""
+    share, settings = options.one_process, _settings(options)
+    items = share.of(collect(["embedded:pairs"], options.jobs))
+    if share.side == processes.PLAIN:
+        plain = PlainModel(load_engine(EMBEDDED, slots=1).model)
+        classifier, start = load_classifier(), time.perf_counter()
+        for item in items:
+            plain_photo.counterfactual(plain, item, classifier, settings)
+        seconds = time.perf_counter() - start
+    else:
+        # Both plan at once: each may have half of what is free.
+        device = torch.device("cpu")
+        memory = parse_memory(options.memory, device) // processes.COUNT
+        engine = load_engine(EMBEDDED, memory, options.slots, compile=options.compile)
+        sides = Sides(engine, None, load_classifier(), settings)
+        warm_up(sides, items[: engine.slots], options)
+        timings = Timings({}, {})
+        time_engine(sides, items, timings, ENGINE_TWO)
+        seconds = timings.seconds[ENGINE_TWO][0] * len(items)
+    print_last_line({"seconds": seconds})
     return 0
 
 

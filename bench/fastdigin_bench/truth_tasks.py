@@ -23,16 +23,10 @@ from fastdigin.demo import (
     neuron_counterfactual_part,
     neuron_counterfactual_plans,
     neuron_part,
-    planted_neurons_first,
 )
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.report.store import read_records
-from fastdigin.tasks import counterfactual as cf
-from fastdigin.tasks import disagreement as dis
-from fastdigin.tasks import neuron_counterfactual as ncf
-from fastdigin.tasks import neurons as neu
 from fastdigin.tasks.explanation import masked_l1
-from fastdigin.tasks.inputs import collect
 from fastdigin.tasks.part import Part
 from fastdigin_bench.figures import Figure, at_least
 from fastdigin_bench.pictures import predictions, read_grey, read_picture, round_trip
@@ -53,15 +47,13 @@ Record = dict[str, Any]
 def counterfactuals(name: str, setup: Setup, out: Path) -> Measured:
     """The packaged pairs, for the classifier called ``name``."""
     model, classifier = setup.engine.model, setup.classifiers[name]
-    inputs = collect(["embedded:pairs"], setup.at_most(PAIRS))
-    ids = cf.job_ids(inputs, classifier)
-    judge = setup.classifiers["judge"]
-    part = counterfactual_part(setup.engine, classifier, judge, len(ids), SEED)
-    photo_of = {id: pair.photo for id, pair in zip(ids, embedded.pairs(), strict=False)}
+    judge, count = setup.classifiers["judge"], setup.at_most(PAIRS)
+    part = counterfactual_part(setup.engine, classifier, judge, count, SEED)
+    photo_of = {id: pair.photo for id, pair in zip(part.ids, embedded.pairs(), strict=False)}
     # A robust classifier's reasons should convince others; a clean one's may be its own.
     target = at_least(0.75) if name == "robust" else None
     return _measure(
-        part, ids, out,
+        part, out,
         lambda record: outside_distances(model, photo_of[record["id"]], record, out),
         lambda rows: counterfactual_figures(rows, target),
     )  # fmt: skip
@@ -71,37 +63,32 @@ def disagreements(setup: Setup, out: Path) -> Measured:
     """The planted classes in turn, f robust and g spurious."""
     f, g, backgrounds = (setup.classifiers[name] for name in ("robust", "spurious", "background"))
     size, count = setup.engine.model.image_size, setup.at_most(DISAGREEMENTS)
-    classes = list(embedded.PLANTED)
-    ids = [dis.job_id(classes[i % len(classes)], i // len(classes)) for i in range(count)]
 
     def seen(record: Record) -> Record:
         images = [read_picture(out / record[key], size) for key in ("initial_image", "image")]
         return dict(zip(("seen_before", "seen"), predictions(backgrounds, images), strict=True))
 
     part = disagreement_part(setup.engine, f, g, count, SEED)
-    return _measure(part, ids, out, seen, disagreement_figures)
+    return _measure(part, out, seen, disagreement_figures)
 
 
 def neurons(setup: Setup, out: Path) -> Measured:
     """Neurons of the spurious classifier, the planted ones first."""
     spurious = setup.classifiers["spurious"]
-    numbers = planted_neurons_first(spurious)[: setup.at_most(NEURONS)]
-    ids = [neu.job_id(number, "max", 0) for number in numbers]
-    part = neuron_part(setup.engine, spurious, len(ids), SEED)
-    return _measure(part, ids, out, lambda record: {}, neuron_figures)
+    part = neuron_part(setup.engine, spurious, setup.at_most(NEURONS), SEED)
+    return _measure(part, out, lambda record: {}, neuron_figures)
 
 
 def neuron_counterfactuals(setup: Setup, out: Path) -> Measured:
     """Planted neurons, raised and lowered in turn."""
     model, count = setup.engine.model, setup.at_most(PLANS)
     spurious, backgrounds = (setup.classifiers[name] for name in ("spurious", "background"))
-    plans = [plan for plan, _ in zip(neuron_counterfactual_plans(), range(count), strict=False)]
-    ids = ncf.job_ids(*zip(*plans, strict=True))
-    by_id = {photo.id: photo for photo in embedded.photos()}
-    photo_of = {id: by_id[item.id] for id, (item, _, _) in zip(ids, plans, strict=True)}
     part = neuron_counterfactual_part(setup.engine, spurious, backgrounds, count, SEED)
+    by_id = {photo.id: photo for photo in embedded.photos()}
+    plans = zip(part.ids, neuron_counterfactual_plans(), strict=False)
+    photo_of = {id: by_id[item.id] for id, (item, _, _) in plans}
     return _measure(
-        part, ids, out,
+        part, out,
         lambda record: inside_distances(model, photo_of[record["id"]], record, out),
         neuron_counterfactual_figures,
     )  # fmt: skip
@@ -144,18 +131,17 @@ def _three_images(model, photo, record, out):
 
 def _measure(
     part: Part,
-    ids: Sequence[str],
     out: Path,
     look: Callable[[Record], Record],
     figures_of: Callable[[Sequence[Record]], list[Figure]],
 ) -> Measured:
     """Runs what is not done yet, looks at the pictures of each finished job, sums up.
 
-    ids: of the part's jobs. The folder may hold more jobs: a longer run was there before.
+    The folder may hold more jobs than the part: a longer run was there before.
     """
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
         run_parts([part], out, as_json=False)
     records = {record["id"]: record for record in read_records(out)}
-    done = [records[id] for id in ids if records[id]["status"] == "done"]
+    done = [records[id] for id in part.ids if records[id]["status"] == "done"]
     figures = figures_of([record | look(record) for record in done])
-    return Measured(jobs=len(ids), failed=len(ids) - len(done), figures=figures)
+    return Measured(jobs=len(part.ids), failed=len(part.ids) - len(done), figures=figures)

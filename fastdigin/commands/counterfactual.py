@@ -31,14 +31,15 @@ def run(options: Namespace) -> int:
     judge_spec = options.judge or ("embedded:judge" if options.model == EMBEDDED else None)
     judge = load_classifier(judge_spec, options, classifier.classes) if judge_spec else None
     tools = load_photo_tools(options, engine.model)
+    ids = cf.job_ids(inputs, classifier)
     part = Part(
         cf.TASK,
         cf.run_settings(engine.model, settings, classifier, judge, options.seed, tools),
-        len(inputs),
+        ids,
         lambda skip, tick: cf.counterfactuals(
             engine, inputs, classifier, settings=settings, judge=judge, seed=options.seed,
             tools=tools, skip=skip, on_progress=tick,
         ),
-        dict(zip(cf.job_ids(inputs, classifier), inputs, strict=True)),
+        dict(zip(ids, inputs, strict=True)),
     )  # fmt: skip
-    return run_parts([part], options.out, as_json=options.json)
+    return run_parts([part], options.out, as_json=options.json, shard=options.shard)

@@ -26,10 +26,10 @@ def run(options: Namespace) -> int:
     part = Part(
         dis.TASK,
         dis.run_settings(engine.model, settings, f, g, options.seed),
-        len(classes) * options.seeds,
+        dis.job_ids(f, g, classes, options.seeds),
         lambda skip, tick: dis.disagreements(
             engine, f, g, classes, seeds=options.seeds, settings=settings, seed=options.seed,
             skip=skip, on_progress=tick,
         ),
     )  # fmt: skip
-    return run_parts([part], options.out, as_json=options.json)
+    return run_parts([part], options.out, as_json=options.json, shard=options.shard)

@@ -38,7 +38,7 @@ def run(options: Namespace) -> int:
         ncf.run_settings(
             engine.model, settings, classifier, backgrounds, options.seed, dataset, tools
         ),
-        len(inputs),
+        ids,
         lambda skip, tick: ncf.neuron_counterfactuals(
             engine, inputs, classifier, neuron, options.direction, dataset=dataset,
             backgrounds=backgrounds, settings=settings, seed=options.seed, tools=tools, skip=skip,
@@ -46,4 +46,4 @@ def run(options: Namespace) -> int:
         ),
         dict(zip(ids, inputs, strict=True)),
     )  # fmt: skip
-    return run_parts([part], options.out, as_json=options.json)
+    return run_parts([part], options.out, as_json=options.json, shard=options.shard)

@@ -36,13 +36,17 @@ def run(options: Namespace) -> int:
     part = Part(
         neu.TASK,
         neu.run_settings(engine.model, settings, classifier, words, dataset, options.seed),
-        len(wanted) * options.per_neuron,
+        [
+            neu.job_id(neuron, settings.direction, rank)
+            for neuron in wanted
+            for rank in range(options.per_neuron)
+        ],
         lambda skip, tick: neu.visualise_neurons(
             engine, classifier, wanted, words, dataset, images_per_neuron=options.per_neuron,
             settings=settings, seed=options.seed, skip=skip, on_progress=tick,
         ),
     )  # fmt: skip
-    return run_parts([part], options.out, as_json=options.json)
+    return run_parts([part], options.out, as_json=options.json, shard=options.shard)
 
 
 def listed_words(options: Namespace) -> list[str]:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError
 from fastdigin.report import ResultStore, print_results, read_records, write_report
 from fastdigin.report.store import jsonable
 from fastdigin.tasks.part import Part
 
 
-def run_parts(parts: list[Part], out: Path, *, as_json: bool) -> int:
+def run_parts(parts: list[Part], out: Path, *, as_json: bool, shard: Shard = WHOLE) -> int:
     """Runs parts one after the other into one folder, prints, reports; returns the exit code.
 
-    Jobs that the folder already holds as done are not repeated. Every part is checked before the
-    first one starts and before anything is written.
+    Jobs that the folder already holds as done are not repeated, and those of other shards are not
+    done. Every part is checked before the first one starts and before anything is written.
     """
+    if not any(shard.of(part.ids) for part in parts):
+        return 0  # fewer jobs than shards: others say what is wrong with them
     done = {(r["task"], r["id"]): r for r in read_records(out) if r["status"] == "done"}
-    bars = [_Bar(part) for part in parts]
-    explanations = [
-        part.run({id for task, id in done if task == part.task}, bar.advance)
-        for part, bar in zip(parts, bars, strict=True)
-    ]
+    bars, explanations = [], []
+    for part in parts:
+        finished = {id for task, id in done if task == part.task}
+        own = set(shard.of(part.ids))
+        bars.append(_Bar(part.task, own, finished))
+        skipped = finished | (set(part.ids) - own)
+        explanations.append(part.run(skipped, bars[-1].advance))
     stores = [ResultStore(out, part.task, part.settings) for part in parts]
     for part in parts:
         _check_same_inputs(part, done, out)
@@ -40,25 +45,32 @@ def run_parts(parts: list[Part], out: Path, *, as_json: bool) -> int:
                 if explanation.status == "failed":
                     failed += 1
                     tqdm.write(f"failed: {explanation.id}: {record['error']}", file=sys.stderr)
-    report = write_report(out)
-    if not as_json:
-        records = read_records(out)
-        for part in parts:
-            print_results(part.task, records)
-            print()
-        print(f"report: {report}")
+    conclude([part.task for part in parts], out, as_json=as_json)
     return 1 if failed else 0
+
+
+def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
+    """Writes the report of a folder, and prints the results of the tasks where people read."""
+    report = write_report(out)
+    if as_json:
+        return
+    records = read_records(out)
+    for task in tasks:
+        print_results(task, records)
+        print()
+    print(f"report: {report}")
 
 
 class _Bar:
     """The progress of one part on stderr; drawn from the moment that it is entered."""
 
-    def __init__(self, part: Part):
-        self._part = part
+    def __init__(self, task: str, ids: Collection[str], finished: Collection[str]):
+        self._task, self._total = task, len(ids)
+        self._before = sum(id in finished for id in ids)
 
     def __enter__(self) -> None:
         self._bar = tqdm(
-            total=self._part.jobs, desc=self._part.task, unit="image", file=sys.stderr,
+            total=self._total, initial=self._before, desc=self._task, unit="image", file=sys.stderr,
             bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
         )  # fmt: skip
 

@@ -7,7 +7,8 @@ A folder OUT holds
     images/TASK/     the PNG files which the records name, relative to OUT
 
 Appending is the only change ever made to the records, so a run that is killed loses at most the
-line it was writing, and the same command continues where it stopped.
+line it was writing, and the same command continues where it stopped. Several processes may fill one
+folder, each with jobs of its own (--shard): whoever writes holds .lock.
 
 Keys of every record: task, id, status ("done" or "failed"), error (failed only), seed, iterations,
 seconds, caption (one sentence), history (one {"total": loss, name: value, ...} per iteration from
@@ -37,17 +38,20 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.report.pictures import to_pil
+from fastdigin_kernels.file_lock import file_lock
 
 TASKS = ("counterfactual", "disagreement", "neurons", "neuron-counterfactual")
 IMAGE_KEYS = ("image", "initial_image", "input_image", "difference", "mask")
 RESULTS_FILE = "results.jsonl"
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +74,14 @@ class ResultStore:
         self.settings = jsonable(settings)
         self._results = self.out / RESULTS_FILE
         _check_writable(self.out)
-        runs = read_runs(self.out)
-        if task in runs:
-            _check_same_settings(self.out, task, runs[task], self.settings)
-        else:
-            text = json.dumps({**runs, task: self.settings}, indent=2, allow_nan=False) + "\n"
-            write_atomically(self.out / RUN_FILE, lambda file: file.write(text.encode()))
-        _drop_torn_line(self._results)
+        with self._locked():
+            runs = read_runs(self.out)
+            if task in runs:
+                _check_same_settings(self.out, task, runs[task], self.settings)
+            else:
+                text = json.dumps({**runs, task: self.settings}, indent=2, allow_nan=False) + "\n"
+                write_atomically(self.out / RUN_FILE, lambda file: file.write(text.encode()))
+            _drop_torn_line(self._results)
 
     def records(self) -> list[dict]:
         """Every job's last record, all tasks of the folder, in the order of first appearance."""
@@ -102,7 +107,7 @@ class ResultStore:
                 raise ValueError(f"record {record['id']!r}: {key} {record[key]!r} is not a file "
                                  "below the results folder; save it with save_image first")
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        with self._results.open("ab") as file:
+        with self._locked(), self._results.open("ab") as file:
             # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
@@ -120,6 +125,10 @@ class ResultStore:
         picture = to_pil(image)
         write_atomically(path, lambda file: picture.save(file, format="PNG"))
         return relative
+
+
+    def _locked(self) -> AbstractContextManager:
+        return file_lock(self.out / LOCK_FILE)
 
 
 def read_records(out: Path | str) -> list[dict]:

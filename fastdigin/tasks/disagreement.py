@@ -100,7 +100,7 @@ def disagreements(
     engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
     for network in (f, g):
         network.to(engine.model.device)
-    pairs = list(dict.fromkeys(_class_pair(f, g, name) for name in classes))
+    pairs = _class_pairs(f, g, classes)
     for index, _ in pairs:
         engine.model.tokenize(settings.prompt.format(class_word(f, index)))
     described = run_settings(engine.model, settings, f, g, seed)
@@ -135,9 +135,20 @@ def run_settings(
     }
 
 
+def job_ids(f: Classifier, g: Classifier, classes: Sequence[str | int], seeds: int) -> list[str]:
+    """The ids of all jobs, in their order."""
+    words = [class_word(f, index) for index, _ in _class_pairs(f, g, classes)]
+    return [job_id(word, number) for word in words for number in range(seeds)]
+
+
 def job_id(word: str, number: int) -> str:
     """The id of the ``number``-th image of a class."""
     return f"{word.replace(' ', '_')}-{number:03d}"
+
+
+def _class_pairs(f: Classifier, g: Classifier, names: Sequence[str | int]) -> list[tuple[int, int]]:
+    """(f's index, g's index) of each class, once."""
+    return list(dict.fromkeys(_class_pair(f, g, name) for name in names))
 
 
 def _class_pair(f: Classifier, g: Classifier, name: str | int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from fastdigin_kernels import native
+from fastdigin_kernels.file_lock import file_lock
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def locked(device: torch.device, name: str = "attention") -> Iterator[dict[str, 
     Of several processes one holds them at a time, so that the first one's choice is the others'
     too and they do not disturb each other's timings.
     """
-    with _lock(cache_folder(), name):
+    with file_lock(cache_folder() / f"{name}.lock"):
         path = cache_folder() / f"{name}.json"
         everything = _read(path)
         choices = everything.setdefault(environment(device), {})
@@ -67,22 +68,6 @@ def environment(device: torch.device) -> str:
     else:
         name, kernels = native.cpu_model(), f"library {native.fingerprint()}"
     return f"torch {torch.__version__}, {kernels}, {name}"
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, name: str) -> Iterator[None]:
-    try:
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / f"{name}.lock", "w")  # noqa: SIM115 - closed below
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except (ImportError, OSError) as error:
-        _log.info("%s choices are not locked against other processes: %s", name, error)
-        yield
-        return
-    with file:  # closing it releases the lock
-        yield
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:

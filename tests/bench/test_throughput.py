@@ -22,13 +22,15 @@ from tiny import (
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.errors import UserError
+from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.tasks.counterfactual import CounterfactualSettings
 from fastdigin.tasks.inputs import ImageInput
-from fastdigin_bench import throughput
-from fastdigin_bench.causes import COMPILED, NETWORKS, WHOLE, find_causes, variants
+from fastdigin_bench import processes, throughput
+from fastdigin_bench.causes import COMPILED, NETWORKS, WHOLE, find_causes, pytorch_kernels, variants
 from fastdigin_bench.equivalents import forward_equivalents
 from fastdigin_bench.precision import gradient_cosines
+from fastdigin_kernels import fused
 
 KEYS = (
     "jobs", "engine_images_per_min", "plain_images_per_min", "ratio", "ratio_low", "ratio_high",
@@ -52,16 +54,20 @@ def small(tiny, monkeypatch):
     monkeypatch.setattr(
         throughput,
         "load_engine",
-        lambda *given, compile: Engine(tiny.model, slots=2, kept_steps=4, compile="off"),
+        lambda *given, **named: Engine(tiny.model, slots=2, kept_steps=4, compile="off"),
     )
     monkeypatch.setattr(throughput, "load_classifier", build_classifier)
     monkeypatch.setattr(throughput, "_settings", lambda options: settings)
-    monkeypatch.setattr(throughput, "_two_processes", lambda options: 3.0)
+    monkeypatch.setattr(
+        throughput.processes,
+        "seconds_an_image",
+        lambda side, start, stop, options: {"engine": 1e-3, "plain": 4e-3}[side],
+    )
 
 
 def options(folder, **given):
     defaults = {
-        "results": folder, "one_process": None, "jobs": 3, "rounds": 2, "process_repeats": 1,
+        "results": folder, "one_process": None, "jobs": 3, "rounds": 2, "processes": True,
         "cause_repeats": 1, "iterations": None, "slots": None, "memory": "auto",
         "compile": "auto",
     }  # fmt: skip
@@ -80,7 +86,9 @@ def test_the_command(small, tmp_path, capsys):
     seconds = last["seconds_per_image"]
     assert len(seconds["engine"]) == len(seconds["plain loop"]) == 2
     assert last["ratio_low"] <= last["ratio"] <= last["ratio_high"]
-    assert last["two_process_ratio"] == pytest.approx(last["engine_images_per_min"] / 40, rel=0.01)
+    assert last["engine_form"] == "engine, two processes of one thread"
+    assert last["engine_images_per_min"] == 60_000 and last["two_process_ratio"] == 4
+    assert last["one_process_ratio"] < last["ratio"]
     assert set(last["causes"]) == {
         "batching", "no recompute", "injection without maps", "shared decode", "kernels"
     }  # fmt: skip
@@ -102,6 +110,37 @@ def test_worse_results_are_not_faster(small, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="final loss is 1.050 of the plain loop's"):
         throughput.run(options(tmp_path))
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("side", ["engine", "plain"])
+def test_two_processes_share_the_photos(small, side, tmp_path, monkeypatch, capsys):
+    """Each does its part of the slice, here in this process."""
+    timed = []
+    for module, name in ((throughput.cf, "counterfactuals"),
+                         (throughput.plain_photo, "counterfactual")):  # fmt: skip
+        real = getattr(module, name)
+
+        def note(first, items, *others, real=real, **named):
+            timed.extend([items] if isinstance(items, ImageInput) else items)
+            return real(first, items, *others, **named)
+
+        monkeypatch.setattr(module, name, note)
+    for first in range(processes.COUNT):
+        share = processes.Share(side, 1, 3, first)
+        assert processes.Share.parse(str(share)) == share
+        assert throughput.run(options(tmp_path, one_process=share)) == 0
+        assert json.loads(capsys.readouterr().out)["seconds"] > 0
+    assert [item.id for item in timed] == ["p1", "p2"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_pytorchs_kernels_are_pytorchs(monkeypatch):
+    """Also where auto would take others."""
+    model = LatentDiffusion.load("embedded", device="cpu")
+    monkeypatch.setattr(fused, "checked", lambda *given: pytest.fail("not PyTorch's"))
+    z = uniform(2, *model.latent_shape, seed=0).float()
+    with pytorch_kernels(model):
+        model.predict(z, torch.tensor([10, 10]), model.encode_prompts(["a", "b"]))
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def fake_part():
                 }  # fmt: skip
                 yield Explanation(task, record["id"], base | record, pictures, {"model": "fake"})
 
-        return Part(task, {"model": "fake"}, len(records), run)
+        return Part(task, {"model": "fake"}, [r["id"] for r in records], run)
 
     make.done = done
     return make

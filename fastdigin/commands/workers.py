@@ -1,0 +1,122 @@
+"""One command in several processes, each with a shard of the jobs and its share of the machine.
+
+On CPUs the networks of one process leave cores idle between their many small operations; a process
+per core does not (bench/NOTES.md). On GPUs it is how one command uses several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from fastdigin.commands.parts import conclude
+from fastdigin.engine.memory import parse_memory
+from fastdigin.report.store import read_runs
+
+
+def run_workers(arguments: Sequence[str], options: Namespace) -> int:
+    """Runs the command line in ``options.workers`` processes; the exit code of the worst.
+
+    Their threads and their memory are equal shares of what this process would take, or a GPU each
+    where there are enough. The first shows its progress, which stands for all; what the others say
+    on stderr follows at the end, but for a usage error that all of them make. What a worker has
+    finished stays where another dies.
+    """
+    count = options.workers
+    memory = _share_of_memory(options, count)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = []
+        for number in range(1, count + 1):
+            shard = options.shard.split(number, count)
+            own = ["--workers", "1", "--shard", str(shard), "--json", *memory]
+            messages = None if number == 1 else Path(folder) / str(number)
+            workers.append(
+                _Worker([*arguments, *own], _environment(number, count), messages, options.json)
+            )
+        codes = _wait(workers)
+        for worker in workers[1:]:
+            if codes != [2] * count:
+                print(worker.messages.read_text(), end="", file=sys.stderr)
+    for number, code in enumerate(codes, start=1):
+        if code not in (0, 1, 2):
+            print(
+                f"worker {number} of {count} ended with code {code}; what it finished is kept, and "
+                "the same command does the rest",
+                file=sys.stderr,
+            )
+    if 2 not in codes:
+        conclude(list(read_runs(options.out)), options.out, as_json=options.json)
+    return max(code if code in (0, 1, 2) else 1 for code in codes)
+
+
+def _wait(workers: Sequence[_Worker]) -> list[int]:
+    try:
+        return [worker.wait() for worker in workers]
+    except KeyboardInterrupt:
+        for worker in workers:  # interrupted as well, each ends in its own way
+            worker.wait()
+        raise
+
+
+class _Worker:
+    """A process. messages: the file for its stderr, None for this process's own.
+
+    relay: prints on stdout what it prints there.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        messages: Path | None,
+        relay: bool,
+    ):
+        self.messages = messages
+        with contextlib.ExitStack() as files:
+            stderr = messages and files.enter_context(messages.open("w"))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fastdigin.cli", *arguments],
+                env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True,
+            )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, args=(relay,), daemon=True)
+        self._reader.start()
+
+    def wait(self) -> int:
+        self._reader.join()
+        return self._process.wait()
+
+    def _read(self, relay: bool) -> None:
+        for line in self._process.stdout:
+            if relay:
+                print(line, end="", flush=True)
+
+
+def _environment(number: int, count: int) -> dict[str, str]:
+    changes = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
+    if number > 1:
+        changes["TQDM_DISABLE"] = "1"
+    if gpus := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
+        changes["CUDA_VISIBLE_DEVICES"] = names[(number - 1) % len(names)]
+    return os.environ | changes
+
+
+def _share_of_memory(options: Namespace, count: int) -> list[str]:
+    """--memory for a worker of a command that has it; as it is where each has a GPU to itself."""
+    gpus = torch.cuda.device_count()
+    on_one = math.ceil(count / gpus) if gpus else count
+    if on_one == 1 or not hasattr(options, "memory"):
+        return []
+    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
+    return ["--memory", str(parse_memory(options.memory, device) // on_one)]

@@ -1,0 +1,149 @@
+"""One command in several processes: what they share, and what becomes of their troubles."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from cli_commands import (
+    CF,
+    PHOTO,
+    QUICK,
+    TARGET,
+    check_record,
+    records,
+    run,
+    save_copy,
+    start_process,
+)
+from PIL import Image
+
+from fastdigin import embedded
+from fastdigin.commands import workers
+from fastdigin.commands.shard import WHOLE, Shard
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_share_all_jobs(count):
+    ids = [str(n) for n in range(10)]
+    parts = [Shard(number, count).of(ids) for number in range(1, count + 1)]
+    assert sorted(sum(parts, [])) == ids
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert WHOLE.of(ids) == ids
+    for whole in (Shard(number, count) for number in range(1, count + 1)):
+        halves = [whole.split(number, 2).of(ids) for number in (1, 2)]
+        assert sorted(sum(halves, [])) == whole.of(ids)
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b"])
+def test_what_is_no_shard(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="K-th of N parts"):
+        Shard.parse(text)
+
+
+def test_two_workers_do_what_one_process_does(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, photo in enumerate(embedded.photos()[5:8]):
+        Image.open(photo.path).save(folder / f"{number}.png")
+    (folder / "broken.png").write_text("no picture")
+    arguments = [*CF, folder, "--target", TARGET, "--source", PHOTO.garment]
+    # With two steps two schedules of the search tie, and rounding chooses.
+    arguments += ["--steps", "4", "--iterations", "1"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    # In a process of its own too: in this one fewer schedules are searched (conftest.py).
+    process = start_process(*arguments, "--out", alone)
+    process.communicate()
+    assert process.returncode == 1
+    assert run(*arguments, "--out", together, "--workers", "2", "--json") == 1
+    captured = capsys.readouterr()
+
+    written = records(together)
+    assert sorted(captured.out.splitlines()) == sorted(map(json.dumps, written))
+    expected = {record["id"]: record for record in records(alone)}
+    assert len(written) == 4 and {record["id"] for record in written} == set(expected)
+    for record in written:
+        check_record(record, together)
+        before = expected[record["id"]]
+        assert record["status"] == before["status"]
+        if record["status"] == "done":
+            pictures = [
+                np.asarray(Image.open(out / r["image"]), dtype=float)
+                for out, r in ((together, record), (alone, before))
+            ]
+            assert np.abs(pictures[0] - pictures[1]).mean() < 0.5  # of 255; batches differ
+    settings = [json.loads((out / "run.json").read_text()) for out in (alone, together)]
+    assert settings[0] == settings[1]
+    assert (together / "report.html").is_file()
+
+    # Nothing is done again.
+    before = (together / "results.jsonl").read_bytes()
+    (folder / "broken.png").unlink()
+    assert run(*arguments, "--out", together, "--workers", "2") == 0
+    assert (together / "results.jsonl").read_bytes() == before
+    assert capsys.readouterr().out.count("report:") == 1
+
+
+def test_a_shard_does_its_part(tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for name in "abc":
+        save_copy(folder / f"{name}.png")
+    arguments = [*CF, folder, "--target", TARGET, "--source", PHOTO.garment, *QUICK]
+    assert run(*arguments, "--out", out, "--shard", "2/2") == 0
+    assert [r["id"] for r in records(out)] == [f"b-to-{TARGET}"]
+    assert run(*arguments, "--out", out, "--shard", "1/2") == 0
+    assert sorted(r["id"] for r in records(out)) == [f"{name}-to-{TARGET}" for name in "abc"]
+
+
+def test_one_usage_error_is_said_once(tmp_path, capfd):
+    missing = tmp_path / "missing.png"
+    arguments = [*CF, missing, "--target", TARGET, "--source", PHOTO.garment]
+    assert run(*arguments, "--out", tmp_path / "out", "--workers", "2") == 2
+    assert capfd.readouterr().err.count("missing.png") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_dies_is_named(tmp_path, monkeypatch, capsys):
+    codes = iter([0, -9])
+
+    class Dying:
+        def __init__(self, arguments, environment, messages, relay):
+            self.messages = messages
+            if messages is not None:
+                messages.write_text("its last words\n")
+
+        def wait(self):
+            return next(codes)
+
+    monkeypatch.setattr(workers, "_Worker", Dying)
+    monkeypatch.setattr(workers, "conclude", lambda tasks, out, as_json: None)
+    options = Namespace(workers=2, shard=WHOLE, out=tmp_path, json=False)
+    assert workers.run_workers(["demo"], options) == 1
+    said = capsys.readouterr().err
+    assert "its last words" in said and "worker 2 of 2 ended with code -9" in said
+
+
+def test_threads_and_memory_are_shared(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    options = Namespace(memory="3MB")
+    assert [workers._environment(n, 2)["OMP_NUM_THREADS"] for n in (1, 2)] == ["2", "2"]
+    assert workers._environment(1, 8)["OMP_NUM_THREADS"] == "1"
+    assert workers._share_of_memory(options, 3) == ["--memory", "1000000"]
+    assert workers._share_of_memory(Namespace(), 3) == []
+
+
+@pytest.mark.parametrize(("visible", "names"), [(None, "010"), ("4,7", "474")])
+def test_each_worker_has_a_gpu(monkeypatch, visible, names):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = [workers._environment(n, 3)["CUDA_VISIBLE_DEVICES"] for n in (1, 2, 3)]
+    assert found == list(names)
+    options = Namespace(memory="4MB")
+    assert workers._share_of_memory(options, 2) == []
+    assert workers._share_of_memory(options, 3) == ["--memory", "2000000"]
