@@ -231,6 +231,10 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     unkept = [r for r in rows if r["kept_steps"] == 0]
     series = {}
     for slots in sorted({r["slots"] for r in unkept}):
-        points = [(r["steps"], r["measured_bytes"] / 2**20) for r in unkept if r["slots"] == slots]
-        series[f"{slots} slot{'s' * (slots > 1)}"] = points
-    lines(path, series, "DDIM steps", "peak of live tensors, MiB", "Memory does not grow with T")
+        at = [r for r in unkept if r["slots"] == slots]
+        name = f"{slots} slot{'s' * (slots > 1)}"
+        series[name] = [(r["steps"], r["measured_bytes"] / 2**20) for r in at]
+        if len(at) > 1:
+            rest = [(r["steps"], _beyond_state(r) / 2**20) for r in at]
+            series[f"{name}, without variables and moments"] = rest
+    lines(path, series, "DDIM steps", "peak of live tensors, MiB", "Peak memory, no step kept")
