@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fastdigin.cli import COMPILE, count
+from fastdigin.commands.argument_types import count
+from fastdigin.commands.job_options import COMPILE
 
 TRUTH_PARTS = (
     "world",
