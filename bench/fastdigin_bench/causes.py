@@ -114,12 +114,16 @@ def variants(
 def time_variants(
     variants: dict[str, Variant], jobs: Sequence[Job], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each repeat, after a run that nobody times: of all jobs where steps compile."""
+    """Seconds of each repeat, after a run that nobody times: of all jobs where steps compile.
+
+    Each repeat begins with another variant: what runs after what was seen to cost some percent.
+    """
     found: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants.items())
     for repeat in range(repeats):
-        for name, variant in variants.items():
+        for name, variant in order[repeat % len(order) :] + order[: repeat % len(order)]:
             with variant.changed():
-                if repeat == 0:
+                if not found[name]:
                     list(variant.engine.run(jobs if name == COMPILED else jobs[:1]))
                 start = time.perf_counter()
                 failed = [r.error for r in variant.engine.run(jobs) if r.error]

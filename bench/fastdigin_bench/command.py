@@ -63,8 +63,8 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
         help="leave out both sides' form of two processes with one thread each",
     )  # fmt: skip
     parser.add_argument(
-        "--cause-repeats", type=int, default=2, metavar="N",
-        help="of the engine without each of its ideas; 0 leaves that out (default 2)",
+        "--cause-repeats", type=int, default=4, metavar="N",
+        help="of the engine without each of its ideas; 0 leaves that out (default 4)",
     )  # fmt: skip
     parser.add_argument("--iterations", type=count, metavar="N", help="fewer, for a quick look")
     parser.add_argument("--compile", default="auto", choices=COMPILE, help="(default auto)")

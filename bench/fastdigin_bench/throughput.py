@@ -126,7 +126,7 @@ def warm_up(sides: Sides, items: Sequence[ImageInput], options: Namespace) -> fl
     """Chooses, plans, and with --compile on compiles all graphs of the photos; its seconds."""
     began = time.perf_counter()
     if options.compile == "on":
-        settings = replace(sides.settings, null_text_steps=0)
+        settings = replace(sides.settings, null_text_steps=1)
         settings = replace(settings, optimisation=replace(settings.optimisation, iterations=1))
         found = cf.counterfactuals(sides.engine, items, sides.classifier, settings=settings)
     else:

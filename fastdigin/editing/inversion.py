@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fastdigin.editing.noise_inversion import noise_inversion
 from fastdigin.engine.batch import padded
-from fastdigin.engine.sampler import Step, guided_step
+from fastdigin.engine.sampler import Step, StepFunctions
 from fastdigin.errors import UserError
+from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
 Method = Literal["null-text", "negative-prompt"]
@@ -88,18 +89,22 @@ def invert(
     settings: InversionSettings,
     *,
     batch: int,
+    functions: StepFunctions | None = None,
     on_step: Callable[[float], None] | None = None,
 ) -> list[Inversion]:
     """Inverts images (3, H, W) in [0, 1], ``batch`` of them at a time.
 
     A last batch that is not full is padded, so that an image's inversion does not depend on how
-    many others there are. on_step: called with the number of images' worth of work just done.
+    many others there are. functions: of the model's steps, compiled perhaps (Engine.functions).
+    on_step: called with the number of images' worth of work just done.
     """
+    functions = functions or StepFunctions(model)
     inversions = []
     for start in range(0, len(images), batch):
         part = list(zip(images, prompts, strict=True))[start : start + batch]
         rows, words = zip(*padded(part, batch), strict=True)
-        inversions += _invert_batch(model, rows, words, settings, len(part), on_step)[: len(part)]
+        found = _invert_batch(functions, rows, words, settings, len(part), on_step)
+        inversions += found[: len(part)]
     return inversions
 
 
@@ -119,23 +124,24 @@ class _Texts:
     guidance: Tensor
 
 
-def _invert_batch(model, images, prompts, settings, real, on_step) -> list[Inversion]:
+def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[Inversion]:
+    model = functions.model
     encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
     texts = _encode_texts(model, prompts, settings)
     optimised = texts.null is not None and settings.method == "null-text"
     tick, noise = on_step or (lambda _: None), None
     if model.ddim_table(settings.steps).noise is not None:
-        trajectory, noise = _invert_to_noise(model, encoded, texts, settings.steps)
+        trajectory, noise = _invert_to_noise(functions, encoded, texts, settings.steps)
         nulls = _each_step(texts.null, settings.steps)
         tick(real)
     else:
-        upward = ddim_inversion(model, encoded, texts.cond, settings.steps, texts.vector)
+        upward = ddim_inversion(functions, encoded, texts.cond, settings.steps, texts.vector)
         tick(real / 2 if optimised else real)
         if optimised:
-            trajectory, nulls = null_text_optimisation(model, upward, texts, settings)
+            trajectory, nulls = null_text_optimisation(functions, upward, texts, settings)
             tick(real / 2)
         else:
-            trajectory = _unguided_trajectory(model, upward[:, 0], texts, settings.steps)
+            trajectory = _unguided_trajectory(functions, upward[:, 0], texts, settings.steps)
             nulls = _each_step(texts.null, settings.steps)
     return [
         Inversion(
@@ -168,48 +174,50 @@ def _encode_texts(model, prompts: Sequence[str], settings: InversionSettings) ->
     )
 
 
-def _invert_to_noise(model, encoded, texts: _Texts, steps: int) -> tuple[Tensor, Tensor]:
+def _invert_to_noise(functions, encoded, texts: _Texts, steps: int) -> tuple[Tensor, Tensor]:
     guided, vector = texts.null is not None, texts.vector
     if guided and vector is not None:
         vector = torch.cat([texts.null_vector, vector])
     guidance = texts.guidance if guided else None
-    return noise_inversion(model, encoded, texts.cond, texts.null, guidance, vector, steps)
+    return noise_inversion(functions, encoded, texts.cond, texts.null, guidance, vector, steps)
 
 
-@torch.no_grad()
 def ddim_inversion(
-    model: LatentDiffusion,
+    functions: StepFunctions,
     encoded_bchw: Tensor,
     cond_bld: Tensor,
     steps: int,
     vector_be: Tensor | None = None,
 ) -> Tensor:
     """From clean latents up to noise, unguided: (B, T + 1, C, h, w), z_T first."""
-    table = model.ddim_table(steps)
-    inverse = table.inverse.to(encoded_bchw)
+    table = functions.model.ddim_table(steps)
+    up, rest = table.inverse.to(encoded_bchw), encoded_bchw.new_zeros(2)
     z, path = encoded_bchw, [encoded_bchw]
     for i in reversed(range(steps)):
-        t = table.timesteps[i].to(z.device).expand(len(z))
-        output = model.predict(z, t, cond_bld, None, vector_be)
-        z = inverse[i, 0] * z + inverse[i, 1] * output
+        step = _step(table, i, z, torch.cat([up[i], rest]), vector_be)
+        z, _ = functions.forward(z, cond_bld, None, step)
         path.append(z)
     return torch.stack(path[::-1], dim=1)
 
 
-@torch.no_grad()
-def _unguided_trajectory(model, z, texts: _Texts, steps) -> Tensor:
-    table = model.ddim_table(steps)
+def _unguided_trajectory(functions, z, texts: _Texts, steps) -> Tensor:
+    table = functions.model.ddim_table(steps)
     path = [z]
     for i in range(steps):
-        row = table.step[i].to(z).expand(len(z), 4)
-        t = table.timesteps[i].to(z.device).expand(len(z))
-        z, _ = guided_step(model, z, texts.cond, None, Step(t, row, None, vector=texts.vector))
+        step = _step(table, i, z, table.step[i].to(z), texts.vector)
+        z, _ = functions.forward(z, texts.cond, None, step)
         path.append(z)
     return torch.stack(path, dim=1)
 
 
+def _step(table: DDIMTable, i: int, z: Tensor, row: Tensor, vector: Tensor | None) -> Step:
+    """Step i of all samples, unguided, with coefficients ``row`` (4,)."""
+    t = table.timesteps[i].to(z.device).expand(len(z))
+    return Step(t, row.expand(len(z), 4), None, vector=vector)
+
+
 def null_text_optimisation(
-    model: LatentDiffusion, upward: Tensor, texts: _Texts, settings: InversionSettings
+    functions: StepFunctions, upward: Tensor, texts: _Texts, settings: InversionSettings
 ) -> tuple[Tensor, Tensor]:
     """Guided trajectories (B, T + 1, C, h, w) and null texts (B, T, L, D) that follow ``upward``.
 
@@ -218,7 +226,7 @@ def null_text_optimisation(
     enough is accepted as it is, together with the null text that made it.
     """
     batch, steps = len(upward), settings.steps
-    table = model.ddim_table(steps)
+    table = functions.model.ddim_table(steps)
     timesteps, coefficients = table.timesteps.to(upward.device), table.step.to(upward)
     guidance = settings.guidance_scale
     null = texts.null.clone()
@@ -227,26 +235,34 @@ def null_text_optimisation(
     nulls = null[:, None].repeat(1, steps, 1, 1)
     at, tries = [0] * batch, [0] * batch
     cond_output = torch.empty_like(z)
+    # A step whose z_prev is the U-Net's output: conditional and null rows are predicted apart.
+    just_output = z.new_tensor([0.0, 1.0, 0.0, 0.0]).expand(batch, 4)
 
     while any(i < steps for i in at):
         # Samples that are through stay in the batch at their last step; nothing of them is kept.
         now = torch.tensor([min(i, steps - 1) for i in at])
         t, (a, b) = timesteps[now], coefficients[now, :2, None, None, None].unbind(1)
         if any(n == 0 and i < steps for n, i in zip(tries, at, strict=True)):
-            with torch.no_grad():
-                cond_output = model.predict(z, t, texts.cond, None, texts.vector)
+            step = Step(t, just_output, None, vector=texts.vector)
+            cond_output, _ = functions.forward(z, texts.cond, None, step)
         # The prediction after the last update is accepted whatever it is: it needs no gradient.
         wanted = any(
             n < settings.null_text_steps for n, i in zip(tries, at, strict=True) if i < steps
         )
-        variable = null.detach().requires_grad_(wanted)
+        step = Step(t, just_output, None, vector=texts.null_vector)
+        if wanted:
+            graph = functions.record(z, null, None, step)
+            null_output = graph.z_prev.detach().requires_grad_()
+        else:
+            null_output, _ = functions.forward(z, null, None, step)
         with torch.set_grad_enabled(wanted):
-            null_output = model.predict(z, t, variable, None, texts.null_vector)
             output = null_output + guidance * (cond_output - null_output)
             z_prev = a * z + b * output
             goal = upward[torch.arange(batch), now + 1]
             losses = (z_prev - goal).square().flatten(1).mean(1)
-            gradient = torch.autograd.grad(losses.sum(), variable)[0] if wanted else None
+        if wanted:
+            (on_output,) = torch.autograd.grad(losses.sum(), null_output)
+            _, gradient = functions.pull_back(graph, on_output, None)
         distances = losses.tolist()
         for s in range(batch):
             i = at[s]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastdigin.caching import LIMIT, TensorCache, arithmetic, cache_key, weights_fingerprint
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.engine.batch import padded
+from fastdigin.engine.sampler import StepFunctions
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin_kernels.choices import cache_folder
 
@@ -40,10 +41,12 @@ class InversionCache:
         settings: InversionSettings,
         *,
         batch: int,
+        functions: StepFunctions | None = None,
         on_step: Callable[[float], None] | None = None,
     ) -> list[Inversion]:
         """As ``fastdigin.editing.inversion.invert``; only what is not kept is computed."""
-        place = len(padded([None], batch)), arithmetic(self.model.device)
+        functions = functions or StepFunctions(self.model)
+        place = len(padded([None], batch)), arithmetic(self.model.device), type(functions).__name__
         keys = [
             cache_key(FORMAT, self._fingerprint, image, prompt, settings, place)
             for image, prompt in zip(images, prompts, strict=True)
@@ -58,7 +61,7 @@ class InversionCache:
         missing = [n for n in range(len(images)) if n not in found]
         fresh = invert(
             self.model, [images[n] for n in missing], [prompts[n] for n in missing], settings,
-            batch=batch, on_step=on_step,
+            batch=batch, functions=functions, on_step=on_step,
         )  # fmt: skip
         for n, inversion in zip(missing, fresh, strict=True):
             values = {f.name: getattr(inversion, f.name) for f in dataclasses.fields(inversion)}

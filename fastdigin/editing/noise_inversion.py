@@ -11,15 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdigin.engine.sampler import Step, guided_step
-from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.engine.sampler import Step, StepFunctions
 
 _SEED = 0  # the same noise for every image: an inversion depends on nothing beside it
 
 
 @torch.no_grad()
 def noise_inversion(
-    model: LatentDiffusion,
+    functions: StepFunctions,
     encoded_bchw: Tensor,
     cond_bld: Tensor,
     null_bld: Tensor | None,
@@ -32,7 +31,7 @@ def noise_inversion(
     null_bld, guidance_b, vector: as in ``Step``; the first two None without a null branch. The
     noise is what ``Job.noise`` wants, unscaled.
     """
-    table, batch = model.ddim_table(steps), len(encoded_bchw)
+    table, batch = functions.model.ddim_table(steps), len(encoded_bchw)
     generator = torch.Generator().manual_seed(_SEED)
     drawn = torch.randn(steps, *encoded_bchw.shape[1:], generator=generator).to(encoded_bchw)
     signal, noise = table.levels.to(encoded_bchw).unbind(1)
@@ -46,7 +45,7 @@ def noise_inversion(
             guidance=guidance_b,
             vector=vector,
         )
-        z_prev, _ = guided_step(model, path[i], cond_bld, null_bld, step)
+        z_prev, _ = functions.forward(path[i], cond_bld, null_bld, step)
         if i == steps - 1:
             path.append(z_prev)
             found.append(torch.zeros_like(z_prev))

@@ -122,7 +122,7 @@ class CompileChoice:
 
     @property
     def for_sampling(self) -> StepFunctions:
-        """For ``Engine.sample``, of which nobody knows how often it will be called."""
+        """For sampling and inversion outside of jobs: nobody knows how much of it there will be."""
         return self.of(self._mode == "on")
 
     def of(self, compiled: bool) -> StepFunctions:

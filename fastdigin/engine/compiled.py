@@ -146,6 +146,12 @@ def _filled(step: Step, z: Tensor) -> Step:
 def _plain(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Each without history and with the strides of its shape, copied only where it is not dense.
 
-    ``contiguous`` keeps any strides of dimensions of size 1, and a compiled graph looks at those.
+    ``contiguous`` and ``reshape`` keep any strides of dimensions of size 1 (0 after ``expand``),
+    and a compiled graph looks at those.
     """
-    return tuple(None if x is None else x.detach().reshape(-1).view(x.shape) for x in tensors)
+    return tuple(None if x is None else _with_strides_of_shape(x.detach()) for x in tensors)
+
+
+def _with_strides_of_shape(x: Tensor) -> Tensor:
+    strides = torch.empty(x.shape, device="meta").stride()
+    return x if x.stride() == strides else x.contiguous().as_strided(x.shape, strides)

@@ -30,6 +30,7 @@ from fastdigin.engine.memory import is_out_of_memory, release
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.sampler import (
     Step,
+    StepFunctions,
     UnrolledSampler,
     unrolled_backward,
     unrolled_forward,
@@ -55,7 +56,8 @@ class Engine:
     compile: "on" runs the steps of the diffusion model through torch.compile, "auto" where that is
         expected to save time (compile_choice.py), "off" never. A compiled result differs in its
         last bits, and a compiled batch is filled up to as many rows as ``slots`` or half of them
-        make, so that there are two shapes; ``sample`` is compiled by "on" alone, for such batches.
+        make, so that there are two shapes. ``sample`` and inversions are compiled by "on"
+        alone, for such batches.
     ``plan`` is that of the latest batch. Raises UserError if a network of the model is trainable
     or in training mode, or if an argument is malformed.
     """
@@ -93,6 +95,11 @@ class Engine:
         batch is not made smaller then: another size would change the last bits of the results.
         """
         return self._advanced / max(self._places, 1)
+
+    @property
+    def functions(self) -> StepFunctions:
+        """Of the model's steps, for work outside of jobs; compiled where compile is "on"."""
+        return self._choice.for_sampling
 
     @property
     def graphs(self) -> dict[GraphKey, int]:
@@ -162,7 +169,7 @@ class Engine:
         cond = _with_steps(conditioning, "conditioning", batch, steps)
         null = _with_steps(null_text, "null_text", batch, steps) if guided else None
         _, x0s = UnrolledSampler.apply(
-            self._choice.for_sampling,
+            self.functions,
             constants,
             min(last_steps, steps),
             min(self._kept_steps, steps),

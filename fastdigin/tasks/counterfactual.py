@@ -212,7 +212,7 @@ def _check(engine: Engine, id: str, item: ImageInput, classifier: Classifier) ->
 def _jobs(engine, requests, *, classifier, settings, seed, tools, batch, on_step):
     """Inverts at most ``batch`` photos and returns the best candidate job of each."""
     sources = prepare(
-        engine.model,
+        engine,
         [r.photo for r in requests],
         settings.inversion(),
         max(settings.injection_fractions),

@@ -227,7 +227,7 @@ def _scales(
 
 def _jobs(engine, requests, *, classifier, scales, settings, seed, tools, batch, on_step):
     sources = prepare(
-        engine.model,
+        engine,
         [r.photo for r in requests],
         settings.inversion(),
         settings.injection_fraction,

@@ -17,6 +17,7 @@ from fastdigin.editing.inversion_cache import InversionCache
 from fastdigin.editing.masks import attention_mask, latent_mask, soften, tighten
 from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.editing.segmentation import Segmentation
+from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
@@ -136,7 +137,7 @@ def edited_start(model: LatentDiffusion, prompt: str, inversion: Inversion) -> d
 
 
 def prepare(
-    model: LatentDiffusion,
+    engine: Engine,
     photos: Sequence[SourcePhoto],
     settings: InversionSettings,
     injected_fraction: float,
@@ -151,10 +152,13 @@ def prepare(
     mask_edge: what becomes of an automatic mask. "soften" adds a soft margin (the paper's),
     "tighten" cuts to the object itself.
     """
+    model = engine.model
     images = [read_image(p.item, model.image_size) for p in photos]
     prompts = [p.prompt for p in photos]
     run = tools.inversions.invert if tools.inversions else partial(invert, model)
-    inversions = run(images, prompts, settings, batch=batch, on_step=on_step)
+    inversions = run(
+        images, prompts, settings, batch=batch, functions=engine.functions, on_step=on_step
+    )
     records = record_attention(model, inversions, injected_fraction, batch=batch)
     masks = _masks(model, photos, images, records, tools.segmentation, EDGES[mask_edge])
     return [

@@ -12,8 +12,11 @@ from tiny import IMAGE_SHAPE, LATENT_SHAPE, assert_near, normal, uniform
 from fastdigin.editing import inversion as module
 from fastdigin.editing.inversion import InversionSettings, ddim_inversion, invert
 from fastdigin.embedded import photos
+from fastdigin.engine.batch import padded
+from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Settings
+from fastdigin.engine.sampler import StepFunctions
 from fastdigin.errors import UserError
 from fastdigin.objectives import Distance
 
@@ -74,7 +77,7 @@ def images():
 
 def test_ddim_inversion_equals_the_plain_loop(tiny):
     z, cond = normal(2, *LATENT_SHAPE), tiny.model.encode_prompts(PROMPTS[:2])
-    upward = ddim_inversion(tiny.model, z, cond, STEPS)
+    upward = ddim_inversion(StepFunctions(tiny.model), z, cond, STEPS)
     assert upward.shape == (2, STEPS + 1, *LATENT_SHAPE)
     for b in range(2):
         expected = plain_ddim_inversion(tiny.pipe, z[b : b + 1], cond[b : b + 1], STEPS)
@@ -146,13 +149,30 @@ def test_unet_calls(tiny, images, monkeypatch, options, calls):
 
 def test_the_prediction_after_the_last_update_needs_no_graph(tiny, images, monkeypatch):
     graphs = []
-    gradient = torch.autograd.grad
+    record = StepFunctions.record
     monkeypatch.setattr(
-        torch.autograd, "grad", lambda *given: (graphs.append(1), gradient(*given))[1]
+        StepFunctions, "record", lambda *given: (graphs.append(1), record(*given))[1]
     )
     settings = InversionSettings(steps=STEPS, null_text_steps=3, tolerance=0)
     invert(tiny.model, images[:2], PROMPTS[:2], settings, batch=2)
     assert len(graphs) == 3 * STEPS
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_compiled_steps_give_the_same_inversion(tiny, images, batch):
+    """By the aot_eager backend, one graph each of a step forward and of one with its gradients."""
+    rows = len(padded(range(batch)))
+    functions = CompiledStepFunctions(tiny.model, [rows], "aot_eager")
+    found, expected = (
+        invert(tiny.model, images[:batch], PROMPTS[:batch], PACED, batch=batch, functions=each)
+        for each in (functions, None)
+    )
+    for actual, plain in zip(found, expected, strict=True):
+        assert_near(actual.trajectory, plain.trajectory, 1e-9)
+        assert_near(actual.null_text, plain.null_text, 1e-9)
+    assert dict(functions.graphs) == {
+        GraphKey(role, rows, guided=False, injected=False): 1 for role in ("forward", "kept")
+    }
 
 
 def test_an_inversion_does_not_depend_on_its_neighbours(tiny, images):
