@@ -43,17 +43,19 @@ def planned(embedded, monkeypatch):
         parts = demo_parts(Engine(embedded), count, seed=0)
         for part in parts:
             list(part.run((), None))
-        return {part.task: part.jobs for part in parts}, dict(ids)
+        return {part.task: part.ids for part in parts}, dict(ids)
 
     return planned
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 40])
 def test_exactly_so_many_distinct_jobs(planned, count):
-    jobs, ids = planned(count)
-    assert set(jobs) == set(ids) and len(jobs) == 4
+    """And those that a part names are those that its task is asked for."""
+    named, ids = planned(count)
+    assert set(named) == set(ids) and len(named) == 4
     for task, names in ids.items():
-        assert jobs[task] == len(names) == len(set(names)) == count, task
+        assert len(named[task]) == len(set(named[task])) == count, task
+        assert set(named[task]) == set(names), task
 
 
 def test_a_longer_demo_continues_a_shorter_one(planned):

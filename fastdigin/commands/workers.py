@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
             workers.append(
                 _Worker([*arguments, *own], _environment(number, count), messages, options.json)
             )
-        codes = _wait(workers)
+        with _ended_together(workers):
+            codes = [worker.wait() for worker in workers]
         for worker in workers[1:]:
             if codes != [2] * count:
                 print(worker.messages.read_text(), end="", file=sys.stderr)
@@ -59,13 +61,20 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
     return max(code if code in (0, 1, 2) else 1 for code in codes)
 
 
-def _wait(workers: Sequence[_Worker]) -> list[int]:
+@contextlib.contextmanager
+def _ended_together(workers: Sequence[_Worker]) -> Iterator[None]:
+    """Whoever interrupts or terminates this process does so to the workers."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return [worker.wait() for worker in workers]
-    except KeyboardInterrupt:
-        for worker in workers:  # interrupted as well, each ends in its own way
+        yield
+    except BaseException:
+        for worker in workers:
+            worker.interrupt()
+        for worker in workers:
             worker.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Worker:
@@ -91,7 +100,12 @@ class _Worker:
         self._reader = threading.Thread(target=self._read, args=(relay,), daemon=True)
         self._reader.start()
 
+    def interrupt(self) -> None:
+        """As Ctrl-C does, which may have reached it already."""
+        self._process.send_signal(signal.SIGINT)
+
     def wait(self) -> int:
+        """Until it has ended; its exit code."""
         self._reader.join()
         return self._process.wait()
 

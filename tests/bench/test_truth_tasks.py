@@ -155,7 +155,6 @@ def test_a_failed_job_is_told_and_counts_nowhere(fake_part, setup, tmp_path, mon
         {"id": "neuron-0007-max-000", **neuron},
         {"id": "neuron-0003-max-000", "status": "failed", "error": "NaN"},
     ]
-    monkeypatch.setattr(truth_tasks, "planted_neurons_first", lambda classifier: [7, 3, 5])
     monkeypatch.setattr(truth_tasks, "neuron_part", lambda *_: fake_part("neurons", records))
     measured = truth_tasks.neurons(setup(2), tmp_path)
     assert (measured.jobs, measured.failed) == (2, 1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import time
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +129,22 @@ def test_a_worker_that_dies_is_named(tmp_path, monkeypatch, capsys):
     assert workers.run_workers(["demo"], options) == 1
     said = capsys.readouterr().err
     assert "its last words" in said and "worker 2 of 2 ended with code -9" in said
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_is_ended_ends_the_workers(tmp_path, sent):
+    out = tmp_path / "out"
+    arguments = [*CF, "embedded:pairs", "--limit", "4", "--steps", "4", "--out", out]
+    process = start_process(*arguments, "--workers", "2")
+    for _ in range(600):
+        if (out / "run.json").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, 128 + signal.SIGTERM)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not any(str(out).encode() in command for command in commands)
 
 
 def test_threads_and_memory_are_shared(monkeypatch):

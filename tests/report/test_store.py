@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastdigin.errors import UserError
 from fastdigin.report import ResultStore, read_runs
-from fastdigin.report.store import RESULTS_FILE, safe_name
+from fastdigin.report.store import LOCK_FILE, RESULTS_FILE, safe_name
 
 SETTINGS = {"lr": 0.01, "optimizer": {"name": "adam"}, "weights": (1, 2), "seed": 0}
 
@@ -153,7 +153,7 @@ def test_saved_images_round_trip(tmp_path):
         assert read.mode == "L" and read.getextrema() == (255, 255)
     with pytest.raises(ValueError, match=r"\(3,H,W\)"):
         store.save_image("batch", torch.rand(2, 3, 5, 7))
-    assert not list(tmp_path.rglob(".*"))
+    assert not [path for path in tmp_path.rglob(".*") if path.name != LOCK_FILE]
 
 
 def test_names_are_safe_and_never_collide(tmp_path):
