@@ -20,6 +20,7 @@ from fastdigin.commands.caption import add_caption_options
 from fastdigin.commands.classifier_options import CLASSIFIER_HELP, add_class_names
 from fastdigin.commands.doctor import add_doctor_options
 from fastdigin.commands.job_options import (
+    add_attention,
     add_common,
     add_images,
     add_job_options,
@@ -81,6 +82,7 @@ def _demo(commands) -> None:
     demo = _command(commands, "demo", "all four tasks on packaged photos, no download")
     demo.add_argument("--per-task", type=count, default=2, metavar="N", help="jobs (default 2)")
     add_common(demo, out="demo")
+    add_attention(demo)
 
 
 def _counterfactual(commands) -> None:

@@ -18,6 +18,6 @@ So would compiled steps, which are off.
 
 def run(options: Namespace) -> int:
     """All four tasks on the embedded model."""
-    engine = load_engine(EMBEDDED, slots=DEMO_SLOTS, compile="off")
+    engine = load_engine(EMBEDDED, slots=DEMO_SLOTS, attention=options.attention, compile="off")
     parts = demo_parts(engine, options.per_task, options.seed)
     return run_parts(parts, options.out, as_json=options.json, shard=options.shard)

@@ -88,6 +88,11 @@ def add_job_options(parser: argparse.ArgumentParser, out: str) -> None:
         "--compile", default="auto", choices=COMPILE,
         help="compile the diffusion model's steps: on, off, or auto, where it pays (default auto)",
     )  # fmt: skip
+    add_attention(parser)
+
+
+def add_attention(parser: argparse.ArgumentParser) -> None:
+    """Whose kernels the U-Net attends with."""
     parser.add_argument(
         "--attention", default="auto", choices=ATTENTION, metavar="IMPL",
         help=f"one of {', '.join(ATTENTION)} (default auto: the fastest, timed once)",
