@@ -147,6 +147,7 @@ def time_rounds(
     timings = Timings({ENGINE: [], PLAIN: []}, {ENGINE: {}, PLAIN: {}})
     first: list[Job] = []
     size = -(-len(items) // options.rounds)
+    in_two = options.processes and len(items) >= processes.COUNT
     for start in range(0, len(items), size):
         share = items[start : start + size]
         jobs = time_engine(sides, share, timings, ENGINE)
@@ -159,11 +160,11 @@ def time_rounds(
                     "speeds of different computations are not compared"
                 )
             _say(f"first gradients agree to {agreement:.1e}")
-        if options.processes:
+        if in_two:
             # All jobs in every round: half a share would leave slots of a process empty.
             _time_processes(ENGINE_TWO, processes.ENGINE, 0, len(items), timings, options)
         time_plain(sides, share[0], timings)
-        if options.processes:
+        if in_two:
             _time_processes(PLAIN_TWO, processes.PLAIN, start, processes.COUNT, timings, options)
     return timings, first, agreement
 
