@@ -63,13 +63,13 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
 
 @contextlib.contextmanager
 def _ended_together(workers: Sequence[_Worker]) -> Iterator[None]:
-    """Whoever interrupts or terminates this process does so to the workers."""
+    """Whoever interrupts or terminates this process ends the workers."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     except BaseException:
         for worker in workers:
-            worker.interrupt()
+            worker.terminate()
         for worker in workers:
             worker.wait()
         raise
@@ -100,9 +100,9 @@ class _Worker:
         self._reader = threading.Thread(target=self._read, args=(relay,), daemon=True)
         self._reader.start()
 
-    def interrupt(self) -> None:
-        """As Ctrl-C does, which may have reached it already."""
-        self._process.send_signal(signal.SIGINT)
+    def terminate(self) -> None:
+        """Its finished jobs are on the disk. Not by SIGINT, which a background job may ignore."""
+        self._process.terminate()
 
     def wait(self) -> int:
         """Until it has ended; its exit code."""
