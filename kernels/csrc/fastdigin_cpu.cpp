@@ -79,7 +79,9 @@ void fastdigin_limit_features(std::uint32_t features) {
   fastdigin::kernels = fastdigin::choose_kernels(features & fastdigin::features_of_processor());
 }
 
-void fastdigin_use_openmp(void* gomp_parallel) { fastdigin::use_openmp(gomp_parallel); }
+void fastdigin_use_openmp(void* gomp_parallel, void* omp_get_thread_num) {
+  fastdigin::use_openmp(gomp_parallel, omp_get_thread_num);
+}
 
 std::int32_t fastdigin_attention_forward(const FastdiginAttentionForward* arguments,
                                          std::int32_t threads) {

@@ -13,7 +13,7 @@
 #endif
 
 // Raised whenever a signature or the meaning of a value below changes; native.py refuses any other.
-inline constexpr std::int32_t kFastdiginAbiVersion = 2;
+inline constexpr std::int32_t kFastdiginAbiVersion = 3;
 
 // Bits of fastdigin_cpu_features(); native.py names them in this order.
 inline constexpr std::uint32_t kFastdiginAvx2 = 1u << 0;  // AVX2 with FMA
@@ -36,7 +36,8 @@ FASTDIGIN_EXPORT void fastdigin_limit_features(std::uint32_t features);
 
 // Work is then shared among the threads of an OpenMP library that is loaded already: the addresses
 // of its GOMP_parallel and omp_get_thread_num. With null, threads are started for every call.
-FASTDIGIN_EXPORT void fastdigin_use_openmp(void* gomp_parallel);
+FASTDIGIN_EXPORT void fastdigin_use_openmp(void* gomp_parallel,
+                                           void* omp_get_thread_num);
 
 // Every field of these structures is 8 bytes wide, so that a caller may pass an array of integers.
 

@@ -10,6 +10,6 @@ namespace fastdigin {
 using TaskBody = void (*)(void* data, std::int64_t task, int worker);
 void parallel_for(std::int64_t tasks, int threads, TaskBody body, void* data);
 
-void use_openmp(void* gomp_parallel);
+void use_openmp(void* gomp_parallel, void* omp_get_thread_num);
 
 }  // namespace fastdigin

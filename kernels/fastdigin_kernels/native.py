@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fastdigin_kernels
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _CPUINFO = Path("/proc/cpuinfo")
 _FEATURES = ("avx2", "avx512f")  # bit 0, bit 1, ... of fastdigin_cpu_features()
 
@@ -26,7 +26,7 @@ _STRUCTURE = ctypes.POINTER(ctypes.c_int64)
 _SIGNATURES = {
     "fastdigin_cpu_features": (ctypes.c_uint32,),
     "fastdigin_limit_features": (None, ctypes.c_uint32),
-    "fastdigin_use_openmp": (None, ctypes.c_void_p),
+    "fastdigin_use_openmp": (None, ctypes.c_void_p, ctypes.c_void_p),
     "fastdigin_attention_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
     "fastdigin_attention_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
     "fastdigin_group_norm_silu_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
@@ -105,14 +105,14 @@ def _load_library() -> ctypes.CDLL | None:
     for name, (restype, *argtypes) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = restype, argtypes
-    gomp_parallel = _openmp_of_torch()
-    if gomp_parallel is not None:
-        library.fastdigin_use_openmp(gomp_parallel)
+    openmp = _openmp_of_torch()
+    if openmp is not None:
+        library.fastdigin_use_openmp(*openmp)
     return library
 
 
-def _openmp_of_torch() -> ctypes.c_void_p | None:
-    """Address of GOMP_parallel in the OpenMP library that torch has loaded, if there is one.
+def _openmp_of_torch() -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
+    """Addresses of GOMP_parallel and omp_get_thread_num in the OpenMP library that torch has loaded, if there is one.
 
     torch's wheels bring their own, sometimes under another name than the system's: linking to
     OpenMP could start a second pool of threads. (Linux only: elsewhere threads are started for
@@ -125,7 +125,10 @@ def _openmp_of_torch() -> ctypes.c_void_p | None:
     files = dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if "/" in line)
     for file in files:
         if "omp" in Path(file).name and ".so" in Path(file).name:
-            function = getattr(ctypes.CDLL(file), "GOMP_parallel", None)
-            if function is not None:
-                return ctypes.cast(function, ctypes.c_void_p)
+            functions = [
+                getattr(ctypes.CDLL(file), name, None)
+                for name in ("GOMP_parallel", "omp_get_thread_num")
+            ]
+            if None not in functions:
+                return tuple(ctypes.cast(function, ctypes.c_void_p) for function in functions)
     return None

@@ -249,14 +249,14 @@ def test_without_openmp_threads_are_started(monkeypatch):
     expected = results("cpp", *x)
     library, openmp = native.load(), native._openmp_of_torch()
     threads = torch.get_num_threads()
-    library.fastdigin_use_openmp(None)
+    library.fastdigin_use_openmp(None, None)
     try:
         torch.set_num_threads(3)
         for f, e in zip(results("cpp", *x), expected, strict=True):
             assert torch.equal(f, e)
     finally:
         torch.set_num_threads(threads)
-        library.fastdigin_use_openmp(openmp)
+        library.fastdigin_use_openmp(*openmp)
 
 
 @pytest.mark.parametrize("impl", ["cpp", "sdpa"])
