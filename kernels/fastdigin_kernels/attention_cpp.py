@@ -6,13 +6,13 @@ keys, without padding. A sample's results do not depend on the batch, the thread
 
 from __future__ import annotations
 
-import ctypes
+import struct
 
 import torch
 from torch import Tensor
 
 from fastdigin_kernels import native
-from fastdigin_kernels.attention_ops import like_unet
+from fastdigin_kernels.attention_ops import like_unet, new_lse
 
 _library = native.load()  # an ImportError tells why there is none
 
@@ -29,7 +29,7 @@ def unsupported(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> str | None:
 
 def forward(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> tuple[Tensor, Tensor]:
     """(out (B,H,N,d), lse (B,H,N))."""
-    out, lse = like_unet(q_bhnd), q_bhnd.new_empty(q_bhnd.shape[:3])
+    out, lse = like_unet(q_bhnd), new_lse(q_bhnd)
     _forward(q_bhnd, k_bhtd, v_bhtd, out, lse, None, accumulate=False)
     return out, lse
 
@@ -65,7 +65,7 @@ def injected_forward(
     Of a sample whose weight is 0 or 1 only one of both is computed; the other's lse is 0.
     """
     out = like_unet(q_bhnd)
-    lse, source_lse = (q_bhnd.new_empty(q_bhnd.shape[:3]) for _ in range(2))
+    lse, source_lse = new_lse(q_bhnd), new_lse(q_bhnd)
     _forward(q_bhnd, k_bhtd, v_bhtd, out, lse, 1 - weight_b, accumulate=False)
     _forward(
         source_q_bhnd, source_k_bhsd, mapped_v_bhsd, out, source_lse, weight_b, accumulate=True
@@ -105,7 +105,7 @@ def _forward(q, k, v, out, lse, factor_b, *, accumulate: bool) -> None:
     factor_b = _contiguous_fp32(factor_b)
     _check(
         _library.fastdigin_attention_forward(
-            _ForwardFields(
+            _forward_fields(
                 *_size(q, k), *_heads(q), *_heads(k), *_heads(v), *_heads(out), lse.data_ptr(),
                 0 if factor_b is None else factor_b.data_ptr(), accumulate,
             ),
@@ -120,7 +120,7 @@ def _backward(grad, q, k, v, out, lse, factor_b, dq, dk, dv) -> None:
     factor_b, lse = _contiguous_fp32(factor_b), lse.contiguous()
     _check(
         _library.fastdigin_attention_backward(
-            _BackwardFields(
+            _backward_fields(
                 *_size(q, k), *_heads(grad), *_heads(q), *_heads(k), *_heads(v), *_heads(out),
                 lse.data_ptr(), 0 if factor_b is None else factor_b.data_ptr(),
                 *_heads(dq), *_heads(dk), *_heads(dv),
@@ -131,8 +131,8 @@ def _backward(grad, q, k, v, out, lse, factor_b, dq, dk, dv) -> None:
 
 
 # FastdiginAttentionForward and FastdiginAttentionBackward of csrc/fastdigin_cpu.h.
-_ForwardFields = ctypes.c_int64 * (5 + 4 * 4 + 3)
-_BackwardFields = ctypes.c_int64 * (5 + 5 * 4 + 2 + 3 * 4)
+_forward_fields = struct.Struct(f"{5 + 4 * 4 + 3}q").pack
+_backward_fields = struct.Struct(f"{5 + 5 * 4 + 2 + 3 * 4}q").pack
 
 
 def _size(q: Tensor, k: Tensor) -> tuple[int, ...]:
@@ -141,7 +141,10 @@ def _size(q: Tensor, k: Tensor) -> tuple[int, ...]:
 
 
 def _heads(x: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+    if x is None:
+        return 0, 0, 0, 0
+    batch, head, row, _ = x.stride()
+    return x.data_ptr(), batch, head, row
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -30,10 +30,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from fastdigin_kernels._autograd import Function, require_frozen, seen_by_compilers
+from fastdigin_kernels._autograd import differentiable, once_differentiable, require_frozen
 from fastdigin_kernels._registry import register
 
 BACKENDS = ("triton", "cpp", "xformers")
@@ -59,9 +58,7 @@ def backend(impl: str) -> ModuleType:
 
 def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V by a backend, differentiable (once) -> (B,H,N,d)."""
-    if not torch.is_grad_enabled():  # spares the call of an autograd.Function
-        return torch.ops.fastdigin.attention_forward(q_bhnd, k_bhtd, v_bhtd, impl)[0]
-    return _Attention.apply(*seen_by_compilers(q_bhnd, k_bhtd, v_bhtd), impl)[0]
+    return _attention(q_bhnd, k_bhtd, v_bhtd, impl)
 
 
 def injected_attention(
@@ -81,13 +78,12 @@ def injected_attention(
     require_frozen(
         "injected attention", source_q=source_q_bhnd, source_k=source_k_bhsd, weight=weight_b
     )
-    tensors = (q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd, weight_b)
-    if not torch.is_grad_enabled():
-        return torch.ops.fastdigin.injected_attention_forward(*tensors, impl)[0]
-    return _InjectedAttention.apply(*seen_by_compilers(*tensors), impl)[0]
+    return _injected_attention(
+        q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd, weight_b, impl
+    )
 
 
-class _Attention(Function):
+class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(q, k, v, impl):
         return torch.ops.fastdigin.attention_forward(q, k, v, impl)
@@ -100,14 +96,17 @@ class _Attention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out, _grad_lse):
+    def backward(ctx, grad_out, *_):
         args = (grad_out, *ctx.saved_tensors, ctx.impl)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             return *torch.ops.fastdigin.attention_backward(*args), None
         return torch.ops.fastdigin.attention_query_gradient(*args), None, None, None
 
 
-class _InjectedAttention(Function):
+_attention = differentiable(_Attention, kept=1)
+
+
+class _InjectedAttention(torch.autograd.Function):
     @staticmethod
     def forward(q, k, v, source_q, source_k, mapped_v, weight, impl):
         return torch.ops.fastdigin.injected_attention_forward(
@@ -122,7 +121,7 @@ class _InjectedAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out, _grad_lse, _grad_source_lse):
+    def backward(ctx, grad_out, *_):
         args = (grad_out, *ctx.saved_tensors, ctx.impl)
         needs = ctx.needs_input_grad
         if needs[1] or needs[2] or needs[5]:
@@ -132,10 +131,21 @@ class _InjectedAttention(Function):
         return dq, None, None, None, None, None, None, None
 
 
+_injected_attention = differentiable(_InjectedAttention, kept=2)
+
+
 def like_unet(x_bhnd: Tensor) -> Tensor:
     """An uninitialised tensor of this shape and dtype in the layout that every result has."""
-    batch, heads, tokens, size = shape = x_bhnd.shape
-    return x_bhnd.new_empty_strided(shape, (tokens * heads * size, size, heads * size, 1))
+    batch, heads, tokens, size = x_bhnd.shape
+    return x_bhnd.new_empty_strided(
+        (batch, heads, tokens, size), (tokens * heads * size, size, heads * size, 1)
+    )
+
+
+def new_lse(q_bhnd: Tensor) -> Tensor:
+    """An uninitialised fp32 tensor (B,H,N)."""
+    batch, heads, tokens, _ = q_bhnd.shape
+    return q_bhnd.new_empty((batch, heads, tokens), dtype=torch.float32)
 
 
 def _checked(impl: str, q: Tensor, k: Tensor, v: Tensor) -> ModuleType:
@@ -152,17 +162,13 @@ def _describe(x: Tensor) -> str:
     return f"{tuple(x.shape)} {x.dtype} on {x.device}".replace("torch.", "")
 
 
-def _new_lse(q: Tensor) -> Tensor:
-    return q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
 def _forward(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     module = _checked(impl, q, k, v)
     return module.forward(q, k, v) if q.numel() else _fake_forward(q, k, v, impl)
 
 
 def _fake_forward(q, k, v, impl):
-    return like_unet(q), _new_lse(q)
+    return like_unet(q), new_lse(q)
 
 
 def _backward(
@@ -206,7 +212,7 @@ def _injected_forward(
 
 
 def _fake_injected_forward(q, k, v, source_q, source_k, mapped_v, weight, impl):
-    return like_unet(q), _new_lse(q), _new_lse(q)
+    return like_unet(q), new_lse(q), new_lse(q)
 
 
 def _injected_backward(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from fastdigin_kernels._autograd import Function, require_frozen
+from fastdigin_kernels._autograd import differentiable, require_frozen
 
 
 def conv2d(
@@ -31,13 +31,11 @@ def conv2d(
     """
     assert x_bihw.ndim == 4, f"x must be (B,I,H,W), got {tuple(x_bihw.shape)}"
     require_frozen("a frozen convolution", weight=weight_oikk, bias=bias_o)
-    if not torch.is_grad_enabled():  # spares the call of an autograd.Function
-        return F.conv2d(x_bihw, weight_oikk, bias_o, stride, padding, dilation, groups)
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    return _FrozenConv2d.apply(x_bihw, weight_oikk, bias_o, *geometry)
+    return _frozen_conv2d(x_bihw, weight_oikk, bias_o, *geometry)
 
 
-class _FrozenConv2d(Function):
+class _FrozenConv2d(torch.autograd.Function):
     @staticmethod
     def forward(x_bihw, weight_oikk, bias_o, stride, padding, dilation, groups):
         return F.conv2d(x_bihw, weight_oikk, bias_o, stride, padding, dilation, groups)
@@ -53,6 +51,9 @@ class _FrozenConv2d(Function):
         (weight_oikk,) = ctx.saved_tensors
         grad_x = _input_gradient(grad_bohw, weight_oikk, ctx.size, *ctx.geometry)
         return grad_x, None, None, None, None, None, None
+
+
+_frozen_conv2d = differentiable(_FrozenConv2d)
 
 
 def _input_gradient(grad_bohw, weight_oikk, size, stride, padding, dilation, groups) -> Tensor:

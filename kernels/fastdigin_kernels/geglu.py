@@ -9,11 +9,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastdigin_kernels import fused
-from fastdigin_kernels._autograd import Function, seen_by_compilers
+from fastdigin_kernels._autograd import differentiable, once_differentiable
 from fastdigin_kernels._registry import register
 
 
@@ -26,12 +25,10 @@ def geglu(x: Tensor, impl: str = "auto") -> Tensor:
     """
     assert x.shape[-1] % 2 == 0, f"x must be (..., 2d), got {tuple(x.shape)}"
     impl = fused.choose(impl, x)
-    if not torch.is_grad_enabled():  # spares the call of an autograd.Function
-        return _GEGLU.forward(x, impl)
-    return _GEGLU.apply(*seen_by_compilers(x), impl)
+    return _geglu(x, impl)
 
 
-class _GEGLU(Function):
+class _GEGLU(torch.autograd.Function):
     @staticmethod
     def forward(x, impl):
         if impl != "torch":
@@ -54,6 +51,9 @@ class _GEGLU(Function):
         grad_a = F.gelu(b).mul_(grad)
         grad_b = torch.ops.aten.gelu_backward(grad * a, b)
         return torch.cat([grad_a, grad_b], dim=-1), None
+
+
+_geglu = differentiable(_GEGLU)
 
 
 def _forward(x: Tensor, impl: str) -> Tensor:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastdigin_kernels import fused
-from fastdigin_kernels._autograd import Function, require_frozen, seen_by_compilers
+from fastdigin_kernels._autograd import differentiable, once_differentiable, require_frozen
 from fastdigin_kernels._registry import register
 
 _LEAST_SAMPLE = 4096  # numbers; below, two calls from Python cost more than the passes they save
@@ -45,13 +44,10 @@ def group_norm_silu(
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
     # A copy, where one is needed, is made here: it is kept instead of x and not made again.
     x_bchw = x_bchw.contiguous(memory_format=_memory_format(x_bchw))
-    if not torch.is_grad_enabled():  # spares the call of an autograd.Function
-        return _GroupNormSiLU.forward(x_bchw, weight_c, bias_c, groups, eps, impl)[0]
-    (x_bchw,) = seen_by_compilers(x_bchw)
-    return _GroupNormSiLU.apply(x_bchw, weight_c, bias_c, groups, eps, impl)[0]
+    return _group_norm_silu(x_bchw, weight_c, bias_c, groups, eps, impl)
 
 
-class _GroupNormSiLU(Function):
+class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(x_bchw, weight_c, bias_c, groups, eps, impl):
         if impl != "torch":
@@ -70,7 +66,7 @@ class _GroupNormSiLU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_bchw, _grad_mean, _grad_rstd):
+    def backward(ctx, grad_bchw, *_):
         x_bchw, weight_c, bias_c, mean_bg, rstd_bg = ctx.saved_tensors
         if ctx.impl != "torch":
             grad_x = torch.ops.fastdigin.group_norm_silu_backward(
@@ -93,6 +89,9 @@ class _GroupNormSiLU(Function):
             [True, False, False],
         )
         return grad_x, None, None, None, None, None
+
+
+_group_norm_silu = differentiable(_GroupNormSiLU, kept=2)
 
 
 def _group_norm(x_bchw, weight_c, bias_c, groups, eps) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ A sample's results do not depend on the batch or the threads.
 
 from __future__ import annotations
 
-import ctypes
+import struct
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch import Tensor
 from fastdigin_kernels import native
 
 _library = native.load()
-_Fields = ctypes.c_int64 * 13  # FastdiginGroupNormSilu, whose last field, eps, is a double
-_bits = ctypes.c_int64.from_buffer
+_fields = struct.Struct("12qd").pack  # FastdiginGroupNormSilu
 
 
 def forward(
@@ -65,12 +64,12 @@ def _channels_last(x_bchw: Tensor) -> bool:
 def _call(direction, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps) -> None:
     batch, channels, height, width = x_bchw.shape
     weight_c, bias_c = weight_c.contiguous(), bias_c.contiguous()
-    fields = _Fields(
+    fields = _fields(
         batch, channels, height * width, mean_bg.shape[1], _channels_last(x_bchw),
         x_bchw.data_ptr(), weight_c.data_ptr(), bias_c.data_ptr(),
         mean_bg.data_ptr(), rstd_bg.data_ptr(),
         0 if grad_bchw is None else grad_bchw.data_ptr(), y_bchw.data_ptr(),
-        _bits(ctypes.c_double(eps)).value,
+        eps,
     )  # fmt: skip
     function = getattr(_library, f"fastdigin_group_norm_silu_{direction}")
     if function(fields, torch.get_num_threads()) != 0:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastdigin_kernels._autograd import Function
+from fastdigin_kernels._autograd import differentiable, once_differentiable
 
 
 def guided_ddim(
@@ -41,15 +40,15 @@ def guided_ddim(
     constants = (coefficients_b4, guidance_b, weight_b1hw, source_bchw)
     _check(z_bchw, cond_bchw, null_bchw, *constants)
     if impl == "torch":
-        return _GuidedDDIM.apply(z_bchw, cond_bchw, null_bchw, *constants)
+        return _guided_ddim(z_bchw, cond_bchw, null_bchw, *constants)
     if impl != "triton":
         raise ValueError(f"impl must be 'torch' or 'triton', got {impl!r}")
-    from fastdigin_kernels.guided_ddim_triton import TritonGuidedDDIM
+    from fastdigin_kernels.guided_ddim_triton import guided_ddim as by_triton
 
-    return TritonGuidedDDIM.apply(z_bchw, cond_bchw, null_bchw, *constants)
+    return by_triton(z_bchw, cond_bchw, null_bchw, *constants)
 
 
-class _GuidedDDIM(Function):
+class _GuidedDDIM(torch.autograd.Function):
     @staticmethod
     def forward(z, cond, null, coefficients, guidance, weight, source):
         a, b, c, d = per_sample(coefficients.to(z.dtype))
@@ -76,6 +75,9 @@ class _GuidedDDIM(Function):
             grad_z = grad_z * (1 - weight[0].to(dtype))
         outputs = grad_z, (s * grad_eps).to(ctx.eps_dtype), ((1 - s) * grad_eps).to(ctx.eps_dtype)
         return *outputs, None, None, None, None
+
+
+_guided_ddim = differentiable(_GuidedDDIM)
 
 
 def keep_constants(ctx, inputs) -> None:

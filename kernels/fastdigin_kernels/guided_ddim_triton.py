@@ -10,18 +10,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastdigin_kernels import _triton_launch as launch
-from fastdigin_kernels._autograd import Function
+from fastdigin_kernels._autograd import differentiable, once_differentiable
 from fastdigin_kernels.guided_ddim import keep_constants
 
 BLOCK, WARPS = 1024, 4
 
 
-class TritonGuidedDDIM(Function):
-    """Arguments as checked by `guided_ddim.guided_ddim`, which see."""
-
+class _GuidedDDIM(torch.autograd.Function):
     @staticmethod
     def forward(z, cond, null, coefficients, guidance, weight, source):
         return forward(z, cond, null, coefficients, guidance, weight, source)
@@ -39,6 +36,10 @@ class TritonGuidedDDIM(Function):
             ctx.eps_dtype,
         )  # fmt: skip
         return *grads, None, None, None, None
+
+
+guided_ddim = differentiable(_GuidedDDIM)
+"""`guided_ddim.guided_ddim`, which checks the arguments."""
 
 
 def forward(
