@@ -74,17 +74,17 @@ inline Channels channels_of(const GroupNormSilu& g, std::int64_t task) {
   return {task / tasks_per_sample(g), first, left < each ? left : each};
 }
 
-// Per channel of a task, in scratch: two sums and three coefficients.
+// Per channel of a task, in scratch; contiguous, where a task is one group, sums are in the first place.
 struct PerChannel {
   double *sum, *sum_of_products;
-  float *pivot, *scale, *shift, *slope;
+  float *mean, *scale, *shift, *slope;
 
   PerChannel(const GroupNormSilu& g, float* scratch) {
     const std::int64_t n = (channels_per_task(g) + kLine - 1) / kLine * kLine;
     sum = reinterpret_cast<double*>(scratch);
     sum_of_products = sum + n;
-    pivot = reinterpret_cast<float*>(sum_of_products + n);
-    scale = pivot + n;
+    mean = reinterpret_cast<float*>(sum_of_products + n);
+    scale = mean + n;
     shift = scale + n;
     slope = shift + n;
   }
@@ -95,10 +95,14 @@ std::size_t group_norm_silu_scratch(const GroupNormSilu& g) {
   return static_cast<std::size_t>(n) * (2 * sizeof(double) + 4 * sizeof(float));
 }
 
+// What lines are cut from.
+enum class Spans { kChannels, kGroups };
+
 // Calls body(lines, channel) for all that a task works on: `channel` is the task's own number of the
-// channel of the first lane. Channels last, the lanes are channels; else all lanes are one channel.
+// channel of the first lane. Channels last, the lanes are channels; else all lanes are of one span, and
+// `channel` is its first.
 template <class Body>
-inline void for_all_lines(const GroupNormSilu& g, const Channels& c, Body&& body) {
+inline void for_all_lines(const GroupNormSilu& g, const Channels& c, Spans spans, Body&& body) {
   if (g.channels_last) {
     const std::int64_t start = c.sample * g.pixels * g.channels + c.first;
     for (std::int64_t i = 0; i < c.count; i += kLine) {
@@ -107,12 +111,22 @@ inline void for_all_lines(const GroupNormSilu& g, const Channels& c, Body&& body
     }
     return;
   }
-  for (std::int64_t i = 0; i < c.count; ++i) {
-    const std::int64_t start = (c.sample * g.channels + c.first + i) * g.pixels;
-    const std::int64_t whole = g.pixels / kLine;
+  const std::int64_t channels = spans == Spans::kGroups ? c.count : 1, length = channels * g.pixels;
+  const std::int64_t whole = length / kLine, rest = length % kLine;
+  std::int64_t start = (c.sample * g.channels + c.first) * g.pixels;
+  for (std::int64_t i = 0; i < c.count; i += channels, start += length) {
     if (whole > 0) body(Lines{start, whole, kLine, kLine}, i);
-    if (g.pixels % kLine != 0) body(Lines{start + whole * kLine, 1, kLine, g.pixels % kLine}, i);
+    if (rest > 0) body(Lines{start + whole * kLine, 1, kLine, rest}, i);
   }
+}
+
+// Calls body(group, first, last) for the groups of a task: `group` of (B,G), and the task's own numbers
+// of its channels. (A channel's group is not worked out from its number: divisions are slow.)
+template <class Body>
+inline void for_all_groups(const GroupNormSilu& g, const Channels& c, Body&& body) {
+  const std::int64_t each = g.channels / g.groups;
+  std::int64_t group = c.sample * g.groups + c.first / each;
+  for (std::int64_t first = 0; first < c.count; first += each) body(group++, first, first + each);
 }
 
 // One number a lane: of its channel.
@@ -122,74 +136,107 @@ inline Line of_channels(const GroupNormSilu& g, const float* per_channel, std::i
                          : splat_line(per_channel[channel]);
 }
 
-// Adds the first `width` lanes to the sums of their channels.
-inline void add_to_channels(const GroupNormSilu& g, const Line& line, std::int64_t width,
-                            double* sums, std::int64_t channel) {
-  float lanes[kLine];
-  store_line(lanes, line, kLine);
-  for (std::int64_t i = 0; i < width; ++i) sums[g.channels_last ? channel + i : channel] += lanes[i];
+// Sums of some lines: in single precision for up to 2 kLinesPerSum of them, then they are added up in
+// double precision.
+struct Sums {
+  Line sum = {}, products = {};
+  std::int64_t lines = 0;
+};
+
+inline void clear_sums(const Channels& c, const PerChannel& m) {
+  for (std::int64_t i = 0; i < c.count; ++i) m.sum[i] = m.sum_of_products[i] = 0;
 }
 
-// Mean and variance of each group from sums of (x - pivot) and its square: the pivot, the channel's
-// first pixel, keeps the difference of large numbers small.
-inline void statistics(const GroupNormSilu& g, const Channels& c, float eps, const PerChannel& m) {
-  for (std::int64_t i = 0; i < c.count; ++i) {
-    m.sum[i] = m.sum_of_products[i] = 0;
-    m.pivot[i] = g.channels_last ? g.x[c.sample * g.pixels * g.channels + c.first + i]
-                                 : g.x[(c.sample * g.channels + c.first + i) * g.pixels];
+// Of the first `width` lanes.
+inline void add_up(const GroupNormSilu& g, const PerChannel& m, std::int64_t channel,
+                   std::int64_t width, Sums& sums) {
+  float sum[kLine], products[kLine];
+  store_line(sum, sums.sum, kLine);
+  store_line(products, sums.products, kLine);
+  for (std::int64_t i = 0; i < width; ++i) {
+    const std::int64_t to = g.channels_last ? channel + i : 0;
+    m.sum[to] += sum[i];
+    m.sum_of_products[to] += products[i];
   }
-  for_all_lines(g, c, [&](const Lines& lines, std::int64_t channel) {
-    const Line pivot = of_channels(g, m.pivot, channel, lines.width);
-    for (std::int64_t start = 0; start < lines.count; start += kLinesPerSum) {
-      Line sum = {}, squares = {};
-      for (std::int64_t i = start; i < lines.count && i < start + kLinesPerSum; ++i) {
-        const Line x = load_line(g.x + lines.offset + i * lines.stride, lines.width);
-#pragma GCC unroll 4
-        for (int v = 0; v < kLineVecs; ++v) {
-          const Vec difference = x.v[v] - pivot.v[v];
-          sum.v[v] += difference;
-          squares.v[v] += difference * difference;
-        }
-      }
-      add_to_channels(g, sum, lines.width, m.sum, channel);
-      add_to_channels(g, squares, lines.width, m.sum_of_products, channel);
+  sums = Sums{};
+}
+
+// Calls add(at, width, sums) for every line, and adds up.
+template <class Add>
+inline void sum_lines(const GroupNormSilu& g, const PerChannel& m, const Lines& lines,
+                      std::int64_t channel, Sums& sums, Add&& add) {
+  for (std::int64_t start = 0; start < lines.count; start += kLinesPerSum) {
+    const std::int64_t left = lines.count - start, count = left < kLinesPerSum ? left : kLinesPerSum;
+    for (std::int64_t i = start; i < start + count; ++i) {
+      add(lines.offset + i * lines.stride, lines.width, sums);
     }
+    sums.lines += count;
+    if (g.channels_last || sums.lines >= kLinesPerSum) add_up(g, m, channel, lines.width, sums);
+  }
+}
+
+// Mean and variance of each group from sums of (x - pivot) and its square: the pivot, the group's first
+// number, keeps the difference of large numbers small.
+inline void statistics(const GroupNormSilu& g, const Channels& c, const PerChannel& m) {
+  clear_sums(c, m);
+  for_all_groups(g, c, [&](std::int64_t, std::int64_t first, std::int64_t last) {
+    const std::int64_t sample = c.sample * g.pixels * g.channels, channel = c.first + first;
+    const float pivot = g.x[sample + channel * (g.channels_last ? 1 : g.pixels)];
+    for (std::int64_t i = first; i < last; ++i) m.mean[i] = pivot;
   });
-  const std::int64_t each = g.channels / g.groups;
-  const double pixels = static_cast<double>(g.pixels);
-  for (std::int64_t first = 0; first < c.count; first += each) {
-    double mean = 0, squares = 0;
-    for (std::int64_t i = first; i < first + each; ++i) mean += m.pivot[i] + m.sum[i] / pixels;
-    mean /= static_cast<double>(each);
-    for (std::int64_t i = first; i < first + each; ++i) {
-      const double own = m.pivot[i] + m.sum[i] / pixels;
-      squares += m.sum_of_products[i] - m.sum[i] * m.sum[i] / pixels;
-      squares += pixels * (own - mean) * (own - mean);
+  Sums sums;
+  for_all_lines(g, c, Spans::kGroups, [&](const Lines& lines, std::int64_t channel) {
+    const Line pivot = of_channels(g, m.mean, channel, lines.width);
+    sum_lines(g, m, lines, channel, sums, [&](std::int64_t at, std::int64_t width, Sums& s) {
+      Line difference = load_line(g.x + at, width);
+#pragma GCC unroll 4
+      for (int v = 0; v < kLineVecs; ++v) difference.v[v] -= pivot.v[v];
+      if (width < kLine) {  // the other lanes hold -pivot
+        float lanes[kLine];
+        store_line(lanes, difference, kLine);
+        difference = load_line(lanes, width);
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kLineVecs; ++v) {
+        s.sum.v[v] += difference.v[v];
+        s.products.v[v] += difference.v[v] * difference.v[v];
+      }
+    });
+  });
+  if (!g.channels_last) add_up(g, m, 0, kLine, sums);
+  for_all_groups(g, c, [&](std::int64_t group, std::int64_t first, std::int64_t last) {
+    const double n = static_cast<double>((last - first) * g.pixels);
+    double sum = 0, squares = 0;
+    for (std::int64_t i = first; i < last; ++i) {
+      sum += m.sum[i];
+      squares += m.sum_of_products[i];
     }
-    const double variance = squares / (pixels * static_cast<double>(each));
-    const std::int64_t group = c.sample * g.groups + (c.first + first) / each;
-    g.mean_bg[group] = static_cast<float>(mean);
+    const double variance = (squares - sum * sum / n) / n;
+    g.mean_bg[group] = static_cast<float>(m.mean[first] + sum / n);
     g.rstd_bg[group] =
-        static_cast<float>(1 / __builtin_sqrt((variance > 0 ? variance : variance * 0) + eps));
-  }
+        static_cast<float>(1 / __builtin_sqrt((variance > 0 ? variance : variance * 0) + g.eps));
+  });
 }
 
 // scale and shift of each channel, such that the normalised tensor is scale * x + shift.
 inline void affine(const GroupNormSilu& g, const Channels& c, const PerChannel& m) {
-  for (std::int64_t i = 0; i < c.count; ++i) {
-    const std::int64_t channel = c.first + i;
-    const std::int64_t group = c.sample * g.groups + channel / (g.channels / g.groups);
-    m.scale[i] = g.rstd_bg[group] * g.weight_c[channel];
-    m.shift[i] = g.bias_c[channel] - g.mean_bg[group] * m.scale[i];
-  }
+  const float *weight = g.weight_c + c.first, *bias = g.bias_c + c.first;
+  for_all_groups(g, c, [&](std::int64_t group, std::int64_t first, std::int64_t last) {
+    const float mean = g.mean_bg[group], rstd = g.rstd_bg[group];
+    for (std::int64_t i = first; i < last; ++i) {
+      m.mean[i] = mean;
+      m.scale[i] = rstd * weight[i];
+      m.shift[i] = bias[i] - mean * m.scale[i];
+    }
+  });
 }
 
 void group_norm_silu_forward(const GroupNormSilu& g, std::int64_t task, float* scratch) {
   const Channels c = channels_of(g, task);
   const PerChannel m(g, scratch);
-  statistics(g, c, static_cast<float>(g.eps), m);
+  statistics(g, c, m);
   affine(g, c, m);
-  for_all_lines(g, c, [&](const Lines& lines, std::int64_t channel) {
+  for_all_lines(g, c, Spans::kChannels, [&](const Lines& lines, std::int64_t channel) {
     const Line scale = of_channels(g, m.scale, channel, lines.width);
     const Line shift = of_channels(g, m.shift, channel, lines.width);
     for (std::int64_t i = 0; i < lines.count; ++i) {
@@ -205,56 +252,50 @@ void group_norm_silu_forward(const GroupNormSilu& g, std::int64_t task, float* s
   });
 }
 
-// First into y the gradient of the normalised, scaled and shifted tensor, with its sums; then, of
+// First into y the gradient of the normalised tensor before weight and bias, with its sums; then, of
 // that and x, the gradient of x (the formula of PyTorch's native_group_norm_backward).
 void group_norm_silu_backward(const GroupNormSilu& g, std::int64_t task, float* scratch) {
   const Channels c = channels_of(g, task);
   const PerChannel m(g, scratch);
   affine(g, c, m);
-  const std::int64_t each = g.channels / g.groups;
-  for (std::int64_t i = 0; i < c.count; ++i) {
-    m.sum[i] = m.sum_of_products[i] = 0;
-    m.pivot[i] = g.mean_bg[c.sample * g.groups + (c.first + i) / each];
-  }
-  for_all_lines(g, c, [&](const Lines& lines, std::int64_t channel) {
+  clear_sums(c, m);
+  Sums sums;
+  for_all_lines(g, c, Spans::kChannels, [&](const Lines& lines, std::int64_t channel) {
+    const Line weight = of_channels(g, g.weight_c + c.first, channel, lines.width);
     const Line scale = of_channels(g, m.scale, channel, lines.width);
     const Line shift = of_channels(g, m.shift, channel, lines.width);
-    const Line mean = of_channels(g, m.pivot, channel, lines.width);
-    for (std::int64_t start = 0; start < lines.count; start += kLinesPerSum) {
-      Line sum = {}, products = {};
-      for (std::int64_t i = start; i < lines.count && i < start + kLinesPerSum; ++i) {
-        const std::int64_t at = lines.offset + i * lines.stride;
-        const Line x = load_line(g.x + at, lines.width);
-        Line grad = load_line(g.grad + at, lines.width);
+    const Line mean = of_channels(g, m.mean, channel, lines.width);
+    sum_lines(g, m, lines, channel, sums, [&](std::int64_t at, std::int64_t width, Sums& total) {
+      const Line x = load_line(g.x + at, width);
+      Line grad = load_line(g.grad + at, width);
 #pragma GCC unroll 4
-        for (int v = 0; v < kLineVecs; ++v) {
-          const Vec normalised = scale.v[v] * x.v[v] + shift.v[v];
-          const Vec s = sigmoid(normalised);
-          grad.v[v] *= s * (1.0f + normalised * (1.0f - s));
-          sum.v[v] += grad.v[v];
-          products.v[v] += grad.v[v] * (x.v[v] - mean.v[v]);
-        }
-        store_line(g.y + at, grad, lines.width);
+      for (int v = 0; v < kLineVecs; ++v) {
+        const Vec normalised = scale.v[v] * x.v[v] + shift.v[v];
+        const Vec s = sigmoid(normalised);
+        grad.v[v] *= weight.v[v] * s * (1.0f + normalised * (1.0f - s));
+        total.sum.v[v] += grad.v[v];
+        total.products.v[v] += grad.v[v] * (x.v[v] - mean.v[v]);
       }
-      add_to_channels(g, sum, lines.width, m.sum, channel);
-      add_to_channels(g, products, lines.width, m.sum_of_products, channel);
+      store_line(g.y + at, grad, width);
+    });
+  });
+  if (!g.channels_last) add_up(g, m, 0, kLine, sums);
+  for_all_groups(g, c, [&](std::int64_t group, std::int64_t first, std::int64_t last) {
+    const double n = static_cast<double>((last - first) * g.pixels);
+    double sum = 0, products = 0;
+    for (std::int64_t i = first; i < last; ++i) {
+      sum += m.sum[i];
+      products += m.sum_of_products[i];
+    }
+    const double mean = g.mean_bg[group], rstd = g.rstd_bg[group];
+    const double slope = -products / n * rstd * rstd * rstd;
+    for (std::int64_t i = first; i < last; ++i) {
+      m.scale[i] = g.rstd_bg[group];
+      m.slope[i] = static_cast<float>(slope);
+      m.shift[i] = static_cast<float>(-slope * mean - sum / n * rstd);
     }
   });
-  const double n = static_cast<double>(each * g.pixels);
-  for (std::int64_t first = 0; first < c.count; first += each) {
-    double sum = 0, products = 0;
-    for (std::int64_t i = first; i < first + each; ++i) {
-      sum += m.sum[i] * g.weight_c[c.first + i];
-      products += m.sum_of_products[i] * g.weight_c[c.first + i];
-    }
-    const double rstd = g.rstd_bg[c.sample * g.groups + (c.first + first) / each];
-    const double slope = -products / n * rstd * rstd * rstd;
-    for (std::int64_t i = first; i < first + each; ++i) {
-      m.slope[i] = static_cast<float>(slope);
-      m.shift[i] = static_cast<float>(-slope * m.pivot[i] - sum / n * rstd);
-    }
-  }
-  for_all_lines(g, c, [&](const Lines& lines, std::int64_t channel) {
+  for_all_lines(g, c, Spans::kGroups, [&](const Lines& lines, std::int64_t channel) {
     const Line scale = of_channels(g, m.scale, channel, lines.width);
     const Line slope = of_channels(g, m.slope, channel, lines.width);
     const Line shift = of_channels(g, m.shift, channel, lines.width);
