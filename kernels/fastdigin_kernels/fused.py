@@ -1,13 +1,12 @@
 """Which implementation GroupNorm+SiLU and GEGLU take: PyTorch's operations, C++ or Triton.
 
-``auto`` is C++ for float32 on the CPU where the library is built and a sample is not tiny, and
-PyTorch elsewhere. Nothing is timed: the C++ kernels were faster at those shapes of the embedded and
-the SD models (bench/results/kernels.json), and the Triton ones have not been measured on a GPU.
+``auto`` is C++ for float32 on the CPU where the library is built, and PyTorch elsewhere. Nothing is
+timed: the C++ kernels were faster at all shapes of the embedded and the SD models
+(bench/results/kernels.json), and the Triton ones have not been measured on a GPU.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -21,18 +20,13 @@ from fastdigin_kernels.attention_ops import BackendError
 IMPLEMENTATIONS = ("auto", "torch", "cpp", "triton")
 
 
-def choose(impl: str, x: Tensor, least: int = 0) -> str:
-    """The implementation that ``impl`` stands for. ValueError if there is none of that name.
-
-    least: numbers of a sample x[i] from which on ``auto`` may be C++. (Of a sample: its results
-    must not depend on how many others there are.)
-    """
+def choose(impl: str, x: Tensor) -> str:
+    """The implementation that ``impl`` stands for. ValueError if there is none of that name."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl != "auto":
         return impl
     fits = x.device.type == "cpu" and x.dtype is torch.float32
-    fits = fits and math.prod(x.shape[1:]) >= least
     return "cpp" if fits and _library_is_built() else "torch"
 
 
@@ -56,5 +50,6 @@ def checked(operation: str, impl: str, x: Tensor, *others: Tensor) -> ModuleType
 
 
 @torch.compiler.assume_constant_result
+@cache
 def _library_is_built() -> bool:
     return native.library_path() is not None

@@ -13,8 +13,6 @@ from fastdigin_kernels import fused
 from fastdigin_kernels._autograd import differentiable, once_differentiable, require_frozen
 from fastdigin_kernels._registry import register
 
-_LEAST_SAMPLE = 4096  # numbers; below, two calls from Python cost more than the passes they save
-
 
 def group_norm_silu(
     x_bchw: Tensor,
@@ -40,7 +38,7 @@ def group_norm_silu(
                 f"{name} must be ({x_bchw.shape[1]},) on {x_bchw.device}, got "
                 f"{tuple(parameter.shape)} on {parameter.device}"
             )
-    impl = fused.choose(impl, x_bchw, _LEAST_SAMPLE)
+    impl = fused.choose(impl, x_bchw)
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
     # A copy, where one is needed, is made here: it is kept instead of x and not made again.
     x_bchw = x_bchw.contiguous(memory_format=_memory_format(x_bchw))
