@@ -163,7 +163,9 @@ inline void write_rows(const float* y, Index width, Index rows, Index d, float f
   if (x.data == nullptr) return;
   float* to = mutable_head(x, b, h);
   for (Index i = 0; i < rows; ++i) {
-    for (Index c = 0; c < d; ++c) to[i * x.row_stride + c] = factor * y[i * width + c];
+    for (Index c = 0; c < d; c += kLanes) {
+      store_partial(to + i * x.row_stride + c, factor * load(y + i * width + c), d - c);
+    }
   }
 }
 

@@ -136,9 +136,10 @@ void attention_forward(const AttentionForward& a, Index task, float* scratch) {
 
   for (Index s = 0; s < strips; ++s) {
     const Index first = s * kStrip, rows = min_of(count - first, kStrip);
-    for (Index i = 0; i < rows; ++i) {
-      m.factors[i] = factor_of_sample / m.sum[first + i];
-      lse[first + i] = kLn2 * m.maximum[first + i] + __builtin_logf(m.sum[first + i]);
+    for (Index i = 0; i < rows; i += kLanes) {
+      const Vec maximum = load(m.maximum + first + i), sum = load(m.sum + first + i);
+      store(m.factors + i, factor_of_sample / sum);
+      store_partial(lse + first + i, kLn2 * maximum + log(sum), rows - i);
     }
     transpose_out(m.ot + s * d * kStrip, rows, d, m.factors, a.accumulate,
                   out + first * a.out.row_stride, a.out.row_stride);

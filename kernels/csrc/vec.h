@@ -94,6 +94,21 @@ inline Vec exp2(Vec x) {
   return (Vec)((IntVec)p + ((IntVec)shifted << 23));
 }
 
+// Natural logarithm of a positive number, to 1e-7 relative to the larger of 1 and the result. NaN stays
+// NaN.
+inline Vec log(Vec x) {
+  const IntVec bits = (IntVec)x;
+  const IntVec exponent = (bits - 0x3f3504f3) >> 23;  // of x = 2^exponent m, m in [sqrt(1/2), sqrt(2))
+  const Vec m = (Vec)(bits - (exponent << 23));
+  const Vec s = (m - 1.0f) / (m + 1.0f), square = s * s;  // log m = 2 artanh s
+  Vec p = splat(2.0f / 9);
+  p = p * square + 2.0f / 7;
+  p = p * square + 2.0f / 5;
+  p = p * square + 2.0f / 3;
+  p = p * square + 2.0f;
+  return __builtin_convertvector(exponent, Vec) * 0.693147181f + p * s + x * 0.0f;
+}
+
 template <int... kIndices>
 inline Vec shuffle(Vec a, Vec b, std::integer_sequence<int, kIndices...>) {
   return __builtin_shufflevector(a, b, kIndices...);

@@ -20,7 +20,7 @@ _library = native.load()  # an ImportError tells why there is none
 def unsupported(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> str | None:
     """Why these tensors cannot be taken, or None."""
     for x in (q_bhnd, k_bhtd, v_bhtd):
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             return f"it runs on the CPU, not on {x.device}"
         if x.dtype is not torch.float32:
             return f"it computes in float32, not in {x.dtype}"

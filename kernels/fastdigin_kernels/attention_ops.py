@@ -86,7 +86,7 @@ def injected_attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(q, k, v, impl):
-        return torch.ops.fastdigin.attention_forward(q, k, v, impl)
+        return _forward_operation(q, k, v, impl)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -99,8 +99,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad_out, *_):
         args = (grad_out, *ctx.saved_tensors, ctx.impl)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            return *torch.ops.fastdigin.attention_backward(*args), None
-        return torch.ops.fastdigin.attention_query_gradient(*args), None, None, None
+            return *_backward_operation(*args), None
+        return _query_gradient_operation(*args), None, None, None
 
 
 _attention = differentiable(_Attention, kept=1)
@@ -109,9 +109,7 @@ _attention = differentiable(_Attention, kept=1)
 class _InjectedAttention(torch.autograd.Function):
     @staticmethod
     def forward(q, k, v, source_q, source_k, mapped_v, weight, impl):
-        return torch.ops.fastdigin.injected_attention_forward(
-            q, k, v, source_q, source_k, mapped_v, weight, impl
-        )
+        return _injected_forward_operation(q, k, v, source_q, source_k, mapped_v, weight, impl)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -125,9 +123,9 @@ class _InjectedAttention(torch.autograd.Function):
         args = (grad_out, *ctx.saved_tensors, ctx.impl)
         needs = ctx.needs_input_grad
         if needs[1] or needs[2] or needs[5]:
-            dq, dk, dv, dmapped = torch.ops.fastdigin.injected_attention_backward(*args)
+            dq, dk, dv, dmapped = _injected_backward_operation(*args)
             return dq, dk, dv, None, None, dmapped, None, None
-        dq = torch.ops.fastdigin.injected_attention_query_gradient(*args)
+        dq = _injected_query_gradient_operation(*args)
         return dq, None, None, None, None, None, None, None
 
 
@@ -265,12 +263,18 @@ def _fake_injected_query_gradient(
     return like_unet(q)
 
 
-register("attention_forward", _forward, _fake_forward)
-register("attention_backward", _backward, _fake_backward)
-register("attention_query_gradient", _query_gradient, _fake_query_gradient)
-register("injected_attention_forward", _injected_forward, _fake_injected_forward)
-register("injected_attention_backward", _injected_backward, _fake_injected_backward)
-register(
+_forward_operation = register("attention_forward", _forward, _fake_forward)
+_backward_operation = register("attention_backward", _backward, _fake_backward)
+_query_gradient_operation = register(
+    "attention_query_gradient", _query_gradient, _fake_query_gradient
+)
+_injected_forward_operation = register(
+    "injected_attention_forward", _injected_forward, _fake_injected_forward
+)
+_injected_backward_operation = register(
+    "injected_attention_backward", _injected_backward, _fake_injected_backward
+)
+_injected_query_gradient_operation = register(
     "injected_attention_query_gradient", _injected_query_gradient, _fake_injected_query_gradient
 )
 

@@ -31,7 +31,7 @@ def backward(grad: Tensor, x: Tensor) -> Tensor:
 
 def unsupported(x: Tensor) -> str | None:
     """Why this tensor cannot be taken, or None."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"it runs on the CPU, not on {x.device}"
     if x.dtype is not torch.float32:
         return f"it computes in float32, not in {x.dtype}"

@@ -49,9 +49,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(x_bchw, weight_c, bias_c, groups, eps, impl):
         if impl != "torch":
-            return torch.ops.fastdigin.group_norm_silu_forward(
-                x_bchw, weight_c, bias_c, groups, eps, impl
-            )
+            return _forward_operation(x_bchw, weight_c, bias_c, groups, eps, impl)
         normalised, mean_bg, rstd_bg = _group_norm(x_bchw, weight_c, bias_c, groups, eps)
         return F.silu(normalised, inplace=True), mean_bg, rstd_bg
 
@@ -67,9 +65,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     def backward(ctx, grad_bchw, *_):
         x_bchw, weight_c, bias_c, mean_bg, rstd_bg = ctx.saved_tensors
         if ctx.impl != "torch":
-            grad_x = torch.ops.fastdigin.group_norm_silu_backward(
-                grad_bchw, *ctx.saved_tensors, ctx.impl
-            )
+            grad_x = _backward_operation(grad_bchw, *ctx.saved_tensors, ctx.impl)
             return grad_x, None, None, None, None, None
         normalised, _, _ = _group_norm(x_bchw, weight_c, bias_c, ctx.groups, ctx.eps)
         grad_bchw = torch.ops.aten.silu_backward(grad_bchw, normalised)
@@ -123,8 +119,8 @@ def _fake_backward(grad, x, weight, bias, mean, rstd, impl):
     return torch.empty_like(x)
 
 
-register("group_norm_silu_forward", _forward, _fake_forward)
-register("group_norm_silu_backward", _backward, _fake_backward)
+_forward_operation = register("group_norm_silu_forward", _forward, _fake_forward)
+_backward_operation = register("group_norm_silu_backward", _backward, _fake_backward)
 
 
 def _memory_format(x_bchw: Tensor) -> torch.memory_format:

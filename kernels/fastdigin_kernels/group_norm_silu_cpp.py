@@ -48,7 +48,7 @@ def backward(
 def unsupported(x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor) -> str | None:
     """Why these tensors cannot be taken, or None."""
     for x in (x_bchw, weight_c, bias_c):
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             return f"it runs on the CPU, not on {x.device}"
         if x.dtype is not torch.float32:
             return f"it computes in float32, not in {x.dtype}"
