@@ -116,7 +116,9 @@ def cases(
                     yield _attention(name, op, shape, device, dtype)
         for channels, side in model.norms if "group-norm-silu" in ops else ():
             shape = (model.batch, channels, side, side)
-            yield _group_norm(name, shape, model.groups, device, dtype)
+            # What convolutions on a CPU prefer, and so what a loaded network passes on.
+            for last in (False, True) if device.type == "cpu" else (False,):
+                yield _group_norm(name, shape, last, model.groups, device, dtype)
         for tokens, width in model.gates if "geglu" in ops else ():
             yield _geglu(name, (model.batch, tokens, 2 * width), device, dtype)
         if "guided-ddim" in ops:
@@ -172,8 +174,9 @@ def _each_head(batch: int, heads: int, tensors: Sequence[Tensor]) -> Iterator[Se
             yield [t[b : b + 1, h : h + 1] if t.ndim == 4 else t[b : b + 1] for t in tensors]
 
 
-def _group_norm(name, shape, groups, device, dtype) -> Case:
-    x = _draw(shape, device, dtype, 0).requires_grad_()
+def _group_norm(name, shape, channels_last, groups, device, dtype) -> Case:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = _draw(shape, device, dtype, 0).contiguous(memory_format=layout).requires_grad_()
     weight, bias = _draw((2, shape[1]), device, dtype, 1)
 
     def pytorch(x):
@@ -187,7 +190,8 @@ def _group_norm(name, shape, groups, device, dtype) -> Case:
 
     size = x.numel() * x.element_size()
     return Case(
-        name, "group-norm-silu", "x".join(map(str, shape)), [x], _fused(pytorch, ours, x),
+        name, "group-norm-silu", "x".join(map(str, shape)) + " channels last" * channels_last, [x],
+        _fused(pytorch, ours, x),
         PYTORCH, truth, None, (2 * size, 3 * size),
     )  # fmt: skip
 
