@@ -43,8 +43,8 @@ struct AlignedDelete {
 };
 using Memory = std::unique_ptr<float, AlignedDelete>;
 
-// Scratch memory of a thread, kept for its next task and its next call: small calls would spend most
-// of their time on new pages. Large ones do not notice.
+// Scratch memory of a thread, kept for its next call: small calls would spend most of their time on new
+// pages. Large ones do not notice.
 class Scratch {
  public:
   // Uninitialised; null where there is no memory.

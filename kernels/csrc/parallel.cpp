@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <algorithm>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -16,11 +17,13 @@ using ThreadNumber = int (*)();
 std::atomic<GompParallel> gomp_parallel_function{nullptr};
 std::atomic<ThreadNumber> thread_number_function{nullptr};
 
+constexpr int kMostWorkers = 256;
+
 struct Region {
   Work work;
   void* data;
+  Share* shares;
   int workers;
-  Share shares[kMostWorkers];
 };
 
 void work_as(Region& region, int worker) {
@@ -39,24 +42,24 @@ void use_openmp(void* gomp_parallel, void* omp_get_thread_num) {
 }
 
 void parallel_for(std::int64_t count, int threads, Work work, void* data) {
-  Region region;
-  region.work = work;
-  region.data = data;
-  region.workers = static_cast<int>(
+  const int workers = static_cast<int>(
       std::min<std::int64_t>(std::max<std::int64_t>(count, 1), std::clamp(threads, 1, kMostWorkers)));
-  for (int i = 0; i < region.workers; ++i) {
-    region.shares[i].next = count * i / region.workers;
-    region.shares[i].end = count * (i + 1) / region.workers;
+  // Made one by one: an array of them would set the lines of all that there might be.
+  alignas(Share) unsigned char memory[kMostWorkers * sizeof(Share)];
+  Share* const shares = reinterpret_cast<Share*>(memory);
+  for (int i = 0; i < workers; ++i) {
+    new (shares + i) Share{count * i / workers, count * (i + 1) / workers};
   }
-  if (region.workers == 1) {
+  Region region{work, data, shares, workers};
+  if (workers == 1) {
     work_as(region, 0);
   } else if (const GompParallel gomp_parallel = gomp_parallel_function) {
-    gomp_parallel(work_as_openmp_thread, &region, static_cast<unsigned>(region.workers), 0);
+    gomp_parallel(work_as_openmp_thread, &region, static_cast<unsigned>(workers), 0);
   } else {
     std::vector<std::thread> others;
-    others.reserve(region.workers - 1);
+    others.reserve(workers - 1);
     try {
-      for (int i = 1; i < region.workers; ++i) {
+      for (int i = 1; i < workers; ++i) {
         others.emplace_back([&region, i] { work_as(region, i); });
       }
     } catch (const std::system_error&) {

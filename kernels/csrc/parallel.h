@@ -6,8 +6,6 @@
 
 namespace fastdigin {
 
-inline constexpr int kMostWorkers = 256;
-
 // Tasks [next, end). Two lines of the cache, which are fetched together, to itself.
 struct alignas(128) Share {
   std::atomic<std::int64_t> next;
