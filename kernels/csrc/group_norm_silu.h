@@ -104,10 +104,14 @@ enum class Spans { kChannels, kGroups };
 template <class Body>
 inline void for_all_lines(const GroupNormSilu& g, const Channels& c, Spans spans, Body&& body) {
   if (g.channels_last) {
-    const std::int64_t start = c.sample * g.pixels * g.channels + c.first;
-    for (std::int64_t i = 0; i < c.count; i += kLine) {
-      const std::int64_t width = c.count - i < kLine ? c.count - i : kLine;
-      body(Lines{start + i, g.pixels, g.channels, width}, i);
+    // Some pixels of all channels at a time, which lie on few pages.
+    for (std::int64_t pixel = 0; pixel < g.pixels; pixel += kLinesPerSum) {
+      const std::int64_t start = (c.sample * g.pixels + pixel) * g.channels + c.first;
+      const std::int64_t left = g.pixels - pixel, count = left < kLinesPerSum ? left : kLinesPerSum;
+      for (std::int64_t i = 0; i < c.count; i += kLine) {
+        const std::int64_t width = c.count - i < kLine ? c.count - i : kLine;
+        body(Lines{start + i, count, g.channels, width}, i);
+      }
     }
     return;
   }
