@@ -22,7 +22,7 @@ from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin.models.frozen import freeze_aware
 from fastdigin_bench.account_models import SD_1_4
 
-_PROFILED = {"embedded": 10, "sd-1.4": 1}  # steps
+_PROFILED = {"embedded": 10, "sd-1.4": 3}  # steps
 _KINDS = {
     "attention": ("attention",),
     "norms and activations": ("group_norm", "layer_norm", "silu", "gelu", "geglu"),
