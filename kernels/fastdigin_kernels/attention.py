@@ -159,14 +159,17 @@ def _check_weight(weight_b: Tensor, q_bhnd: Tensor) -> None:
 
 
 def _check(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> None:
-    q, k, v = tuple(q_bhnd.shape), tuple(k_bhtd.shape), tuple(v_bhtd.shape)
-    if not len(q) == len(k) == 4 or q[:2] != k[:2] or q[3] != k[3] or k != v:
+    q, k, v = q_bhnd.shape, k_bhtd.shape, v_bhtd.shape
+    if not len(q) == len(k) == 4 or q[0] != k[0] or q[1] != k[1] or q[3] != k[3] or k != v:
         raise ValueError(
-            f"attention takes q (B,H,N,d) and k and v (B,H,T,d), got q {q}, k {k}, v {v}"
+            "attention takes q (B,H,N,d) and k and v (B,H,T,d), got "
+            f"q {tuple(q)}, k {tuple(k)}, v {tuple(v)}"
         )
     if k[2] == 0 or q[3] == 0:
-        raise ValueError(f"attention needs at least one key and a head size, got q {q}, k {k}")
-    if not q_bhnd.dtype == k_bhtd.dtype == v_bhtd.dtype:
+        raise ValueError(
+            f"attention needs at least one key and a head size, got q {tuple(q)}, k {tuple(k)}"
+        )
+    if not q_bhnd.dtype is k_bhtd.dtype is v_bhtd.dtype:
         raise ValueError(
             "attention takes q, k and v of one dtype, got "
             f"{q_bhnd.dtype}, {k_bhtd.dtype} and {v_bhtd.dtype}"
