@@ -1,7 +1,7 @@
 """Which implementation GroupNorm+SiLU and GEGLU take: PyTorch's operations, C++ or Triton.
 
 ``auto`` is C++ for float32 on the CPU where the library is built, and PyTorch elsewhere. Nothing is
-timed: the C++ kernels were faster at all shapes of the embedded and the SD models
+timed: at all shapes of the embedded and the SD models the C++ kernels were as fast or faster
 (bench/results/kernels.json), and the Triton ones have not been measured on a GPU.
 """
 
