@@ -21,8 +21,7 @@ _FEATURES = ("avx2", "avx512f")  # bit 0, bit 1, ... of fastdigin_cpu_features()
 
 
 # The result, then the arguments. Structures, whose fields are 8 bytes wide, are passed as bytes:
-# struct packs them in a quarter of the time that ctypes takes for an array, let
-# alone a structure.
+# struct packs them in a quarter of the time that ctypes takes for an array of integers.
 _STRUCTURE = ctypes.c_char_p
 _SIGNATURES = {
     "fastdigin_cpu_features": (ctypes.c_uint32,),
