@@ -50,6 +50,9 @@ def checked(operation: str, impl: str, x: Tensor, *others: Tensor) -> ModuleType
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _library_is_built() -> bool:
-    return native.library_path() is not None
+    return _library_path() is not None
+
+
+# Looked up once. (Of a cached function a compiler does not see that its result is to be constant.)
+_library_path = cache(native.library_path)

@@ -125,6 +125,14 @@ def test_not_a_number_stays_in_its_group():
         assert found[1, 6:].isfinite().all()
 
 
+def test_auto_is_a_constant_to_compilers():
+    torch._dynamo.reset()
+    fused._library_path.cache_clear()
+    x = draw((2, 4))
+    compiled = torch.compile(lambda x: geglu(x), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), geglu(x, "cpp"))
+
+
 def test_auto_is_cpp_for_float32_on_the_cpu_alone():
     x = draw((2, 4))
     assert fused.choose("auto", x) == "cpp"
