@@ -151,13 +151,14 @@ inline void clear_sums(const Channels& c, const PerChannel& m) {
   for (std::int64_t i = 0; i < c.count; ++i) m.sum[i] = m.sum_of_products[i] = 0;
 }
 
-// Of the first `width` lanes.
+// Channels last, of the first `width` lanes. Else of all lanes, whatever the width of the last line: the
+// lanes beyond it have added 0.
 inline void add_up(const GroupNormSilu& g, const PerChannel& m, std::int64_t channel,
                    std::int64_t width, Sums& sums) {
   float sum[kLine], products[kLine];
   store_line(sum, sums.sum, kLine);
   store_line(products, sums.products, kLine);
-  for (std::int64_t i = 0; i < width; ++i) {
+  for (std::int64_t i = 0; i < (g.channels_last ? width : kLine); ++i) {
     const std::int64_t to = g.channels_last ? channel + i : 0;
     m.sum[to] += sum[i];
     m.sum_of_products[to] += products[i];

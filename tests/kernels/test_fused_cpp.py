@@ -14,10 +14,10 @@ if native.library_path() is None:
     pytest.skip("installed without the CPU library", allow_module_level=True)
 
 # (B, C, H, W), groups: the embedded model's, odd sizes, groups that share a line of 16 channels,
-# one pixel, one group, more pixels than one sum takes.
+# one pixel, one group, more pixels than one sum takes, a sum that is full at a partial line.
 NORMS = [
     ((2, 48, 16, 16), 8), ((3, 12, 5, 7), 3), ((1, 4, 1, 1), 2), ((2, 40, 3, 3), 4),
-    ((2, 7, 8, 8), 1), ((1, 320, 4, 4), 32), ((1, 6, 50, 50), 2),
+    ((2, 7, 8, 8), 1), ((1, 320, 4, 4), 32), ((1, 6, 50, 50), 2), ((2, 4, 37, 55), 4),
 ]  # fmt: skip
 FORMATS = [torch.contiguous_format, torch.channels_last]
 GATES = [(2, 5, 14), (6,), (3, 2), (1, 2, 3, 38), (4, 257, 64)]
