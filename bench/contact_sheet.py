@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdigin.report.pictures import contact_sheet
-from fastdigin.report.store import TASKS, read_records
+from fastdigin.results import tasks
+from fastdigin.results.pictures import contact_sheet
+from fastdigin.results.store import read_lines
 from fastdigin.tasks.inputs import ImageInput, read_image
 
 PICTURE = Path(__file__).parent / "results" / "contact-sheet.png"
@@ -21,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder of a finished demo")
     out = parser.parse_args().out
-    records = [r for r in read_records(out) if r["status"] == "done"]
+    records = [r for r in read_lines(out) if r["status"] == "done"]
     rows, captions = [], []
-    for task in TASKS:
+    for task in tasks():
         jobs = [r for r in records if r["task"] == task][:PER_TASK]
         cells = [
             read_image(ImageInput(key, out / r[key]), 64)

@@ -25,7 +25,7 @@ from fastdigin.demo import (
     neuron_part,
 )
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.report.store import read_records
+from fastdigin.results.store import read_lines
 from fastdigin.tasks.explanation import masked_l1
 from fastdigin.tasks.part import Part
 from fastdigin_bench.figures import Figure, at_least
@@ -141,7 +141,7 @@ def _measure(
     """
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
         run_parts([part], out, as_json=False)
-    records = {record["id"]: record for record in read_records(out)}
+    records = {record["id"]: record for record in read_lines(out)}
     done = [records[id] for id in part.ids if records[id]["status"] == "done"]
     figures = figures_of([record | look(record) for record in done])
     return Measured(jobs=len(part.ids), failed=len(part.ids) - len(done), figures=figures)

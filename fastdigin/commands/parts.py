@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError
-from fastdigin.report import ResultStore, print_results, read_records, write_report
-from fastdigin.report.store import jsonable
+from fastdigin.report import print_results, write_report
+from fastdigin.results.store import ResultStore, jsonable, read_lines
 from fastdigin.tasks.part import Part
 
 
@@ -24,7 +24,7 @@ def run_parts(parts: list[Part], out: Path, *, as_json: bool, shard: Shard = WHO
     """
     if not any(shard.of(part.ids) for part in parts):
         return 0  # fewer jobs than shards: others say what is wrong with them
-    done = {(r["task"], r["id"]): r for r in read_records(out) if r["status"] == "done"}
+    done = {(r["task"], r["id"]): r for r in read_lines(out) if r["status"] == "done"}
     bars, explanations = [], []
     for part in parts:
         finished = {id for task, id in done if task == part.task}
@@ -54,7 +54,7 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
     report = write_report(out)
     if as_json:
         return
-    records = read_records(out)
+    records = read_lines(out)
     for task in tasks:
         print_results(task, records)
         print()

@@ -22,7 +22,7 @@ import torch
 
 from fastdigin.commands.parts import conclude
 from fastdigin.engine.memory import parse_memory
-from fastdigin.report.store import read_runs
+from fastdigin.results.store import read_runs
 
 
 def run_workers(arguments: Sequence[str], options: Namespace) -> int:

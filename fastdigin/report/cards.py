@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from fastdigin.report.curves import curve
-from fastdigin.report.store import picture_path
 from fastdigin.report.summary import above_dataset, number, percent, times
+from fastdigin.results.store import picture_path
 
 # Pictures are shown about 150 CSS pixels wide: twice that is enough for sharp screens, and keeps
 # a page with 200 jobs of 512 pixels at some tens of megabytes.

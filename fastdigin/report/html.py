@@ -15,17 +15,17 @@ from pathlib import Path
 
 from fastdigin.errors import UserError
 from fastdigin.report.cards import card, picture, succeeded
-from fastdigin.report.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
-from fastdigin.report.store import (
+from fastdigin.report.style import CSS, SCRIPT
+from fastdigin.report.summary import Figure, summarise, times
+from fastdigin.results.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
+from fastdigin.results.schema import tasks as known_tasks
+from fastdigin.results.store import (
     RESULTS_FILE,
-    TASKS,
     flatten,
-    read_records,
+    read_lines,
     read_runs,
     write_atomically,
 )
-from fastdigin.report.style import CSS, SCRIPT
-from fastdigin.report.summary import Figure, summarise, times
 
 # Beyond these a page gets too heavy for a browser; the folder holds the rest.
 CARDS_SHOWN = 200
@@ -73,8 +73,8 @@ def write_report(out: Path | str) -> Path:
     runs = read_runs(out)
     if not runs:
         raise UserError(f"'{out}' holds no results (no run.json); name the --out of a run.")
-    records = [record for record in read_records(out) if record["task"] in TASKS]
-    tasks = [task for task in TASKS
+    records = [record for record in read_lines(out) if record["task"] in known_tasks()]
+    tasks = [task for task in known_tasks()
              if task in runs or any(record["task"] == task for record in records)]
     by_task = {task: [r for r in records if r["task"] == task] for task in tasks}
     done = {task: [r for r in by_task[task] if r["status"] == "done"] for task in tasks}

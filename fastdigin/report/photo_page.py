@@ -13,8 +13,8 @@ from torch import Tensor
 from fastdigin.errors import UserError
 from fastdigin.report.cards import data_uri
 from fastdigin.report.html import html_page
-from fastdigin.report.pictures import to_pil
-from fastdigin.report.store import write_atomically
+from fastdigin.results.pictures import to_pil
+from fastdigin.results.store import write_atomically
 
 SHOWN = 200
 """More photos make a page that no browser likes."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastdigin.engine.job import Result
-from fastdigin.report import ResultStore, difference_picture
+from fastdigin.results import ResultStore, difference_picture
 
 
 @dataclass(frozen=True)

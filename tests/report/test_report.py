@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from fastdigin.errors import UserError
-from fastdigin.report import ResultStore, print_results, results_table, write_report
+from fastdigin.report import print_results, results_table, write_report
 from fastdigin.report.curves import curve
 from fastdigin.report.html import _share_out
-from fastdigin.report.store import TASKS
 from fastdigin.report.summary import number, percent, summarise, wilson_interval
+from fastdigin.results import ResultStore, tasks
 
+TASKS = tasks()
 EVIL = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
@@ -119,8 +120,8 @@ def test_missing_values_and_pictures_do_not_break_the_page(tmp_path):
         store.append({"id": "nan", "status": "done", "activation": float("nan"),
                       "history": [{"total": float("nan")}], "best_iteration": 5,
                       "image": store.save_image("gone", torch.rand(3, 4, 4))})
-        (tmp_path / store.records()[-1]["image"]).unlink()
-        assert "Images" in results_table(task, store.records())
+        (tmp_path / store.lines()[-1]["image"]).unlink()
+        assert "Images" in results_table(task, store.lines())
     text = write_report(tmp_path).read_text()
     page = Page(text)
     assert page.elements.count("article") == 8 and ">missing<" in text
@@ -149,7 +150,7 @@ def test_250_records_show_200_and_say_where_the_rest_is(tmp_path):
     assert "The first 200 of 250 images are shown" in text
     assert "other 50 are in <code>images/counterfactual</code>" in text
     assert "100 of 250" in text, "figures count all jobs, shown or not"
-    assert "and 210 more" in results_table("counterfactual", store.records())
+    assert "and 210 more" in results_table("counterfactual", store.lines())
 
 
 def test_cards_are_shared_fairly_among_tasks():
@@ -169,7 +170,7 @@ def test_large_pictures_are_reduced(tmp_path):
 
 def test_the_photo_is_shown_only_where_it_differs(tmp_path):
     store = fill(tmp_path, "counterfactual", n=1)
-    record = store.records()[0]
+    record = store.lines()[0]
     store.append({**record, "input_image": record["initial_image"]})
     assert 'data-label="photo"' not in write_report(tmp_path).read_text()
     store.append({**record, "input_image": store.save_image("photo", torch.zeros(3, 8, 8))})
@@ -190,7 +191,7 @@ def test_failed_jobs_are_listed_with_their_error(tmp_path):
     store.append({"id": "x", "status": "failed", "error": "the loss became NaN"})
     text = write_report(tmp_path).read_text()
     assert "the loss became NaN" in text and 'id="failed"' in text
-    assert "failed: x: the loss became NaN" in results_table("neurons", store.records())
+    assert "failed: x: the loss became NaN" in results_table("neurons", store.lines())
     assert 'id="failed"' not in write_report(_only_done(tmp_path, store)).read_text()
 
 

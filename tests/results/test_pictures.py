@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdigin.report import contact_sheet, difference_picture, enlarge, to_pil
-from fastdigin.report.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
+from fastdigin.results import contact_sheet, difference_picture, enlarge, to_pil
+from fastdigin.results.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
 
 
 def colour(before, after):

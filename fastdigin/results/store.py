@@ -10,22 +10,8 @@ Appending is the only change ever made to the records, so a run that is killed l
 line it was writing, and the same command continues where it stopped. Several processes may fill one
 folder, each with jobs of its own (--shard): whoever writes holds .lock.
 
-Keys of every record: task, id, status ("done" or "failed"), error (failed only), seed, iterations,
-seconds, caption (one sentence), history (one {"total": loss, name: value, ...} per iteration from
-0; names with "confidence" or "activation" in them are drawn as curves), best_iteration, and the
-pictures image, initial_image, difference, mask, input_image (paths below OUT, or null).
-
-Further keys, by task; confidences are in [0,1], any value may be null where unknown:
-    counterfactual         source, target, target_confidence_before, target_confidence, flipped,
-                           judge_prediction, background_l1, foreground_l1
-    disagreement           class, f_confidence_before, f_confidence, g_confidence_before,
-                           g_confidence
-    neurons                neuron, word, activation_before, activation, max_other_activation,
-                           dataset_max_activation, cross_activations ({neuron: activation on this
-                           image / that neuron's maximum over the data set})
-    neuron-counterfactual  neuron, direction, activation_before, activation, background_before,
-                           background_after, class_confidence_before, class_confidence,
-                           foreground_l1
+The keys of a record are the fields of its class (results/records.py); `python -m fastdigin.results`
+prints what they mean.
 """
 
 from __future__ import annotations
@@ -44,10 +30,12 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdigin.errors import UserError
-from fastdigin.report.pictures import to_pil
+from fastdigin.results.pictures import to_pil
 from fastdigin_kernels.file_lock import file_lock
 
-TASKS = ("counterfactual", "disagreement", "neurons", "neuron-counterfactual")
+SCHEMA = 2
+"""The version of the lines; those that name none are of the first."""
+
 IMAGE_KEYS = ("image", "initial_image", "input_image", "difference", "mask")
 RESULTS_FILE = "results.jsonl"
 RUN_FILE = "run.json"
@@ -67,8 +55,6 @@ class ResultStore:
     """
 
     def __init__(self, out: Path | str, task: str, settings: Mapping):
-        if task not in TASKS:
-            raise ValueError(f"task must be one of {TASKS}, not {task!r}")
         self.out = Path(out)
         self.task = task
         self.settings = jsonable(settings)
@@ -83,13 +69,13 @@ class ResultStore:
                 write_atomically(self.out / RUN_FILE, lambda file: file.write(text.encode()))
             _drop_torn_line(self._results)
 
-    def records(self) -> list[dict]:
+    def lines(self) -> list[dict]:
         """Every job's last record, all tasks of the folder, in the order of first appearance."""
-        return read_records(self.out)
+        return read_lines(self.out)
 
     def finished(self) -> set[tuple[str, str]]:
         """The (task, id) of every job that needs no second run."""
-        return {(r["task"], r["id"]) for r in self.records() if r["status"] == "done"}
+        return {(r["task"], r["id"]) for r in self.lines() if r["status"] == "done"}
 
     def append(self, record: Mapping) -> None:
         """Writes one record (keys: see the top of this file) and returns when it is on the disk.
@@ -131,7 +117,7 @@ class ResultStore:
         return file_lock(self.out / LOCK_FILE)
 
 
-def read_records(out: Path | str) -> list[dict]:
+def read_lines(out: Path | str) -> list[dict]:
     """The records in OUT/results.jsonl, the last one of each (task, id); [] without the file.
 
     Lines that are no records (a run was killed while writing) are skipped with a warning: their
@@ -145,10 +131,19 @@ def read_records(out: Path | str) -> list[dict]:
         for number, line in enumerate(file, start=1):
             record = _parse(line)
             if record is not None:
+                _check_schema(record, path)
                 last[record["task"], record["id"]] = record
             elif line.strip():
                 log.warning("%s, line %d, is not a complete record and is skipped", path, number)
     return list(last.values())
+
+
+def _check_schema(record: dict, path: Path) -> None:
+    version = record.get("schema", 1)
+    if not isinstance(version, int) or version > SCHEMA:
+        raise UserError(f"'{path}' holds records of schema {version}, and this version of "
+                        f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
+                        "--out.")
 
 
 def read_runs(out: Path | str) -> dict[str, dict]:

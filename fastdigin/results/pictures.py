@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,6 +52,14 @@ def to_pil(image: Tensor) -> Image.Image:
     if pixels.ndim == 3:
         pixels = pixels.permute(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+
+
+def read_picture(path: Path) -> Tensor:
+    """What ``to_pil`` made a file of: (3, H, W), or (H, W) for a grey one, in [0, 1]."""
+    with Image.open(path) as picture:
+        grey = picture.mode == "L"
+        pixels = np.asarray(picture if grey else picture.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels if grey else pixels.transpose(2, 0, 1).copy())
 
 
 def enlarge(picture: Image.Image, side: int) -> Image.Image:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from fastdigin.errors import UserError
-from fastdigin.report import ResultStore, read_runs
-from fastdigin.report.store import LOCK_FILE, RESULTS_FILE, safe_name
+from fastdigin.results import ResultStore, read_runs
+from fastdigin.results.store import LOCK_FILE, RESULTS_FILE, safe_name
 
 SETTINGS = {"lr": 0.01, "optimizer": {"name": "adam"}, "weights": (1, 2), "seed": 0}
 
@@ -34,7 +34,7 @@ def test_a_retry_supersedes_the_failure(tmp_path):
     store.append({"id": "a", "status": "failed", "error": "NaN"})
     store.append(done("b"))
     store.append(done("a", neuron=3))
-    assert [(r["id"], r["status"]) for r in store.records()] == [("a", "done"), ("b", "done")]
+    assert [(r["id"], r["status"]) for r in store.lines()] == [("a", "done"), ("b", "done")]
     assert len((tmp_path / RESULTS_FILE).read_text().splitlines()) == 3
 
 
@@ -114,7 +114,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
                       seed=torch.tensor(3), cross_activations={7: torch.tensor(0.5)}))
     text = (tmp_path / RESULTS_FILE).read_text()
     assert "NaN" not in text and "Infinity" not in text
-    record = store.records()[0]
+    record = store.lines()[0]
     assert record["activation"] is None and record["history"] == [{"total": None}]
     assert record["seed"] == 3 and record["cross_activations"] == {"7": 0.5}
 
