@@ -27,10 +27,10 @@ _HOME = {
     "Segmentation": "fastdigin.editing.segmentation",
     "Segmenter": "fastdigin.models.segmenter",
     "PhotoTools": "fastdigin.tasks.sources",
-    "find_similar": "fastdigin.similar",
-    "load_embedding": "fastdigin.similar",
-    "most_activating": "fastdigin.similar",
-    "photo_files": "fastdigin.similar",
+    "find_similar": "fastdigin.retrieval",
+    "load_embedding": "fastdigin.retrieval",
+    "most_activating": "fastdigin.retrieval",
+    "photo_files": "fastdigin.retrieval",
     "write_report": "fastdigin.report",
 }
 __all__ = sorted(_HOME)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser(with_benches=arguments[:1] == ["bench"]).parse_args(expand(arguments))
         logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
         logging.getLogger("fastdigin").setLevel(logging.INFO if options.verbose else logging.ERROR)
-        for name in ("report", "caching", "editing.segmentation", "tasks.firing"):
+        for name in ("results", "storage", "editing.segmentation", "tasks.firing"):
             logging.getLogger(f"fastdigin.{name}").setLevel(logging.WARNING)
         if options.command == "presets":
             return show_presets(options)

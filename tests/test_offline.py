@@ -36,7 +36,7 @@ from fastdigin.models.captioner import Captioner
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.models.segmenter import Segmenter
-from fastdigin.similar import load_embedding
+from fastdigin.retrieval import load_embedding
 
 def error(load, spec):
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastdigin.errors import UserError
-from fastdigin.results.store import write_atomically
+from fastdigin.storage import write_atomically
 from fastdigin_kernels import native
 
 CHECKOUT_RESULTS = Path("bench/results")

@@ -20,7 +20,7 @@ from fastdigin.commands.task_options import load_engine
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
-from fastdigin.tasks.inputs import fingerprint
+from fastdigin.storage import fingerprint
 from fastdigin_bench import truth_tasks, truth_world
 from fastdigin_bench.figures import figures_table
 from fastdigin_bench.output import (

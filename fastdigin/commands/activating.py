@@ -15,7 +15,7 @@ TOP_IMAGES = 9
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.models.classifier import Classifier
-    from fastdigin.similar import Activating
+    from fastdigin.retrieval import Activating
 
 
 def add_activating_options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def find_activating(
     """Looks at all photos, with progress and what had to be left out on stderr."""
     from tqdm import tqdm
 
-    from fastdigin.similar import most_activating, photo_files
+    from fastdigin.retrieval import most_activating, photo_files
 
     files = photo_files(photos)
     with tqdm(total=len(files), desc="activations", unit="photo", file=sys.stderr) as bar:

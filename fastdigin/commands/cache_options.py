@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
-    from fastdigin.caching import TensorCache
+    from fastdigin.storage import TensorCache
 
 
 def add_cache_options(parser: argparse.ArgumentParser, kept: str) -> None:
@@ -24,7 +24,6 @@ def add_cache_options(parser: argparse.ArgumentParser, kept: str) -> None:
 
 def chosen_cache(options: argparse.Namespace, kind: str) -> TensorCache | None:
     """The cache of one kind of results; None with --no-cache. UserError where it cannot be made."""
-    from fastdigin.caching import TensorCache
-    from fastdigin_kernels.choices import cache_folder
+    from fastdigin.storage import TensorCache, cache_folder
 
     return None if options.no_cache else TensorCache((options.cache or cache_folder()) / kind)

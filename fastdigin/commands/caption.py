@@ -28,7 +28,7 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes the table and prints it; 1 if a photo has no caption in the end."""
     from fastdigin.commands.photo_options import with_captions
-    from fastdigin.results.store import write_atomically
+    from fastdigin.storage import write_atomically
     from fastdigin.tasks.captions import caption_table, needs_caption
     from fastdigin.tasks.inputs import TABLE_COLUMNS, collect
 

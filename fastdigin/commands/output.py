@@ -12,7 +12,8 @@ from fastdigin.errors import UserError
 
 def write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> str:
     """Writes OUT/NAME, a record a line, and returns its text; UserError where that fails."""
-    from fastdigin.results.store import jsonable, write_atomically
+    from fastdigin.results.store import jsonable
+    from fastdigin.storage import write_atomically
 
     text = "".join(json.dumps(jsonable(record)) + "\n" for record in records)
     try:

@@ -71,8 +71,8 @@ def with_captions(options: argparse.Namespace, inputs: list[ImageInput]) -> list
 def load_photo_tools(options: argparse.Namespace, model: LatentDiffusion) -> PhotoTools:
     """What the options of a command ask for."""
     from fastdigin.editing.inversion_cache import InversionCache
+    from fastdigin.storage import cache_folder
     from fastdigin.tasks.sources import PhotoTools
-    from fastdigin_kernels.choices import cache_folder
 
     if options.segmenter_weights and options.segmenter is None:
         raise UserError("--segmenter-weights is given without --segmenter: name both")
@@ -85,9 +85,9 @@ def load_photo_tools(options: argparse.Namespace, model: LatentDiffusion) -> Pho
 
 def _load_segmentation(options, model: LatentDiffusion, folder: Path | None):
     """Without weights the attention has to do; that is said, and does not end the run."""
-    from fastdigin.caching import TensorCache
     from fastdigin.editing.segmentation import Segmentation
     from fastdigin.models.segmenter import Segmenter
+    from fastdigin.storage import TensorCache
 
     if options.segmenter is None:
         return None

@@ -11,7 +11,7 @@ from fastdigin.commands.cache_options import add_cache_options, chosen_cache
 from fastdigin.commands.classifier_options import CLASSIFIER_HELP, load_classifier
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
-    from fastdigin.similar import Label, Search
+    from fastdigin.retrieval import Label, Search
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     from fastdigin.commands.output import write_jsonl
     from fastdigin.report.search_page import write_search_page
-    from fastdigin.similar import find_similar, load_embedding, photo_files
+    from fastdigin.retrieval import find_similar, load_embedding, photo_files
     from fastdigin.tasks.inputs import ImageInput
 
     photos = photo_files(options.photos)

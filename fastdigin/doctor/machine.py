@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from fastdigin.engine.memory import free_memory
+from fastdigin.storage import cache_folder
 from fastdigin_kernels import native
-from fastdigin_kernels.choices import cache_folder
 
-CORE = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm")
+CORE = (
+    "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm", "jinja2",
+    "filelock",
+)  # fmt: skip
 
 EXTRAS = {
     "timm": ("timm",),

@@ -70,6 +70,6 @@ def _find(option: str, name: str) -> None:
         Captioner.load(name.removeprefix(CAPTIONS))
     else:
         # Of a zero-shot classifier only the image half: its texts take minutes.
-        from fastdigin.similar import load_embedding
+        from fastdigin.retrieval import load_embedding
 
         load_embedding(name)

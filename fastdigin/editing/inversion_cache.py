@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from fastdigin.caching import LIMIT, TensorCache, arithmetic, cache_key, weights_fingerprint
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.engine.batch import padded
 from fastdigin.engine.sampler import StepFunctions
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin_kernels.choices import cache_folder
+from fastdigin.storage import (
+    LIMIT,
+    TensorCache,
+    arithmetic,
+    cache_folder,
+    cache_key,
+    cached_batch,
+    weights_fingerprint,
+)
 
 FORMAT = 1  # to be raised when the same inputs shall give another inversion
 
@@ -51,30 +58,28 @@ class InversionCache:
             cache_key(FORMAT, self._fingerprint, image, prompt, settings, place)
             for image, prompt in zip(images, prompts, strict=True)
         ]
-        found = {
-            n: inversion
-            for n, (key, prompt) in enumerate(zip(keys, prompts, strict=True))
-            if (inversion := self._read(key, prompt)) is not None
-        }
-        if found and on_step is not None:
-            on_step(len(found))
-        missing = [n for n in range(len(images)) if n not in found]
-        fresh = invert(
-            self.model, [images[n] for n in missing], [prompts[n] for n in missing], settings,
-            batch=batch, functions=functions, on_step=on_step,
-        )  # fmt: skip
-        for n, inversion in zip(missing, fresh, strict=True):
-            values = {f.name: getattr(inversion, f.name) for f in dataclasses.fields(inversion)}
-            self._files.put(keys[n], {k: v for k, v in values.items() if isinstance(v, Tensor)})
-            found[n] = inversion
-        return [found[n] for n in range(len(images))]
+        made: list[int] = []
 
-    def _read(self, key: str, prompt: str) -> Inversion | None:
-        tensors = self._files.get(key)
-        if tensors is None:
-            return None
-        place = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
-        return Inversion(**({"null_text": None} | place | {"prompt": prompt}))
+        def compute(missing: list[int]) -> Iterator[dict[str, Tensor]]:
+            made.extend(missing)
+            fresh = invert(
+                self.model, [images[n] for n in missing], [prompts[n] for n in missing], settings,
+                batch=batch, functions=functions, on_step=on_step,
+            )  # fmt: skip
+            for inversion in fresh:
+                values = {f.name: getattr(inversion, f.name) for f in dataclasses.fields(inversion)}
+                yield {name: x for name, x in values.items() if isinstance(x, Tensor)}
+
+        kept = cached_batch(self._files, keys, compute)
+        if len(made) < len(keys) and on_step is not None:
+            on_step(len(keys) - len(made))
+        return [
+            self._inversion(tensors, prompt) for tensors, prompt in zip(kept, prompts, strict=True)
+        ]
+
+    def _inversion(self, tensors: Mapping[str, Tensor], prompt: str) -> Inversion:
+        here = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        return Inversion(**{"null_text": None, **here, "prompt": prompt})
 
     @cached_property
     def _fingerprint(self) -> str:

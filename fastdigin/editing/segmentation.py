@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdigin.caching import TensorCache, cache_key
 from fastdigin.errors import UserError
 from fastdigin.models.segmenter import Prompt, Segmenter
+from fastdigin.storage import TensorCache, cache_key, cached_batch
 
 LIKELY = 0.35  # the attention mask above which a pixel may mark the object
 BOX_QUANTILE = 0.97  # of those pixels' coordinates: stray ones do not stretch the box
@@ -47,21 +47,21 @@ class Segmentation:
         itself is the result, with a warning.
         """
         prompts = {n: p for n, a in enumerate(attention) if (p := self._prompt(a)) is not None}
-        found: dict[int, Tensor] = {}
-        keys: dict[int, str] = {}
-        if self.masks is not None:
+        keys: list[str | None] = [None] * len(prompts)
+        if self.masks is not None:  # hashing the weights takes seconds
             weights = self.segmenter.fingerprint
-            for n, prompt in prompts.items():
-                keys[n] = cache_key(FORMAT, weights, images[n], prompt.points, prompt.box)
-                kept = self.masks.get(keys[n])
-                if kept is not None:
-                    found[n] = kept["mask"]
-        missing = [n for n in prompts if n not in found]
-        fresh = self.segmenter.masks([images[n] for n in missing], [prompts[n] for n in missing])
-        for n, mask in zip(missing, fresh, strict=True):
-            found[n] = mask
-            if self.masks is not None:
-                self.masks.put(keys[n], {"mask": mask})
+            keys = [
+                cache_key(FORMAT, weights, images[n], prompt.points, prompt.box)
+                for n, prompt in prompts.items()
+            ]
+        located = [(images[n], prompt) for n, prompt in prompts.items()]
+
+        def compute(missing: list[int]) -> list[dict[str, Tensor]]:
+            masks = self.segmenter.masks(*zip(*(located[k] for k in missing), strict=True))
+            return [{"mask": mask} for mask in masks]
+
+        masks = [kept["mask"] for kept in cached_batch(self.masks, keys, compute)]
+        found = dict(zip(prompts, masks, strict=True))
         return [self._or_attention(found.get(n), mask) for n, mask in enumerate(attention)]
 
     def _prompt(self, attention_hw: Tensor) -> Prompt | None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdigin.caching import cache_key
 from fastdigin.engine.batch import padded
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.costs import step_inputs
@@ -27,6 +26,7 @@ from fastdigin.engine.sampler import StepFunctions
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.storage import cache_folder, cache_key
 from fastdigin_kernels import choices
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class CompileChoice:
         """The compiled functions; nothing is compiled before they are called."""
         if self._compiled is None:
             # Read by torch when it compiles; whoever has set it keeps it.
-            folder = choices.cache_folder() / "compiled"
+            folder = cache_folder() / "compiled"
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
             rows = {row for guided in (True, False) for row in self._declared(guided)}
             self._compiled = CompiledStepFunctions(self._model, rows, BACKEND)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastdigin.caching import weights_fingerprint
 from fastdigin.errors import UserError
 from fastdigin.models.missing import LOAD_ERRORS, first_sentence, missing_weights
+from fastdigin.storage import weights_fingerprint
 
 MOST_TOKENS = 30
 """Of a caption. Stable Diffusion reads 75, and the prompt has words of its own."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from fastdigin.errors import UserError
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
 from fastdigin.models.preprocessing import Resizing
+from fastdigin.storage import text_hash
 
 
 class Classifier:
@@ -92,7 +92,10 @@ class Classifier:
 
         loaded = load_network(spec, classes, templates)
         # Results that other prompts made are told apart by the name.
-        by = f" with {len(templates)} templates {_digest(templates)}" if templates else ""
+        by = ""
+        if templates:
+            all_templates = "\n".join(templates)
+            by = f" with {len(templates)} templates {text_hash(all_templates, 8)}"
         classifier = cls(
             loaded.network, name=spec + by, size=loaded.size, mean=loaded.mean, std=loaded.std,
             resizing=loaded.resizing, classes=loaded.classes, head=loaded.head,
@@ -260,7 +263,3 @@ class Classifier:
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fastdigin.caching import weights_fingerprint
 from fastdigin.errors import MissingFiles, MissingPackage, UserError
+from fastdigin.storage import weights_fingerprint
 
 KINDS = ("vit_tiny", "vit_b", "vit_l", "vit_h")
 HUB = "lkeab/hq-sam"

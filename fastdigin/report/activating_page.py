@@ -9,7 +9,7 @@ from fastdigin.report.photo_page import SHOWN, figure, gallery, left_out, write_
 
 if TYPE_CHECKING:  # reports read results and compute none
     from fastdigin.models.classifier import Classifier
-    from fastdigin.similar import Activating
+    from fastdigin.retrieval import Activating
 
 
 def write_activating_page(out: Path, classifier: Classifier, found: Activating) -> Path:

@@ -14,7 +14,7 @@ from fastdigin.errors import UserError
 from fastdigin.report.cards import data_uri
 from fastdigin.report.html import html_page
 from fastdigin.results.pictures import to_pil
-from fastdigin.results.store import write_atomically
+from fastdigin.storage import write_atomically
 
 SHOWN = 200
 """More photos make a page that no browser likes."""

@@ -10,7 +10,7 @@ from fastdigin.report.photo_page import SHOWN, figure, gallery, left_out, write_
 from fastdigin.report.summary import percent
 
 if TYPE_CHECKING:  # reports read results and compute none
-    from fastdigin.similar import Label, Search
+    from fastdigin.retrieval import Label, Search
 
 CLASSES_SHOWN = 4
 

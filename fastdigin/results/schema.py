@@ -7,6 +7,7 @@ known by its task's name.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -170,6 +171,13 @@ class Record:
     def mask(self) -> Tensor | None:
         """The foreground (H, W)."""
         return self.picture("mask")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Deprecated: the fields are attributes, and ``to_dict()`` gives the line."""
+        message = "record is deprecated: read the attributes, or use to_dict()"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """The line of results.jsonl: plain values, null for a picture that is not saved."""

@@ -16,22 +16,22 @@ prints what they mean.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from filelock import FileLock
 from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.results.pictures import to_pil
-from fastdigin_kernels.file_lock import file_lock
+from fastdigin.storage import text_hash, write_atomically
 
 SCHEMA = 2
 """The version of the lines; those that name none are of the first."""
@@ -114,7 +114,7 @@ class ResultStore:
 
 
     def _locked(self) -> AbstractContextManager:
-        return file_lock(self.out / LOCK_FILE)
+        return FileLock(self.out / LOCK_FILE)
 
 
 def read_lines(out: Path | str) -> list[dict]:
@@ -182,22 +182,7 @@ def safe_name(name: str) -> str:
     plain = re.sub(r"[^a-z0-9._-]+", "_", name.lower()).strip("._-")[:80]
     if plain == name and not re.search(r"-[0-9a-f]{12}$", name):
         return plain
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{plain or 'image'}-{digest}"
-
-
-def write_atomically(path: Path, write: Callable) -> None:
-    """Calls ``write(file)`` on a temporary binary file and renames it to ``path``."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        # mkstemp files are private to the user; results are meant to be shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    return f"{plain or 'image'}-{text_hash(name, 12)}"
 
 
 def jsonable(value):

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from fastdigin.caching import TensorCache, cache_key
 from fastdigin.datasets import PROMPT as DATASET_PROMPT
 from fastdigin.errors import UserError
 from fastdigin.models.captioner import Captioner
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.storage import TensorCache, cache_key, cached
 from fastdigin.tasks.inputs import ImageInput, read_any_image
 
 FORMAT = 1  # to be raised when the same photo shall get another caption
@@ -61,16 +62,16 @@ def with_caption(model: LatentDiffusion, prompt: str, caption: str | None) -> st
 def _captioned(item: ImageInput, captioner: Captioner, cache: TensorCache | None) -> ImageInput:
     photo = ImageInput(item.id, item.image, crop=item.crop).fingerprint()
     key = photo and cache and cache_key(FORMAT, captioner.name, captioner.fingerprint, photo)
-    kept = cache.get(key) if key else None
-    if kept is not None:
-        caption = bytes(kept["caption"].tolist()).decode()
-    else:
-        try:
-            (caption,) = captioner.captions([read_any_image(item)])
-        except UserError:
-            return item
-        if key:
-            cache.put(key, {"caption": torch.tensor(list(caption.encode()), dtype=torch.uint8)})
+
+    def compute() -> dict[str, Tensor]:
+        (caption,) = captioner.captions([read_any_image(item)])
+        return {"caption": torch.tensor(list(caption.encode()), dtype=torch.uint8)}
+
+    try:
+        kept = cached(cache, key, compute)
+    except UserError:
+        return item
+    caption = bytes(kept["caption"].tolist()).decode()
     return replace(item, caption=caption) if caption else item
 
 

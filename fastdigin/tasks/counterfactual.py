@@ -25,6 +25,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.objectives.classification import FORMS
+from fastdigin.storage import fingerprint
 from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
 from fastdigin.tasks.inputs import (
@@ -32,7 +33,6 @@ from fastdigin.tasks.inputs import (
     Images,
     as_inputs,
     distinct,
-    fingerprint,
     one_each,
 )
 from fastdigin.tasks.monitors import Confidence

@@ -21,10 +21,10 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.objectives.classification import FORMS
+from fastdigin.storage import fingerprint
 from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.generated import generated_job, seed_of
-from fastdigin.tasks.inputs import fingerprint
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.search import best_candidates
 from fastdigin.tasks.sources import PROMPT

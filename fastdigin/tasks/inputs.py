@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fastdigin import datasets
 from fastdigin.datasets.layout import SUFFIXES, images_of
 from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample
+from fastdigin.storage import fingerprint
 from fastdigin.tasks.tables import TABLE_SUFFIXES, read_table
 
 TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background", "caption")
@@ -129,17 +129,6 @@ def distinct(ids: Iterable[str]) -> list[str]:
             unique = f"{id}-{number}"
         taken[unique] = None
     return list(taken)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of texts, bytes, tensors and None."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().numpy().tobytes()
-        content = part if isinstance(part, bytes) else repr(part).encode("utf-8", "replace")
-        digest.update(f"{len(content)}:".encode() + content)
-    return digest.hexdigest()[:12]
 
 
 def read_image(item: ImageInput, size: int) -> Tensor:

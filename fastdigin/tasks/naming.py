@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdigin.models.captioner import Captioner
 from fastdigin.models.classifier import Classifier
-from fastdigin.tasks.inputs import fingerprint
+from fastdigin.storage import fingerprint
 from fastdigin.tasks.words import class_word
 
 WORDS = 5

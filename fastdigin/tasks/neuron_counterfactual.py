@@ -24,6 +24,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import NeuronActivation
+from fastdigin.storage import fingerprint
 from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
 from fastdigin.tasks.firing import check_fires
@@ -32,7 +33,6 @@ from fastdigin.tasks.inputs import (
     Images,
     as_inputs,
     distinct,
-    fingerprint,
     one_each,
     readable_images,
 )

@@ -22,12 +22,13 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import Cutouts, NeuronActivation
-from fastdigin.similar.activating import Activating, most_activating
+from fastdigin.retrieval.activating import Activating, most_activating
+from fastdigin.storage import fingerprint
 from fastdigin.tasks.defaults import fitted
 from fastdigin.tasks.explanation import Explanation, explain, plain
 from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.generated import generated_job, seed_of
-from fastdigin.tasks.inputs import as_inputs, fingerprint, read_any_image
+from fastdigin.tasks.inputs import as_inputs, read_any_image
 from fastdigin.tasks.monitors import Activation
 from fastdigin.tasks.sources import PROMPT
 

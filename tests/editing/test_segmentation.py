@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import uniform
 
-from fastdigin.caching import TensorCache
 from fastdigin.editing.segmentation import Segmentation, quantile_box, spread_points
 from fastdigin.errors import UserError
 from fastdigin.models.segmenter import Prompt
+from fastdigin.storage import TensorCache
 
 SIZE = 32
 

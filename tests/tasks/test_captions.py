@@ -10,8 +10,8 @@ import pytest
 from captioners import save_captioner
 
 from fastdigin import cli, datasets, embedded
-from fastdigin.caching import TensorCache
 from fastdigin.models.captioner import Captioner
+from fastdigin.storage import TensorCache
 from fastdigin.tasks.captions import captioned, with_caption
 from fastdigin.tasks.inputs import ImageInput, collect, read_any_image
 from fastdigin.tasks.sources import check_photo

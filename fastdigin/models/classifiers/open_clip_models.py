@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdigin.caching import TensorCache, cache_key
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, square
 from fastdigin.models.missing import (
@@ -20,7 +19,7 @@ from fastdigin.models.missing import (
     unknown,
 )
 from fastdigin.models.preprocessing import Resizing
-from fastdigin_kernels.choices import cache_folder
+from fastdigin.storage import TensorCache, cache_folder, cache_key, cached
 
 TEMPLATES = ("a photo of a {}.",)
 """Prompts around a class name, where the user gives none."""
@@ -181,13 +180,12 @@ def _text_weights(model: Any, tokenizer: Any, prompts: Sequence[str], templates:
     tokens_pl = tokenizer(prompts)
     text_tower = [v for k, v in model.state_dict().items() if not k.startswith("visual.")]
     cache, key = TensorCache(cache_folder() / "text"), cache_key(*text_tower, tokens_pl, templates)
-    kept = cache.get(key)
-    if kept is not None:
-        return kept["text_kf"]
-    unit_pf = torch.cat(
-        [model.encode_text(batch, normalize=True) for batch in tokens_pl.split(TEXT_BATCH)]
-    )
-    text_kf = unit_pf.unflatten(0, (-1, templates)).mean(dim=1)
-    text_kf = nn.functional.normalize(text_kf, dim=1)
-    cache.put(key, {"text_kf": text_kf})
-    return text_kf
+
+    def compute() -> dict[str, Tensor]:
+        unit_pf = torch.cat(
+            [model.encode_text(batch, normalize=True) for batch in tokens_pl.split(TEXT_BATCH)]
+        )
+        text_kf = unit_pf.unflatten(0, (-1, templates)).mean(dim=1)
+        return {"text_kf": nn.functional.normalize(text_kf, dim=1)}
+
+    return cached(cache, key, compute)["text_kf"]

@@ -1,8 +1,8 @@
 """Real photos that resemble a result, or that activate a neuron, found in any number of photos."""
 
-from fastdigin.similar.activating import Activating, most_activating
-from fastdigin.similar.features import load_embedding, photo_files
-from fastdigin.similar.ranking import Label, Match, Search, find_similar
+from fastdigin.retrieval.activating import Activating, most_activating
+from fastdigin.retrieval.features import load_embedding, photo_files
+from fastdigin.retrieval.ranking import Label, Match, Search, find_similar
 
 __all__ = [
     "Activating",

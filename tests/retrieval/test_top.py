@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdigin.similar.top import Top
+from fastdigin.retrieval.top import Top
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])

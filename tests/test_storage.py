@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastdigin.caching import TensorCache, cache_key, weights_fingerprint
 from fastdigin.errors import UserError
+from fastdigin.storage import TensorCache, cache_key, weights_fingerprint
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0), "one": torch.tensor(3)}
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fastdigin.caching import TensorCache
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar.features import embed, feature_blocks
-from fastdigin.similar.top import Top
+from fastdigin.retrieval.features import embed, feature_blocks
+from fastdigin.retrieval.top import Top
+from fastdigin.storage import TensorCache
 from fastdigin.tasks.inputs import ImageInput, read_any_image
 
 

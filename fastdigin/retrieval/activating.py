@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdigin.caching import TensorCache
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar.features import feature_blocks
-from fastdigin.similar.top import Top
-from fastdigin.tasks.inputs import ImageInput, fingerprint
+from fastdigin.retrieval.features import feature_blocks
+from fastdigin.retrieval.top import Top
+from fastdigin.storage import TensorCache, fingerprint
+from fastdigin.tasks.inputs import ImageInput
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastdigin.caching import TensorCache, cache_key, weights_fingerprint
 from fastdigin.datasets.layout import SUFFIXES
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.storage import TensorCache, cache_key, cached, weights_fingerprint
 from fastdigin.tasks.inputs import ImageInput, collect, distinct, read_any_image
 
 BLOCK = 64  # photos of a file on disk, on average
@@ -96,13 +97,9 @@ def feature_blocks(
     for photos_n in _blocks(photos):
         states = [_state(photo) for photo in photos_n]
         key = cache_key(model, states) if cache and None not in states else None
-        kept = cache.get(key) if key else None
-        block = _embed_block(network, photos_n) if kept is None else _kept_block(photos_n, kept)
-        if key and kept is None:
-            bad = [index for index, p in enumerate(photos_n) if p.id in block.unreadable]
-            kept = {"features_nf": block.features_nf, "unreadable": torch.tensor(bad).long()}
-            cache.put(key, kept)
-        yield block
+        reasons: dict[int, str] = {}
+        kept = cached(cache, key, partial(_embed, network, photos_n, reasons))
+        yield _block(photos_n, kept, reasons)
         if on_progress:
             on_progress(len(photos_n))
 
@@ -130,23 +127,29 @@ def _state(photo: ImageInput) -> tuple | None:
     return str(photo.image.resolve()), status.st_size, status.st_mtime_ns, photo.crop
 
 
-def _embed_block(network: Classifier, photos: tuple[ImageInput, ...]) -> Block:
-    prepared, readable, unreadable = [], [], {}
-    for photo in photos:
+def _embed(
+    network: Classifier, photos: Sequence[ImageInput], reasons: dict[int, str]
+) -> dict[str, Tensor]:
+    """The features of a block, and which of its photos cannot be read; why goes to ``reasons``."""
+    prepared = []
+    for index, photo in enumerate(photos):
         try:
             # Prepared at once, so that a block of large photos does not lie in memory as they are.
             image = read_any_image(photo)
             prepared.append(network.prepare(image[None].to(network.device))[0])
-            readable.append(photo)
         except UserError as error:
-            unreadable[photo.id] = str(error)
-    return Block(tuple(readable), embed(network, prepared), unreadable)
+            reasons[index] = str(error)
+    unreadable = torch.tensor(list(reasons), dtype=torch.long)
+    return {"features_nf": embed(network, prepared), "unreadable": unreadable}
 
 
-def _kept_block(photos: tuple[ImageInput, ...], kept: dict[str, Tensor]) -> Block:
-    bad = set(kept["unreadable"].tolist())
-    readable = tuple(photo for index, photo in enumerate(photos) if index not in bad)
+def _block(
+    photos: Sequence[ImageInput], kept: Mapping[str, Tensor], reasons: Mapping[int, str]
+) -> Block:
+    """``reasons``: why photos were unreadable just now; the cache knows only that they were."""
     unreadable = {
-        photos[index].id: f"image '{photos[index].image}' could not be read" for index in bad
+        photos[n].id: reasons.get(n, f"image '{photos[n].image}' could not be read")
+        for n in kept["unreadable"].tolist()
     }
+    readable = tuple(photo for photo in photos if photo.id not in unreadable)
     return Block(readable, kept["features_nf"], unreadable)

@@ -7,11 +7,11 @@ import torch
 from photos import as_tensor, photo
 
 import fastdigin as fd
-from fastdigin.caching import TensorCache
 from fastdigin.cli import main
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar import features, most_activating, photo_files
+from fastdigin.retrieval import features, most_activating, photo_files
+from fastdigin.storage import TensorCache
 
 NEURONS = [3, 76, 5]
 

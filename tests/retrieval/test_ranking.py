@@ -8,11 +8,11 @@ import torch
 from photos import as_tensor, photo
 
 import fastdigin as fd
-from fastdigin.caching import TensorCache
 from fastdigin.cli import main
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.similar import features, find_similar, load_embedding, photo_files
+from fastdigin.retrieval import features, find_similar, load_embedding, photo_files
+from fastdigin.storage import TensorCache
 from fastdigin.tasks.inputs import ImageInput
 
 
