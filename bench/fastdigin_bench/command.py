@@ -34,7 +34,6 @@ KERNEL_OPS = (
     "injected-attention",
     "group-norm-silu",
     "geglu",
-    "guided-ddim",
 )
 
 

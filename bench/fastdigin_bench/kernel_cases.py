@@ -18,7 +18,6 @@ from fastdigin_kernels import attention as attention_module
 from fastdigin_kernels import dispatch, fused
 from fastdigin_kernels.geglu import geglu, geglu_reference
 from fastdigin_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
-from fastdigin_kernels.guided_ddim import guided_ddim, guided_ddim_reference
 
 OPS = (
     "self-attention",
@@ -27,7 +26,6 @@ OPS = (
     "injected-attention",
     "group-norm-silu",
     "geglu",
-    "guided-ddim",
 )
 PYTORCH = "pytorch"
 """PyTorch's own operations, differentiated by autograd: what a fused operation is held against."""
@@ -39,7 +37,7 @@ class Model:
     """attention: (image tokens, heads, head size) of each resolution; text: tokens of a prompt.
 
     norms: (channels, side); groups of all of them. gates: (tokens, width of GEGLU's output).
-    latent: (channels, side). batch: of the U-Net, a guidance pair for each of some slots.
+    batch: of the U-Net, a guidance pair for each of some slots.
     """
 
     attention: Sequence[tuple[int, int, int]]
@@ -47,7 +45,6 @@ class Model:
     norms: Sequence[tuple[int, int]]
     groups: int
     gates: Sequence[tuple[int, int]]
-    latent: tuple[int, int]
     batch: int
 
 
@@ -56,20 +53,20 @@ MODELS = {
     "sd-1.4": Model(
         [(4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160)], 77,
         [(320, 64), (640, 32), (1280, 16)], 32, [(4096, 1280), (1024, 2560), (256, 5120)],
-        (4, 64), 2,
+        2,
     ),
     "sd-2.1": Model(
         [(4096, 5, 64), (1024, 10, 64), (256, 20, 64)], 77,
         [(320, 64), (640, 32), (1280, 16)], 32, [(4096, 1280), (1024, 2560), (256, 5120)],
-        (4, 64), 2,
+        2,
     ),
     "sdxl": Model(
         [(4096, 10, 64), (1024, 20, 64)], 77,
-        [(320, 128), (640, 64), (1280, 32)], 32, [(4096, 2560), (1024, 5120)], (4, 128), 2,
+        [(320, 128), (640, 64), (1280, 32)], 32, [(4096, 2560), (1024, 5120)], 2,
     ),
     "embedded": Model(
         [(256, 2, 24), (64, 4, 24), (16, 4, 32)], 16,
-        [(48, 16), (96, 8), (128, 4)], 8, [(256, 192), (64, 384), (16, 512)], (4, 16), 16,
+        [(48, 16), (96, 8), (128, 4)], 8, [(256, 192), (64, 384), (16, 512)], 16,
     ),
 }  # fmt: skip
 
@@ -121,9 +118,6 @@ def cases(
                 yield _group_norm(name, shape, last, model.groups, device, dtype)
         for tokens, width in model.gates if "geglu" in ops else ():
             yield _geglu(name, (model.batch, tokens, 2 * width), device, dtype)
-        if "guided-ddim" in ops:
-            channels, side = model.latent
-            yield _guided_ddim(name, (model.batch // 2, channels, side, side), device, dtype)
 
 
 def _attention(name, op, shape, device, dtype) -> Case:
@@ -221,33 +215,6 @@ def _fused(pytorch: Callable, ours: Callable[[str], Callable], x: Tensor) -> dic
             continue
         found[impl] = ours(impl)
     return found
-
-
-def _guided_ddim(name, shape, device, dtype) -> Case:
-    """The network's outputs in ``dtype``, the latents in float32; blended by a mask."""
-    z, cond, null, source = (_draw(shape, device, torch.float32, seed) for seed in range(4))
-    variables = [z, cond.to(dtype), null.to(dtype)]
-    for tensor in variables:
-        tensor.requires_grad_()
-    batch, _, height, width = shape
-    coefficients, guidance = _draw((batch, 4), device, torch.float32, 4), torch.full((batch,), 3.0)
-    weight = torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(6))
-    constants = (coefficients, guidance.to(device), weight.to(device), source)
-
-    def truth(*variables):
-        return guided_ddim_reference(*variables, *(c.to(variables[0]) for c in constants))
-
-    def ours(impl):
-        return lambda *variables: guided_ddim(*variables, *constants, impl=impl)
-
-    found = {PYTORCH: truth, "torch": ours("torch")}
-    if z.is_cuda:
-        found["triton"] = ours("triton")
-    latents, item = z.numel() * 4, z.numel() * cond.to(dtype).element_size()
-    return Case(
-        name, "guided-ddim", "x".join(map(str, shape)), variables, found, PYTORCH, truth, None,
-        (4 * latents + 2 * item, 3 * latents + 2 * item),
-    )  # fmt: skip
 
 
 def _draw(shape, device, dtype, seed: int) -> Tensor:

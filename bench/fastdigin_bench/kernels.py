@@ -107,7 +107,7 @@ def measure(case: Case, seconds: float, peak: float) -> list[dict]:
         runs.clear()
         for impl in case.implementations:
             row = {
-                "dtype": str(case.variables[-1 if case.op == "guided-ddim" else 0].dtype)[6:],
+                "dtype": str(case.variables[0].dtype)[6:],
                 "impl": impl,
                 "pass": one,
                 "max_error": max(_errors_of_pass(errors[impl], one, case)),

@@ -11,7 +11,6 @@ from fastdigin_kernels import (
     attention_forward_triton,
     geglu_triton,
     group_norm_silu_triton,
-    guided_ddim_triton,
 )
 from fastdigin_kernels.attention_tiles import (
     FUSED_INJECTION,
@@ -34,7 +33,6 @@ ATTENTION_SHAPES = [
 ]  # fmt: skip
 GROUP_NORM_SHAPE = (320, 32, 4096)  # channels, groups, pixels
 GEGLU_WIDTH = 1280
-LATENT_SIZE, LATENT_PIXELS = 4 * 64 * 64, 64 * 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,6 @@ def builds(family: str) -> Iterator[Build]:
         yield from _attention(queries, keys, size, family)
     yield from _group_norm()
     yield from _geglu()
-    yield from _guided_ddim()
 
 
 def _attention(queries: int, keys: int, size: int, family: str) -> Iterator[Build]:
@@ -158,21 +155,3 @@ def _geglu() -> Iterator[Build]:
             {"ROWS": geglu_triton.ROWS, "COLS": cols}, (), geglu_triton.WARPS, 1,
             -(-GEGLU_WIDTH // cols) * cols / GEGLU_WIDTH, 1.0,
         )  # fmt: skip
-
-
-def _guided_ddim() -> Iterator[Build]:
-    latents = ("z_ptr", "source_ptr", "z_prev_ptr", "x0_ptr", "grad_z_prev_ptr", "grad_x0_ptr")
-    numbers = ("dz_ptr", "coefficients_ptr", "guidance_ptr", "weight_ptr")
-    block = guided_ddim_triton.BLOCK
-    for name in ("forward", "backward"):
-        for blend in (False, True):
-            absent = {"weight_ptr": None} if not blend else {}
-            if name == "forward" and not blend:
-                absent["source_ptr"] = None
-            yield Build(
-                f"guided_ddim_{name}", "blended" if blend else "plain",
-                getattr(guided_ddim_triton, f"{name}_kernel"),
-                {"BLOCK": block, "BLEND": blend} | absent, latents + numbers,
-                guided_ddim_triton.WARPS, 1,
-                -(-LATENT_SIZE // block) * block / LATENT_SIZE, 1.0,
-            )  # fmt: skip

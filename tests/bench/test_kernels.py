@@ -43,11 +43,11 @@ def test_the_command_names_what_there_is():
 
 
 def test_a_row_for_every_implementation_and_pass(run):
-    code, lines, found = run("--models", "embedded", "--ops", "geglu", "guided-ddim")
+    code, lines, found = run("--models", "embedded", "--ops", "geglu", "group-norm-silu")
     rows = found["rows"]
     assert code == 0 and len(lines) == 2 + len(rows)
     assert all(row.keys() >= KEYS and row["refused"] is None for row in rows)
-    assert {row["op"] for row in rows} == {"geglu", "guided-ddim"}
+    assert {row["op"] for row in rows} == {"geglu", "group-norm-silu"}
     assert {row["pass"] for row in rows} == {"forward", "backward", "both"}
     assert all(row["milliseconds"] > 0 and row["max_error"] < 1e-5 for row in rows)
     assert {row["ratio_vs_sdpa"] for row in rows if row["impl"] == "pytorch"} == {1.0}
