@@ -9,7 +9,7 @@ from fastdigin.commands.argument_types import above_0, at_least_0, comma_list, c
 from fastdigin.commands.shard import WHOLE, Shard
 
 # Those of fastdigin_kernels.dispatch, whose import takes seconds.
-ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
+ATTENTION = ("auto", "sdpa", "triton", "cpp", "reference")
 
 # That of fastdigin.engine.compile_choice, likewise.
 COMPILE = ("auto", "on", "off")

@@ -27,8 +27,8 @@ class LatentDiffusion:
     size: side of the images in pixels; None takes that of the U-Net's training.
     zero_empty_prompt: the embeddings of the empty prompt are zeros (SDXL).
     attention: the U-Net's implementation of attention (fastdigin_kernels.dispatch): "auto" times
-    those there are, once per shape; a name ("sdpa", "triton", "cpp", "xformers", "reference") pins
-    one, and raises UserError where it cannot run.
+    those there are, once per shape; a name ("sdpa", "triton", "cpp", "reference") pins one, and
+    raises UserError where it cannot run.
     """
 
     def __init__(

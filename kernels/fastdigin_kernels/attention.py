@@ -28,7 +28,7 @@ from fastdigin_kernels.attention_sdpa import sdpa
 def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto") -> Tensor:
     """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d).
 
-    impl: "sdpa" (PyTorch's own), "triton", "cpp", "xformers", "reference", or "auto", which takes
+    impl: "sdpa" (PyTorch's own), "triton", "cpp", "reference", or "auto", which takes
     the fastest for the shape (dispatch.py). "reference" and "sdpa" take any dtype and device and
     have second derivatives where PyTorch's has; the others have none.
 

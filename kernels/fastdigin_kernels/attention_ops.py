@@ -35,7 +35,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastdigin_kernels._autograd import differentiable, once_differentiable, require_frozen
 from fastdigin_kernels._registry import register
 
-BACKENDS = ("triton", "cpp", "xformers")
+BACKENDS = ("triton", "cpp")
 """Implementations that are backend modules."""
 
 INJECTING = ("triton", "cpp")
