@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fastdigin.editing.attention_record import record_attention
+from fastdigin.editing.attention_store import store_attention
 from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.prompts import token_mapping
 from fastdigin.embedded import model_folder
@@ -194,9 +194,9 @@ def make_injection(
     form: str = "queries",
 ) -> Injection:
     """Injects ``source`` into ``prompt``, from stored "queries" or a stored "map"."""
-    fraction = sum(w > 0 for w in weights) / len(weights)
-    (record,) = record_attention(model, [source], fraction, batch=1)
-    layers = dict(record.layers)
+    reach = max((i + 1 for i, w in enumerate(weights) if w), default=0) / len(weights)
+    (store,) = store_attention(model, [source], [reach], batch=1)
+    layers = dict(store.layers)
     if form == "map":
         for name, kept in layers.items():
             assert kept.keys is not None

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdigin.editing.attention_record import AttentionRecord, nearest_layers
+from fastdigin.editing.attention_store import AttentionStore, nearest_layers
 from fastdigin.editing.inversion import Inversion, InversionSettings
-from fastdigin.editing.masks import blending, foreground_mask, latent_mask
+from fastdigin.editing.masks import attention_mask, blending, latent_mask, soften
 from fastdigin.editing.prompts import phrase_tokens, replace_phrase, token_mapping
 from fastdigin.engine.job import Job
 from fastdigin.models.attention import SourceAttention
@@ -60,7 +60,7 @@ def prepare(
     mask = read_mask(photo.item, size)
     if mask is None:
         tokens = phrase_tokens(plain.model, photo.prompt, photo.source)
-        mask = foreground_mask(record.maps, tokens, size)
+        mask = soften(attention_mask(record.maps, tokens, size))
     mask = mask.to(image)
     with torch.no_grad():
         reconstruction = plain.decode(inversion.trajectory[-1:])
@@ -146,7 +146,7 @@ def _guided_step(plain, scheduler, t, z, null, cond_output, scale) -> Tensor:
 
 
 @torch.no_grad()
-def record_maps(plain: PlainModel, inversion: Inversion, fraction: float) -> AttentionRecord:
+def record_maps(plain: PlainModel, inversion: Inversion, fraction: float) -> AttentionStore:
     """Replays the source's conditional branch and keeps its maps.
 
     fraction: of the steps whose maps shall be injected.
@@ -171,7 +171,7 @@ def record_maps(plain: PlainModel, inversion: Inversion, fraction: float) -> Att
         for layer, maps in recorded.items()
         if injected
     }
-    return AttentionRecord(kept, maps_nl.T.unflatten(-1, (side, side)))
+    return AttentionStore(kept, maps_nl.T.unflatten(-1, (side, side)))
 
 
 def _candidate(

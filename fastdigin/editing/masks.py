@@ -8,17 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdigin.editing.schedules import Schedule, schedule_weights
 from fastdigin.engine.job import Blending
 
 PAPER_SIZE = 512  # the sizes below are pixels of a 512 px image and scale with it
 EROSION, DILATION, BLUR_KERNEL, BLUR_SIGMA = 3, 20, 45, 30
 SQUASH_ABOVE = 0.3
 TIGHT_FROM, TIGHT_TO = 0.5, 0.7  # of the squashed attention: a quarter, and half, of the largest
-
-
-def foreground_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
-    """The attention mask, softened: it covers the object with a soft margin."""
-    return soften(attention_mask(maps_lhw, tokens, image_size))
 
 
 def attention_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
@@ -34,7 +30,10 @@ def attention_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tens
 
 
 def soften(mask_hw: Tensor) -> Tensor:
-    """Erosion, dilation and Gaussian blur at the paper's sizes, scaled to the image."""
+    """Erosion, dilation and Gaussian blur at the paper's sizes, scaled to the image.
+
+    It gives an object a soft margin. (DiG-IN, supplement C.)
+    """
     scale = mask_hw.shape[-1] / PAPER_SIZE
     mask = mask_hw[None, None]
     mask = -_dilate(-mask, round(EROSION * scale))
@@ -52,14 +51,15 @@ def latent_mask(mask_hw: Tensor, latent_size: int) -> Tensor:
     return F.adaptive_avg_pool2d(mask_hw[None, None], latent_size)[0, 0]
 
 
-def blending(mask_hw: Tensor, trajectory: Tensor, fraction: float) -> Blending:
-    """Keeps the source where ``mask_hw`` (at latent size) is 1, for the first ``fraction`` of T.
+def blending(mask_hw: Tensor, trajectory: Tensor, schedule: Schedule) -> Blending:
+    """Keeps the source where the mask is 1, for as long as the schedule says.
 
-    trajectory: (T + 1, C, h, w) of an Inversion.
+    Args:
+        mask_hw: (h, w) in [0, 1], at latent size.
+        trajectory: (T + 1, C, h, w) of an Inversion.
+        schedule: a number is a fraction of the steps, counted from the first.
     """
-    steps = len(trajectory) - 1
-    weights = tuple(float(i / steps < fraction) for i in range(steps))
-    return Blending(mask_hw, trajectory[:-1], weights)
+    return Blending(mask_hw, trajectory[:-1], schedule_weights(schedule, len(trajectory) - 1))
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:

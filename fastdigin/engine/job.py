@@ -124,9 +124,9 @@ class Injection:
     """Prompt-to-prompt: the first steps attend as the source prompt did.
 
     layers: layer name -> SourceAttention whose tensor has a leading dimension of recorded steps
-        (at least as many as there are non-zero weights) and whose keys have none.
+        (up to the last one whose weight is not 0) and whose keys have none.
     mapping: (L, Ls) target x source tokens, columns summing to 1.
-    weights: one per step in [0, 1]; non-zero only at the front.
+    weights: one per step in [0, 1].
     """
 
     layers: Mapping[str, SourceAttention]

@@ -1,8 +1,8 @@
-"""The U-Net's attention layers: what they compute, what they record, what they take over.
+"""The U-Net's attention layers: what they compute, what they store, what they take over.
 
 One processor serves every layer. A U-Net call may carry an ``AttentionControl``:
 
-- ``record`` collects queries and keys of the cross-attention layers (to inject them later, or to
+- ``store`` collects queries and keys of the cross-attention layers (to inject them later, or to
   make foreground masks);
 - ``injected`` makes the conditional samples attend as a source prompt did (prompt-to-prompt,
   Hertz et al. 2022) without materialising a map: A_src M^T V = softmax(Q_src K_src^T) (M^T V).
@@ -57,9 +57,9 @@ class InjectedAttention:
 
 @dataclass(frozen=True)
 class AttentionControl:
-    """What one U-Net call records (layer -> (queries, keys), filled by the call) and injects."""
+    """What one U-Net call stores (layer -> (queries, keys), filled by the call) and injects."""
 
-    record: dict[str, tuple[Tensor, Tensor]] | None = None
+    store: dict[str, tuple[Tensor, Tensor]] | None = None
     injected: InjectedAttention | None = None
 
 
@@ -92,8 +92,8 @@ class AttentionProcessor:
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        if self.is_cross and control is not None and control.record is not None:
-            control.record[self.layer] = (q_bhnd.detach(), k_bhld.detach())
+        if self.is_cross and control is not None and control.store is not None:
+            control.store[self.layer] = (q_bhnd.detach(), k_bhld.detach())
         injected = control.injected if self.is_cross and control is not None else None
         if injected is None:
             out_bhnd = attention(q_bhnd, k_bhld, v_bhld, self.impl)

@@ -152,15 +152,15 @@ class LatentDiffusion:
     @torch.no_grad()
     def cross_attention_shapes(self) -> dict[str, tuple[int, int]]:
         """Cross-attention layer -> (heads, queries N), found by one U-Net call."""
-        record: dict[str, tuple[Tensor, Tensor]] = {}
+        store: dict[str, tuple[Tensor, Tensor]] = {}
         place = {"device": self.device, "dtype": self.dtype}
         text = torch.zeros(1, 1, self.text_width, **place)
         pooled = torch.zeros(1, self.pooled_width, **place) if self.pooled_width else None
         timestep = torch.zeros(1, dtype=torch.long, device=self.device)
         latents = torch.zeros(1, *self.latent_shape, **place)
         vector = self.vector(pooled, torch.ones(1, **place))
-        self.predict(latents, timestep, text, AttentionControl(record=record), vector)
-        return {layer: tuple(queries.shape[1:3]) for layer, (queries, _) in record.items()}
+        self.predict(latents, timestep, text, AttentionControl(store=store), vector)
+        return {layer: tuple(queries.shape[1:3]) for layer, (queries, _) in store.items()}
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids, padded to ``text_length``. UserError if the prompt is too long."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastdigin.editing.attention_record import AttentionRecord, record_attention
+from fastdigin.editing.attention_store import AttentionStore, store_attention
 from fastdigin.editing.inversion import Inversion, InversionSettings, Method, invert
 from fastdigin.editing.inversion_cache import InversionCache
 from fastdigin.editing.masks import attention_mask, latent_mask, soften, tighten
@@ -95,7 +95,7 @@ class Source:
     photo: SourcePhoto
     image: Tensor
     inversion: Inversion
-    attention: AttentionRecord
+    attention: AttentionStore
     reconstruction: Tensor
     mask: Tensor
     latent_mask: Tensor
@@ -159,7 +159,7 @@ def prepare(
     inversions = run(
         images, prompts, settings, batch=batch, functions=engine.functions, on_step=on_step
     )
-    records = record_attention(model, inversions, injected_fraction, batch=batch)
+    records = store_attention(model, inversions, (injected_fraction,), batch=batch)
     masks = _masks(model, photos, images, records, tools.segmentation, EDGES[mask_edge])
     return [
         _source(model, *parts)
@@ -187,7 +187,7 @@ def _source(
     photo: SourcePhoto,
     image: Tensor,
     inversion: Inversion,
-    record: AttentionRecord,
+    record: AttentionStore,
     mask: Tensor,
 ) -> Source:
     mask = mask.to(inversion.encoded)

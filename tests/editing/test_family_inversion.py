@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, SIZE, load_pipeline, save_family
 from tiny import assert_near, uniform
 
-from fastdigin.editing.attention_record import record_attention
+from fastdigin.editing.attention_store import store_attention
 from fastdigin.editing.inversion import InversionSettings, invert
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
@@ -119,8 +119,8 @@ def test_attention_is_recorded_with_what_the_time_embedding_is_told(saved, name,
     model, _, inversion = inverted(saved(name))
     seen, predict = [], model.predict
     monkeypatch.setattr(model, "predict", lambda *args: seen.append(args[4]) or predict(*args))
-    (record,) = record_attention(model, [inversion], 0.5, batch=1)
+    (store,) = store_attention(model, [inversion], [0.5], batch=1)
     pooled = model.encode_pooled([PROMPT])
     guidance = torch.full((1,), model.usual_guidance_scale, dtype=torch.float64)
     assert all(torch.equal(vector, model.vector(pooled, guidance)) for vector in seen)
-    assert record.maps.shape[0] == model.text_length and len(seen) == 2
+    assert store.maps.shape[0] == model.text_length and len(seen) == 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import LATENT_SHAPE, make_job, make_source, normal, uniform
+from tiny import make_job, make_source, uniform
 
-from fastdigin.editing.masks import blending, foreground_mask, latent_mask, soften, tighten
+from fastdigin.editing.masks import attention_mask, blending, latent_mask, soften, tighten
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_forward
 
@@ -19,6 +19,11 @@ def planted(scale=1.0, offset=0.0):
     maps[1, 4:9, 5:12] = 1.0
     maps[2, 12:, :4] = 5.0
     return scale * maps + offset
+
+
+def foreground_mask(maps, tokens, size):
+    """What the tasks make of attention (tasks/sources.py)."""
+    return soften(attention_mask(maps, tokens, size))
 
 
 def square(size, grow=0):
@@ -125,18 +130,6 @@ def test_latent_mask_averages():
     small = latent_mask(mask, 8)
     assert small.shape == (8, 8)
     torch.testing.assert_close(small[2, 3], mask[16:24, 24:32].mean())
-
-
-@pytest.mark.parametrize(
-    ("fraction", "expected"),
-    [(0.0, 0), (0.3, 2), (0.4, 2), (0.41, 3), (1.0, 5), (0.2, 1)],
-)
-def test_blending_window(fraction, expected):
-    """w_i = 1 while i / T is below the fraction."""
-    trajectory = normal(6, *LATENT_SHAPE)
-    blend = blending(torch.ones(8, 8), trajectory, fraction)
-    assert blend.weights == (1.0,) * expected + (0.0,) * (5 - expected)
-    assert torch.equal(blend.source_latents, trajectory[:-1])
 
 
 def test_the_source_is_kept_where_the_mask_is_one(tiny):

@@ -24,7 +24,7 @@ def inputs(tiny):
 
 def record_of(model, z, t, text):
     record = {}
-    output = model.predict(z, t, text, AttentionControl(record=record))
+    output = model.predict(z, t, text, AttentionControl(store=record))
     return record, output
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdigin.editing.inversion import Inversion
+from fastdigin.editing.schedules import Schedule, schedule_weights, steps_reached
 from fastdigin.engine.batch import padded
 from fastdigin.engine.job import Injection
 from fastdigin.models.attention import AttentionControl, SourceAttention, attention_map
@@ -18,43 +19,48 @@ MASK_RESOLUTION = 16  # the layers whose maps locate objects best (Hertz et al. 
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """Cross-attention of one source image.
+class AttentionStore:
+    """The attention of one source image (prompt-to-prompt, Hertz et al. 2022).
 
-    layers: layer name -> SourceAttention over the first recorded steps (for injection).
-    maps: (L, h, w), attention to each token, averaged over heads, the layers nearest to 16x16
-        and the first half of the steps.
+    Args:
+        layers: cross-attention layer -> SourceAttention over the first steps, for injection.
+        maps: (L, h, w), attention to each token, averaged over heads, the layers nearest to 16x16
+            and the first half of the steps.
     """
 
     layers: dict[str, SourceAttention]
     maps: Tensor
 
-    def injection(self, mapping: Tensor, fraction: float, steps: int) -> Injection:
-        """Injects for the first ``fraction`` of the steps; it must have been recorded that far."""
-        weights = tuple(float(i / steps < fraction) for i in range(steps))
-        return Injection(self.layers, mapping, weights)
+    def injection(self, mapping: Tensor, schedule: Schedule, steps: int) -> Injection:
+        """Injects as the schedule says, which must not reach further than what was stored."""
+        return Injection(self.layers, mapping, schedule_weights(schedule, steps))
 
 
 @torch.no_grad()
-def record_attention(
-    model: LatentDiffusion, inversions: Sequence[Inversion], injected_fraction: float, *, batch: int
-) -> list[AttentionRecord]:
-    """Replays the conditional branch of each source trajectory and records its attention.
+def store_attention(
+    model: LatentDiffusion,
+    inversions: Sequence[Inversion],
+    injected: Sequence[Schedule],
+    *,
+    batch: int,
+) -> list[AttentionStore]:
+    """Replays the conditional branch of each source trajectory and stores its attention.
 
-    injected_fraction: of the steps for which injection shall be possible.
+    Args:
+        injected: the schedules by which it may be injected later; none of them stores maps only.
+        batch: how many inversions are replayed at a time.
     """
-    records: list[AttentionRecord] = []
+    stores: list[AttentionStore] = []
     for start in range(0, len(inversions), batch):
         part = list(inversions[start : start + batch])
-        records += _record_batch(model, padded(part, batch), injected_fraction)[: len(part)]
-    return records
+        stores += _store_batch(model, padded(part, batch), injected)[: len(part)]
+    return stores
 
 
-def _record_batch(model, inversions, injected_fraction) -> list[AttentionRecord]:
+def _store_batch(model, inversions, injected) -> list[AttentionStore]:
     steps = len(inversions[0].trajectory) - 1
     timesteps = model.ddim_table(steps).timesteps.to(model.device)
-    injected = sum(i / steps < injected_fraction for i in range(steps))
-    half = (steps + 1) // 2
+    kept_steps, half = steps_reached(injected, steps), (steps + 1) // 2
     trajectory = torch.stack([x.trajectory for x in inversions])
     cond = torch.stack([x.conditioning for x in inversions])
     vectors = [x.vector for x in inversions]
@@ -62,21 +68,21 @@ def _record_batch(model, inversions, injected_fraction) -> list[AttentionRecord]
 
     kept: dict[str, list[SourceAttention]] = {}
     maps_sum, count = 0.0, 0
-    for i in range(max(injected, half)):
-        record: dict[str, tuple[Tensor, Tensor]] = {}
+    for i in range(max(kept_steps, half)):
+        store: dict[str, tuple[Tensor, Tensor]] = {}
         t = timesteps[i].expand(len(cond))
-        model.predict(trajectory[:, i], t, cond, AttentionControl(record=record), vector)
-        if i < injected:
-            for layer, (queries, keys) in record.items():
+        model.predict(trajectory[:, i], t, cond, AttentionControl(store=store), vector)
+        if i < kept_steps:
+            for layer, (queries, keys) in store.items():
                 kept.setdefault(layer, []).append(SourceAttention.smallest(queries, keys))
         if i < half:
-            for layer in nearest_layers({name: q.shape[-2] for name, (q, _) in record.items()}):
-                per_head = attention_map(*(x.float() for x in record[layer]))
+            for layer in nearest_layers({name: q.shape[-2] for name, (q, _) in store.items()}):
+                per_head = attention_map(*(x.float() for x in store[layer]))
                 maps_sum, count = maps_sum + per_head.mean(dim=1), count + 1
     maps = (maps_sum / count).transpose(1, 2)  # (B, L, N)
     side = round(maps.shape[-1] ** 0.5)
     return [
-        AttentionRecord(
+        AttentionStore(
             {layer: _of_sample(rows, b) for layer, rows in kept.items()},
             maps[b].unflatten(-1, (side, side)),
         )

@@ -1,4 +1,4 @@
-"""Recorded attention: where it looks, and that injecting it unchanged changes nothing."""
+"""Stored attention: where it looks, and that injecting it unchanged changes nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from tiny import (
     assert_near,
     make_injection,
     make_job,
-    make_source,
     uniform,
 )
 
-from fastdigin.editing.attention_record import nearest_layers, record_attention
+from fastdigin.editing.attention_store import nearest_layers, store_attention
 from fastdigin.editing.inversion import InversionSettings, invert
 from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
@@ -61,49 +60,39 @@ def test_the_identity_reproduces_the_source(tiny, inversions, form):
     assert difference.abs().max() > 1e-2
 
 
-def test_records_equal_the_reference_maps(tiny, inversions):
+def test_what_is_stored_equals_the_reference_maps(tiny, inversions):
     """Layer by layer and step by step, and the mean that locates objects."""
-    records = record_attention(tiny.model, inversions, 0.5, batch=2)
+    stores = store_attention(tiny.model, inversions, [0.5], batch=2)
     tiny.pipe.scheduler.set_timesteps(STEPS)
-    for source, record in zip(inversions, records, strict=True):
+    for source, store in zip(inversions, stores, strict=True):
         layers = reference.hook_cross_attention(tiny.pipe.unet)
         names = [n.removesuffix(".processor") for n in tiny.pipe.unet.attn_processors]
         processors = dict(zip(names, tiny.pipe.unet.attn_processors.values(), strict=True))
-        assert {n for n in names if "attn2" in n} == set(record.layers)
+        assert {n for n in names if "attn2" in n} == set(store.layers)
         means = []
         for i, t in enumerate(tiny.pipe.scheduler.timesteps[:3]):
             tiny.pipe.unet(source.trajectory[i : i + 1], t, source.conditioning[None])
-            for name, kept in record.layers.items():
+            for name, kept in store.layers.items():
                 assert len(kept.tensor) == 3  # i / 5 below one half
                 actual = attention_map(kept.tensor[i], kept.keys)
                 assert_near(actual, processors[name].recorded, 1e-9)
             means += [p.recorded.mean(0) for p in layers if p.recorded.shape[-2] == 64]
         expected = torch.stack(means).mean(0).T.unflatten(-1, (8, 8))
-        assert record.maps.shape == (16, 8, 8)
-        torch.testing.assert_close(record.maps.double(), expected, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(record.maps.sum(0).double(), torch.ones(8, 8).double())
+        assert store.maps.shape == (16, 8, 8)
+        torch.testing.assert_close(store.maps.double(), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(store.maps.sum(0).double(), torch.ones(8, 8).double())
 
 
-def test_records_do_not_depend_on_the_batch(tiny, inversions):
+def test_stores_do_not_depend_on_the_batch(tiny, inversions):
     """Three sources, two to a batch: the padded last batch gives the same bits."""
-    pair = record_attention(tiny.model, inversions, 0.5, batch=2)
-    swapped = record_attention(tiny.model, [*inversions[::-1], inversions[0]], 0.5, batch=2)
+    pair = store_attention(tiny.model, inversions, [0.5], batch=2)
+    swapped = store_attention(tiny.model, [*inversions[::-1], inversions[0]], [0.5], batch=2)
     assert len(swapped) == 3
     for actual, expected in zip(swapped, [pair[1], pair[0], pair[0]], strict=True):
         assert torch.equal(actual.maps, expected.maps)
         for name, kept in actual.layers.items():
             assert torch.equal(kept.tensor, expected.layers[name].tensor)
             assert torch.equal(kept.keys, expected.layers[name].keys)
-
-
-@pytest.mark.parametrize(("fraction", "steps"), [(0.0, 0), (0.3, 2), (0.4, 2), (0.5, 3), (1.0, 5)])
-def test_injection_window(tiny, fraction, steps):
-    """w_i = 1 while i / T is below the fraction; only that much is recorded."""
-    source = make_source(tiny.model, PROMPT, STEPS)
-    (record,) = record_attention(tiny.model, [source], fraction, batch=1)
-    assert {len(kept.tensor) for kept in record.layers.values()} == ({steps} if steps else set())
-    injection = record.injection(torch.eye(16), fraction, STEPS)
-    assert injection.weights == (1.0,) * steps + (0.0,) * (STEPS - steps)
 
 
 @pytest.mark.parametrize(
