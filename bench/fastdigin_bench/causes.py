@@ -34,7 +34,7 @@ from fastdigin.engine.job import Job
 from fastdigin.models.attention import install_processors
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin_kernels import fused
+from fastdigin_kernels.common import fused
 
 WHOLE, NETWORKS, COMPILED = "whole", "networks", "compile"
 

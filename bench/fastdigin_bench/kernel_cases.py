@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastdigin_kernels import attention as attention_module
-from fastdigin_kernels import dispatch, fused
+from fastdigin_kernels.attention import api as attention_module
+from fastdigin_kernels.attention import choice as dispatch
+from fastdigin_kernels.common import fused
 from fastdigin_kernels.geglu import geglu, geglu_reference
 from fastdigin_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
 

@@ -25,7 +25,7 @@ from fastdigin.report.console import table
 from fastdigin_bench.counters import SavedBytes
 from fastdigin_bench.kernel_cases import MODELS, OPS, Case, cases
 from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
-from fastdigin_kernels import dispatch
+from fastdigin_kernels.attention import choice as dispatch
 
 PASSES = ("forward", "backward", "both")
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 100

@@ -12,7 +12,7 @@ import torch
 
 from fastdigin.errors import UserError
 from fastdigin.storage import write_atomically
-from fastdigin_kernels import native
+from fastdigin_kernels.common import native
 
 CHECKOUT_RESULTS = Path("bench/results")
 OTHER_RESULTS = Path("bench-results")

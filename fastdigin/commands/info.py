@@ -17,7 +17,7 @@ import fastdigin
 def run(options: Namespace) -> int:
     """Versions, devices, backends."""
     from fastdigin.embedded import classifier_names
-    from fastdigin_kernels import native
+    from fastdigin_kernels.common import native
 
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts: dict[str, Any] = {

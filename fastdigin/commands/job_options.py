@@ -8,7 +8,7 @@ from pathlib import Path
 from fastdigin.commands.argument_types import above_0, at_least_0, comma_list, count, whole
 from fastdigin.commands.shard import WHOLE, Shard
 
-# Those of fastdigin_kernels.dispatch, whose import takes seconds.
+# Those of fastdigin_kernels.attention, whose import takes seconds.
 ATTENTION = ("auto", "sdpa", "triton", "cpp", "reference")
 
 # That of fastdigin.engine.compile_choice, likewise.

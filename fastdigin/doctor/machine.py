@@ -12,7 +12,7 @@ import torch
 
 from fastdigin.engine.memory import free_memory
 from fastdigin.storage import cache_folder
-from fastdigin_kernels import native
+from fastdigin_kernels.common import native
 
 CORE = (
     "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm", "jinja2",

@@ -27,7 +27,7 @@ from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.storage import cache_folder, cache_key
-from fastdigin_kernels import choices
+from fastdigin_kernels.common import choices
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,13 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from fastdigin.errors import UserError
-from fastdigin_kernels import dispatch
-from fastdigin_kernels.attention import attention, injected_attention, mapped_attention
+from fastdigin_kernels.attention import (
+    IMPLEMENTATIONS,
+    attention,
+    injected_attention,
+    mapped_attention,
+    unavailable,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class AttentionControl:
 class AttentionProcessor:
     """A diffusers attention processor that knows its layer's name.
 
-    impl: the implementation of attention, a name of fastdigin_kernels.dispatch.IMPLEMENTATIONS.
+    impl: the implementation of attention, one of fastdigin_kernels.attention.IMPLEMENTATIONS.
     """
 
     layer: str
@@ -141,14 +146,12 @@ def install_processors(unet, impl: str = "auto") -> None:
 
 
 def _check_impl(unet, impl: str) -> None:
-    if impl not in dispatch.IMPLEMENTATIONS:
-        raise UserError(
-            f"attention must be one of {', '.join(dispatch.IMPLEMENTATIONS)}, got {impl!r}"
-        )
+    if impl not in IMPLEMENTATIONS:
+        raise UserError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     weight = next(unet.parameters())
     layers = [module for module in unet.modules() if isinstance(module, Attention)]
     for size in sorted({layer.inner_dim // layer.heads for layer in layers}):
-        reason = dispatch.unavailable(impl, weight.device, weight.dtype, size)
+        reason = unavailable(impl, weight.device, weight.dtype, size)
         if reason is not None:
             raise UserError(
                 f"attention {impl!r} cannot serve this model: {reason}; choose another, or 'auto'"

@@ -26,7 +26,7 @@ class LatentDiffusion:
     text_encoder_2, tokenizer_2: SDXL's, whose embeddings stand beside those of the first.
     size: side of the images in pixels; None takes that of the U-Net's training.
     zero_empty_prompt: the embeddings of the empty prompt are zeros (SDXL).
-    attention: the U-Net's implementation of attention (fastdigin_kernels.dispatch): "auto" times
+    attention: the U-Net's implementation of attention (fastdigin_kernels.attention): "auto" times
     those there are, once per shape; a name ("sdpa", "triton", "cpp", "reference") pins one, and
     raises UserError where it cannot run.
     """

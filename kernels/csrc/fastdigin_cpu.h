@@ -1,4 +1,4 @@
-// C ABI of the CPU kernels, loaded with ctypes by fastdigin_kernels/native.py.
+// C ABI of the CPU kernels, loaded with ctypes by fastdigin_kernels/common/native.py.
 //
 // All tensors are fp32. Strides count floats. Every function returns kFastdiginOk, or
 // kFastdiginOutOfMemory with its outputs undefined; its arguments are checked by the caller.

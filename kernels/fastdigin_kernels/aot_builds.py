@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastdigin_kernels import (
-    attention_dkv_triton,
-    attention_dq_triton,
-    attention_forward_triton,
-    geglu_triton,
-    group_norm_silu_triton,
-)
-from fastdigin_kernels.attention_tiles import (
+from fastdigin_kernels.attention.tiles import (
     FUSED_INJECTION,
     SHORT_KEYS,
     Lengthwise,
@@ -20,6 +13,11 @@ from fastdigin_kernels.attention_tiles import (
     padded_flops_ratio,
     tiles_for,
 )
+from fastdigin_kernels.attention.triton_dkv import dkv_constants, dkv_kernel
+from fastdigin_kernels.attention.triton_dq import dq_constants, dq_kernel
+from fastdigin_kernels.attention.triton_forward import forward_constants, forward_kernel
+from fastdigin_kernels.geglu import triton as geglu_triton
+from fastdigin_kernels.group_norm_silu import triton as group_norm_silu_triton
 
 ALIGN = (
     8  # elements of 16 bits that are loaded at once; every width of these networks is a multiple
@@ -70,27 +68,25 @@ def _attention(queries: int, keys: int, size: int, family: str) -> Iterator[Buil
         for source_keys in injects:
             yield _attention_build(
                 "attention_forward" if source_keys is None else "attention_injected_forward",
-                attention_forward_triton.forward_kernel,
-                attention_forward_triton.forward_constants(
+                forward_kernel,
+                forward_constants(
                     size, queries, keys, source_keys, ALIGN, tile
                 ) | ({} if source_keys else {"weight_ptr": None}),
                 ("lse_ptr", "weight_ptr", "source_lse_ptr"), (queries, keys, size), tile,
             )  # fmt: skip
     for tile in tiles_for("dq", size, keys, 2, family):
-        constants = attention_dq_triton.dq_constants(size, queries, keys, ALIGN, True, False, tile)
+        constants = dq_constants(size, queries, keys, ALIGN, True, False, tile)
         yield _attention_build(
-            "attention_dq", attention_dq_triton.dq_kernel, constants | {"factor_ptr": None},
+            "attention_dq", dq_kernel, constants | {"factor_ptr": None},
             ("lse_ptr", "delta_ptr"), (queries, keys, size), tile,
         )  # fmt: skip
     for tile in tiles_for("dkv", size, keys, 2, family):
         for v_only in [False] if len(injects) == 1 else [False, True]:
-            constants = attention_dkv_triton.dkv_constants(
-                size, queries, keys, ALIGN, v_only, v_only, tile
-            )
+            constants = dkv_constants(size, queries, keys, ALIGN, v_only, v_only, tile)
             absent = {"delta_ptr": None} if v_only else {"factor_ptr": None}
             partial_sums = ("dk_ptr", "dv_ptr") if keys <= SHORT_KEYS else ()
             yield _attention_build(
-                "attention_dv" if v_only else "attention_dkv", attention_dkv_triton.dkv_kernel,
+                "attention_dv" if v_only else "attention_dkv", dkv_kernel,
                 constants | absent, ("lse_ptr", "delta_ptr", "factor_ptr", *partial_sums),
                 (queries, keys, size), tile,
             )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from fastdigin_kernels._autograd import differentiable, require_frozen
+from fastdigin_kernels.common.autograd import differentiable, require_frozen
 
 
 def conv2d(

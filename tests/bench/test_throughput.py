@@ -30,7 +30,7 @@ from fastdigin_bench import processes, throughput
 from fastdigin_bench.causes import COMPILED, NETWORKS, WHOLE, find_causes, pytorch_kernels, variants
 from fastdigin_bench.equivalents import forward_equivalents
 from fastdigin_bench.precision import gradient_cosines
-from fastdigin_kernels import fused
+from fastdigin_kernels.common import fused
 
 KEYS = (
     "jobs", "engine_images_per_min", "plain_images_per_min", "ratio", "ratio_low", "ratio_high",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdigin_kernels.attention_tiles import (
+from fastdigin_kernels.attention.tiles import (
     Lengthwise,
     padded_flops_ratio,
     split,
@@ -49,9 +49,9 @@ def test_padding_costs_little_with_every_tile(queries, keys, size, bound, family
 def test_the_kernels_are_compiled_with_what_the_ratios_count():
     """The ratios of aot.json come from the constants that the launchers pass."""
     pytest.importorskip("triton")
-    from fastdigin_kernels.attention_dkv_triton import dkv_constants
-    from fastdigin_kernels.attention_dq_triton import dq_constants
-    from fastdigin_kernels.attention_forward_triton import forward_constants
+    from fastdigin_kernels.attention.triton_dkv import dkv_constants
+    from fastdigin_kernels.attention.triton_dq import dq_constants
+    from fastdigin_kernels.attention.triton_forward import forward_constants
 
     for queries, keys, size in [(4096, 77, 40), (1024, 1024, 80), (256, 77, 160)]:
         for kernel in ("forward", "dq", "dkv"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastdigin_kernels import attention as ops
+from fastdigin_kernels.attention import api as ops
 
 # (B, H, N image tokens, T target tokens, S source tokens, d): odd lengths on every side, a head
 # size of SD 1.x with its 77 tokens, one head, one sample, one source token.

@@ -4,14 +4,16 @@ import pytest
 import torch
 from gradients import assert_all_ways_agree
 
-from fastdigin_kernels import attention as ops
-from fastdigin_kernels import attention_ops, dispatch, native
-from fastdigin_kernels.attention_ops import BackendError
+from fastdigin_kernels.attention import api as ops
+from fastdigin_kernels.attention import choice as dispatch
+from fastdigin_kernels.attention import operations as attention_ops
+from fastdigin_kernels.attention.operations import BackendError
+from fastdigin_kernels.common import native
 
 if native.library_path() is None:
     pytest.skip("installed without the CPU library", allow_module_level=True)
 
-from fastdigin_kernels import attention_cpp
+from fastdigin_kernels.attention import cpp as attention_cpp
 
 # (B, H, N, T, d): SD 1.x and the embedded model's with fewer tokens; one row, one key, a head size
 # below a vector, lengths around tiles and blocks, several tiles of keys.

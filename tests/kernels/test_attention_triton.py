@@ -11,15 +11,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from triton_device import DEVICE, DTYPES, excess, on_device, poisoned  # noqa: F401 - a fixture
 
 pytest.importorskip("triton")
-from fastdigin_kernels import attention_triton as ops  # noqa: E402
-from fastdigin_kernels.attention_dkv_triton import attention_dkv_reference  # noqa: E402
-from fastdigin_kernels.attention_dq_triton import attention_dq_reference  # noqa: E402
-from fastdigin_kernels.attention_forward_triton import (  # noqa: E402
+from fastdigin_kernels.attention import triton as ops  # noqa: E402
+from fastdigin_kernels.attention.operations import attention  # noqa: E402
+from fastdigin_kernels.attention.tiles import Tile  # noqa: E402
+from fastdigin_kernels.attention.triton_dkv import attention_dkv_reference  # noqa: E402
+from fastdigin_kernels.attention.triton_dq import attention_dq_reference  # noqa: E402
+from fastdigin_kernels.attention.triton_forward import (  # noqa: E402
     attention_forward_reference,
     injected_forward_reference,
 )
-from fastdigin_kernels.attention_ops import attention  # noqa: E402
-from fastdigin_kernels.attention_tiles import Tile  # noqa: E402
 
 pytestmark = on_device
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from gradients import assert_all_ways_agree, kept_tensors, output_and_gradient
 
-from fastdigin_kernels._autograd import differentiable, once_differentiable
+from fastdigin_kernels.common.autograd import differentiable, once_differentiable
 
 
 class Cube(torch.autograd.Function):

@@ -7,9 +7,11 @@ import threading
 import pytest
 import torch
 
-from fastdigin_kernels import attention as ops
-from fastdigin_kernels import attention_ops, choices, dispatch
-from fastdigin_kernels.attention_ops import BackendError
+from fastdigin_kernels.attention import api as ops
+from fastdigin_kernels.attention import choice as dispatch
+from fastdigin_kernels.attention import operations as attention_ops
+from fastdigin_kernels.attention.operations import BackendError
+from fastdigin_kernels.common import choices
 
 CPU = torch.device("cpu")
 

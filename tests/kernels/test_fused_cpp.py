@@ -6,7 +6,8 @@ import pytest
 import torch
 from gradients import assert_all_ways_agree, kept_tensors, output_and_gradient
 
-from fastdigin_kernels import attention_ops, fused, native
+from fastdigin_kernels.attention import operations as attention_ops
+from fastdigin_kernels.common import fused, native
 from fastdigin_kernels.geglu import geglu, geglu_reference
 from fastdigin_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
 

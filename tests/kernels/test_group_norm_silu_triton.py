@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from triton_device import DEVICE, DTYPES, excess, on_device, poisoned  # noqa: F401 - a fixture
 
 pytest.importorskip("triton")
-from fastdigin_kernels import group_norm_silu_triton as ops  # noqa: E402
+from fastdigin_kernels.group_norm_silu import triton as ops  # noqa: E402
 
 pytestmark = on_device
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdigin_kernels import native
+from fastdigin_kernels.common import native
 
 needs_library = pytest.mark.skipif(
     native.library_path() is None, reason="installed without the CPU library"
@@ -51,7 +51,7 @@ def test_cpu_model(tmp_path, monkeypatch):
 
 def test_kernels_do_not_import_fastdigin():
     code = (
-        "import sys, fastdigin_kernels.attention, fastdigin_kernels.native;"
+        "import sys, fastdigin_kernels.attention, fastdigin_kernels.common.native;"
         "sys.exit('fastdigin' in sys.modules)"
     )
     paths = [p for p in sys.path if p] + [sysconfig.get_path("purelib")]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdigin_kernels._registry import register
+from fastdigin_kernels.common.registry import register
 
 NAME = "fastdigin::doubled_in_a_test"
 

@@ -2,7 +2,7 @@
 
 One program takes a tile of queries past all keys with the online softmax (Dao, FlashAttention-2,
 arXiv 2307.08691); nothing of size N x T leaves the chip. What is shaped otherwise than there, and
-why, is written in _triton_attention.py and attention_tiles.py.
+why, is written in triton_parts.py and tiles.py.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdigin_kernels._triton_attention import (
+from fastdigin_kernels.attention.tiles import Lengthwise, Tile, fit_rows, split
+from fastdigin_kernels.attention.triton_parts import (
     attend,
     head_offset,
     load_head,
     row_offset,
     store_head,
 )
-from fastdigin_kernels.attention_tiles import Lengthwise, Tile, fit_rows, split
 
 
 def attention_forward_reference(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor):

@@ -1,6 +1,6 @@
 """Attention in fp32 on the CPU, by the C++ library (csrc/attention_forward.h and _backward.h).
 
-A backend module as attention_ops.py describes them. Any head size and any number of queries and
+A backend module as operations.py describes them. Any head size and any number of queries and
 keys, without padding. A sample's results do not depend on the batch, the threads or the strides.
 """
 
@@ -11,8 +11,8 @@ import struct
 import torch
 from torch import Tensor
 
-from fastdigin_kernels import native
-from fastdigin_kernels.attention_ops import like_unet, new_lse
+from fastdigin_kernels.attention.operations import like_unet, new_lse
+from fastdigin_kernels.common import native
 
 _library = native.load()  # an ImportError tells why there is none
 

@@ -5,8 +5,7 @@ strides (the U-Net hands in transposed views); one whose last dimension is not c
 Results lie as (B,N,H,d) in memory, so that joining the heads is free. Which tile a kernel uses
 depends on N, T and d alone, never on B: a sample gets the same bits beside any others.
 
-The kernels: attention_forward_triton.py, attention_dq_triton.py and attention_dkv_triton.py, each
-beside its reference.
+The kernels: triton_forward.py, triton_dq.py and triton_dkv.py, each beside its reference.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdigin_kernels.attention_tiles import (
+from fastdigin_kernels.attention.tiles import (
     FUSED_INJECTION,
     MAX_HEAD_SIZE,
     SHORT_KEYS,
@@ -27,10 +26,10 @@ from fastdigin_kernels.attention_tiles import (
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 if _HAS_TRITON:
-    from fastdigin_kernels import _triton_launch as launch
-    from fastdigin_kernels.attention_dkv_triton import dkv_constants, dkv_kernel
-    from fastdigin_kernels.attention_dq_triton import dq_constants, dq_kernel
-    from fastdigin_kernels.attention_forward_triton import forward_constants, forward_kernel
+    from fastdigin_kernels.attention.triton_dkv import dkv_constants, dkv_kernel
+    from fastdigin_kernels.attention.triton_dq import dq_constants, dq_kernel
+    from fastdigin_kernels.attention.triton_forward import forward_constants, forward_kernel
+    from fastdigin_kernels.common import triton_launch as launch
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _ROWS_PER_SPLIT = 1024  # a multiple of every tile's rows

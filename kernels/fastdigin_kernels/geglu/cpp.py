@@ -7,7 +7,7 @@ import struct
 import torch
 from torch import Tensor
 
-from fastdigin_kernels import native
+from fastdigin_kernels.common import native
 
 _library = native.load()
 _fields = struct.Struct("5q").pack  # FastdiginGeglu

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdigin_kernels._triton_attention import (
+from fastdigin_kernels.attention.tiles import SHORT_KEYS, Lengthwise, Tile, fit_rows, split
+from fastdigin_kernels.attention.triton_parts import (
     add_dot,
     dot_heads,
     head_offset,
@@ -23,7 +24,6 @@ from fastdigin_kernels._triton_attention import (
     store_head,
     zero_heads,
 )
-from fastdigin_kernels.attention_tiles import SHORT_KEYS, Lengthwise, Tile, fit_rows, split
 
 
 def attention_dq_reference(

@@ -28,9 +28,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdigin_kernels import attention_ops, choices
-from fastdigin_kernels.attention_ops import BACKENDS, BackendError, backend
-from fastdigin_kernels.attention_sdpa import sdpa
+from fastdigin_kernels.attention import operations as attention_ops
+from fastdigin_kernels.attention.operations import BACKENDS, BackendError, backend
+from fastdigin_kernels.attention.sdpa import sdpa
+from fastdigin_kernels.common import choices
 
 IMPLEMENTATIONS = ("auto", "sdpa", *BACKENDS, "reference")
 

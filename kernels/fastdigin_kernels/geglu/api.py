@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastdigin_kernels import fused
-from fastdigin_kernels._autograd import differentiable, once_differentiable
-from fastdigin_kernels._registry import register
+from fastdigin_kernels.common import fused
+from fastdigin_kernels.common.autograd import differentiable, once_differentiable
+from fastdigin_kernels.common.registry import register
 
 
 def geglu(x: Tensor, impl: str = "auto") -> Tensor:

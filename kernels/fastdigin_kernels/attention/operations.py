@@ -4,7 +4,7 @@ The operations are opaque to compilers and transforms; each runs the backend mod
 argument ``impl`` names. The gradient is an autograd.Function with ``setup_context`` because
 ``torch.library.register_autograd`` fails under ``torch.func.vjp`` (torch 2.14).
 
-A backend module ``fastdigin_kernels/attention_IMPL.py`` has, the last two if it is in INJECTING,
+A backend module ``fastdigin_kernels/attention/IMPL.py`` has, the last two if it is in INJECTING,
 
 - ``unsupported(q, k, v) -> str | None``: why it cannot take these tensors;
 - ``forward(q, k, v) -> (out, lse)``: lse is the natural logarithm of the sum of exp of the scaled
@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastdigin_kernels._autograd import differentiable, once_differentiable, require_frozen
-from fastdigin_kernels._registry import register
+from fastdigin_kernels.common.autograd import differentiable, once_differentiable, require_frozen
+from fastdigin_kernels.common.registry import register
 
 BACKENDS = ("triton", "cpp")
 """Implementations that are backend modules."""
@@ -51,7 +51,7 @@ def backend(impl: str) -> ModuleType:
     """The backend module. BackendError, with the reason, if it cannot be imported."""
     assert impl in BACKENDS, f"impl must be one of {', '.join(BACKENDS)}, got {impl!r}"
     try:
-        return import_module(f"fastdigin_kernels.attention_{impl}")
+        return import_module(f"fastdigin_kernels.attention.{impl}")
     except ImportError as error:
         raise BackendError(f"attention by {impl!r} cannot be used: {error}") from error
 

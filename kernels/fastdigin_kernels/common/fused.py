@@ -14,8 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastdigin_kernels import native
-from fastdigin_kernels.attention_ops import BackendError
+from fastdigin_kernels.attention.operations import BackendError
+from fastdigin_kernels.common import native
 
 IMPLEMENTATIONS = ("auto", "torch", "cpp", "triton")
 
@@ -34,7 +34,7 @@ def choose(impl: str, x: Tensor) -> str:
 def backend(operation: str, impl: str) -> ModuleType:
     """The module of an operation's C++ or Triton kernels. BackendError if it cannot be imported."""
     try:
-        return import_module(f"fastdigin_kernels.{operation}_{impl}")
+        return import_module(f"fastdigin_kernels.{operation}.{impl}")
     except ImportError as error:
         raise BackendError(f"{operation} by {impl!r} cannot be used: {error}") from error
 

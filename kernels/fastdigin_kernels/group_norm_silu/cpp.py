@@ -10,7 +10,7 @@ import struct
 import torch
 from torch import Tensor
 
-from fastdigin_kernels import native
+from fastdigin_kernels.common import native
 
 _library = native.load()
 _fields = struct.Struct("12qd").pack  # FastdiginGroupNormSilu

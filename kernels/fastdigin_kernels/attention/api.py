@@ -21,15 +21,16 @@ import math
 import torch
 from torch import Tensor
 
-from fastdigin_kernels import attention_ops, dispatch
-from fastdigin_kernels.attention_sdpa import sdpa
+from fastdigin_kernels.attention import choice as dispatch
+from fastdigin_kernels.attention import operations as attention_ops
+from fastdigin_kernels.attention.sdpa import sdpa
 
 
 def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto") -> Tensor:
     """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d).
 
     impl: "sdpa" (PyTorch's own), "triton", "cpp", "reference", or "auto", which takes
-    the fastest for the shape (dispatch.py). "reference" and "sdpa" take any dtype and device and
+    the fastest for the shape (choice.py). "reference" and "sdpa" take any dtype and device and
     have second derivatives where PyTorch's has; the others have none.
 
     Raises ValueError for shapes, dtypes or devices that do not belong together, and

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdigin_kernels import choices
+from fastdigin_kernels.common import choices
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to be tested
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdigin_kernels import _triton_launch as launch
+from fastdigin_kernels.common import triton_launch as launch
 
 # 256 divides the widths of SD 1, 2 and XL (1280, 2560, 5120): no columns are padded.
 ROWS, COLS, WARPS = 8, 256, 4

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdigin_kernels import _triton_launch as launch
+from fastdigin_kernels.common import triton_launch as launch
 
 WARPS = 8
 _LARGEST_BLOCK = 2048

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from fastdigin_kernels import native
-from fastdigin_kernels.file_lock import file_lock
+from fastdigin_kernels.common import native
+from fastdigin_kernels.common.file_lock import file_lock
 
 _log = logging.getLogger(__name__)
 
