@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastdigin.report.console import table
-from fastdigin.report.summary import number, wilson_interval
+from fastdigin.results.numbers import number, wilson_interval
 
 RESAMPLES = 2_000
 Unit = Literal["share", "points", "dB", ""]

@@ -1,6 +1,6 @@
 """The figures of each task of ``fastdigin bench truth``, from rows of plain values.
 
-A row is a finished job's record (fastdigin/report/store.py tells its keys) with what
+A row is a finished job's record (`python -m fastdigin.results` tells its keys) with what
 truth_tasks.py measured on its pictures:
 
     counterfactual         outside_l1, outside_l1_autoencoder: of the photo to the result and to
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastdigin import embedded
-from fastdigin.report.summary import above_dataset, share_of_maximum
+from fastdigin.results import NeuronRecord
 from fastdigin_bench.figures import Figure, Target, at_least, at_most, mean, rate, ratio
 
 Rows = Sequence[Mapping[str, Any]]
@@ -72,9 +72,10 @@ def disagreement_figures(rows: Rows) -> list[Figure]:
 
 def neuron_figures(rows: Rows) -> list[Figure]:
     """Does the image excite the neuron more than any packaged photo?"""
-    multiples = [share_of_maximum(row) for row in rows]
+    records = [NeuronRecord.from_dict({"id": "", "task": "neurons", **row}) for row in rows]
+    multiples = [record.share_of_maximum for record in records]
     return [
-        rate("above each of the photos", [bool(above_dataset(row)) for row in rows], at_least(0.8)),
+        rate("above each of the photos", [bool(r.above_dataset) for r in records], at_least(0.8)),
         mean("multiple of the photos' maximum", [m for m in multiples if m is not None]),
     ]
 

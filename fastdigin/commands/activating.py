@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from fastdigin.commands.output import write_jsonl
-    from fastdigin.report.activating_page import write_activating_page
+    from fastdigin.report.photo_page import write_activating_page
 
     classifier = load_classifier(options.classifier, options)
     if options.layer is not None:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError
 from fastdigin.report import print_results, write_report
-from fastdigin.results.store import ResultStore, jsonable, read_lines
+from fastdigin.results import Record, ResultStore, read_records
+from fastdigin.results.store import jsonable
 from fastdigin.tasks.part import Part
 
 
@@ -24,7 +25,7 @@ def run_parts(parts: list[Part], out: Path, *, as_json: bool, shard: Shard = WHO
     """
     if not any(shard.of(part.ids) for part in parts):
         return 0  # fewer jobs than shards: others say what is wrong with them
-    done = {(r["task"], r["id"]): r for r in read_lines(out) if r["status"] == "done"}
+    done = {(r.task, r.id): r for r in read_records(out) if r.status == "done"}
     bars, explanations = [], []
     for part in parts:
         finished = {id for task, id in done if task == part.task}
@@ -54,7 +55,7 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
     report = write_report(out)
     if as_json:
         return
-    records = read_lines(out)
+    records = read_records(out)
     for task in tasks:
         print_results(task, records)
         print()
@@ -84,10 +85,10 @@ class _Bar:
         self._bar.close()
 
 
-def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], dict], out: Path) -> None:
+def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], Record], out: Path) -> None:
     """Raises UserError where a finished job has the id of an input but was another photo's."""
     for id, item in part.inputs.items():
-        before = done.get((part.task, id), {}).get("input")
+        before = getattr(done.get((part.task, id)), "input", None)
         now = item.fingerprint() if before else None
         if before and now and before != now:
             raise UserError(

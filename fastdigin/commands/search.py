@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from fastdigin.commands.output import write_jsonl
-    from fastdigin.report.search_page import write_search_page
+    from fastdigin.report.photo_page import write_search_page
     from fastdigin.retrieval import find_similar, load_embedding, photo_files
     from fastdigin.tasks.inputs import ImageInput
 
@@ -107,7 +107,7 @@ def _record(label: Label) -> dict[str, Any]:
 
 def _print(found: Search) -> None:
     from fastdigin.report.console import print_text, table
-    from fastdigin.report.summary import percent
+    from fastdigin.results.numbers import percent
 
     names = list(found.query)
     titles = ["rank", "photo", "similarity", *names]
@@ -126,7 +126,7 @@ def _print(found: Search) -> None:
 
 
 def _cell(label: Label, asked: str | None) -> str:
-    from fastdigin.report.summary import percent
+    from fastdigin.results.numbers import percent
 
     first = f"{label.name.split(',')[0]} {percent(label.confidence)}"
     return (

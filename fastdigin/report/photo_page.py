@@ -1,73 +1,124 @@
-"""Pages of photos: what those of searching and of activating photos share."""
+"""The page of photos: those that a search found, or those that activate neurons most."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fastdigin.errors import UserError
-from fastdigin.report.cards import data_uri
-from fastdigin.report.html import html_page
-from fastdigin.results.pictures import to_pil
-from fastdigin.storage import write_atomically
+from fastdigin.report.page import write_page
+from fastdigin.results.card import Picture, data_uri
+from fastdigin.results.numbers import percent
 
-SHOWN = 200
+if TYPE_CHECKING:  # reports read results and compute none
+    from fastdigin.models.classifier import Classifier
+    from fastdigin.retrieval import Activating, Label, Search
+
+PHOTOS_SHOWN = 200
 """More photos make a page that no browser likes."""
 
+CLASSES_SHOWN = 4
 
-def write_photo_page(target: Path, eyebrow: str, title: str, lead: str, sections: str) -> Path:
-    """Writes a page that needs nothing beside it, and returns its path.
 
-    eyebrow, title, lead: plain text. sections: HTML. Raises UserError where it cannot be written.
-    """
-    body = (
-        f'<div class="top"><div class="eyebrow">{escape(eyebrow)}</div><h1>{escape(title)}</h1>'
-        f'<p class="lead">{escape(lead)}</p></div><main>{sections}</main>'
+@dataclass(frozen=True)
+class _Photo:
+    picture: Picture
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """A section of photos. more: how many others are in ``file``."""
+
+    title: str
+    photos: list[_Photo]
+    more: int = 0
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A section with a table, whose rows begin with their names."""
+
+    title: str
+    titles: list[str]
+    rows: list[list[str]]
+
+
+def write_search_page(out: Path, query: Path, embedding: str, found: Search) -> Path:
+    """Writes OUT/search.html and returns its path; UserError where it cannot be written."""
+    matches = [
+        _photo(m.photo.image, f"{m.similarity:.3f} {m.photo.id}", _lines(m.labels, found.asked))
+        for m in found.matches[:PHOTOS_SHOWN]
+    ]
+    image = _photo(query, query.name, _lines(found.query, found.asked))
+    left = len(found.matches) - len(matches)
+    return write_page(
+        out / "search.html",
+        "photos.html",
+        eyebrow="fastdigin search",
+        heading="Photos that resemble the image",
+        lead=f"{len(found.matches)} of {found.compared} photos, by the cosine of the features of "
+        f"{embedding}",
+        sections=[
+            _Gallery("The image", [image]),
+            *([_classifiers(found)] if found.query else []),
+            _Gallery("Matches", matches, left, "search.jsonl"),
+        ],
+        unreadable=list(found.unreadable.values()),
     )
-    try:
-        content = html_page(body).encode("utf-8", "replace")
-        write_atomically(target, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(
-            f"'{target}' cannot be written ({error.strerror}); make the folder writable."
-        ) from None
-    return target
 
 
-def figure(image: str | Path | Tensor, title: str, lines: Iterable[str] = ()) -> str:
-    """A photo, a file or (3, H, W) in [0, 1], with a title in bold and lines below it."""
-    uri = _tensor_uri(image) if isinstance(image, Tensor) else data_uri(Path(image))
-    alt = escape(title)
-    picture = '<div class="missing">missing</div>'
-    if uri:
-        picture = f'<img src="{uri}" alt="{alt}" decoding="async">'
-    below = "".join(f"<span>{escape(line)}</span>" for line in lines)
-    return f"<figure>{picture}<figcaption><b>{alt}</b>{below}</figcaption></figure>"
-
-
-def gallery(title: str, figures: Iterable[str], more: int = 0, file: str = "") -> str:
-    """A section of figures. more: how many others are in ``file``."""
-    note = f'<p class="note">{more} more are in <code>{file}</code>.</p>' if more > 0 else ""
-    return (
-        f'<section><h2>{escape(title)}</h2><div class="pictures">{"".join(figures)}</div>{note}'
-        "</section>"
+def write_activating_page(out: Path, classifier: Classifier, found: Activating) -> Path:
+    """Writes OUT/activating.html and returns its path; UserError where it cannot be written."""
+    each = max(1, PHOTOS_SHOWN // len(found.top))
+    layer = classifier.layer or "the layer before the head"
+    galleries = []
+    for neuron, best in found.top.items():
+        low, high = found.ranges[neuron]
+        galleries.append(
+            _Gallery(
+                f"Neuron {neuron}, from {low:.3g} to {high:.3g}",
+                [_photo(photo.image, f"{value:.3g}", [photo.id]) for value, photo in best[:each]],
+                len(best) - each,
+                "activating.jsonl",
+            )
+        )
+    return write_page(
+        out / "activating.html",
+        "photos.html",
+        eyebrow="fastdigin activating",
+        heading="Photos that activate neurons most",
+        lead=f"of {found.seen}, by {layer} of {classifier.name}",
+        sections=galleries,
+        unreadable=list(found.unreadable.values()),
     )
 
 
-def left_out(unreadable: Mapping[str, str]) -> str:
-    """A section with the reasons why photos could not be read; nothing where all could."""
-    if not unreadable:
-        return ""
-    items = "".join(f"<li>{escape(reason)}</li>" for reason in unreadable.values())
-    return f"<section><h2>Left out</h2><ul>{items}</ul></section>"
+def _photo(image: str | Path | Tensor, title: str, lines: list[str]) -> _Photo:
+    uri = data_uri(image if isinstance(image, Tensor) else Path(image))
+    return _Photo(Picture(title, title, uri), lines)
 
 
-def _tensor_uri(image: Tensor) -> str:
-    buffer = io.BytesIO()
-    to_pil(image).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _classifiers(found: Search) -> _Table:
+    rows = []
+    for name, label in found.query.items():
+        seen = ", ".join(f"{c} {percent(s)}" for c, s in found.shares(name)[:CLASSES_SHOWN])
+        mean = found.mean_asked(name)
+        about = "–" if mean is None else percent(mean)
+        rows.append([name, label.name, percent(label.confidence), seen, about])
+    titles = ["classifier", "sees in the image", "confidence", "sees in the matches"]
+    return _Table(
+        "What classifiers see", [*titles, f"mean confidence in {found.asked}"], rows
+    )
+
+
+def _lines(labels: Mapping[str, Label], asked: str | None) -> list[str]:
+    lines = []
+    for name, label in labels.items():
+        about = "" if label.asked is None else f" ({asked} {percent(label.asked)})"
+        lines.append(f"{name}: {label.name} {percent(label.confidence)}{about}")
+    return lines

@@ -186,7 +186,7 @@ class NeuronRecord(Record):
         ),
         Fact("dataset_max_activation", "data-set maximum", table=False),
         Change(
-            "share_of_maximum", "of data-set maximum", "multiple",
+            "share_of_maximum", "of the maximum", "multiple",
             before="share_of_maximum_before",
         ),
         Rate(

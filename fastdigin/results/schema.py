@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from fastdigin.results.card import card_html
 from fastdigin.results.keys import Key, aside, key, keys_of
 from fastdigin.results.pictures import difference_picture, read_picture
 from fastdigin.results.store import (
@@ -144,8 +145,12 @@ class Record:
         """A picture, read from the folder where it is not at hand; None where there is none."""
         if name in self.pictures:
             return self.pictures[name]
-        file = self.folder and picture_path(self.folder, self.paths.get(name))
+        file = self.file(name)
         return None if file is None else read_picture(file)
+
+    def file(self, name: str) -> Path | None:
+        """Where a saved picture lies; None where it is missing, or was never saved."""
+        return picture_path(self.folder, self.paths.get(name)) if self.folder else None
 
     @property
     def image(self) -> Tensor | None:
@@ -171,6 +176,10 @@ class Record:
     def mask(self) -> Tensor | None:
         """The foreground (H, W)."""
         return self.picture("mask")
+
+    def _repr_html_(self) -> str:
+        """The record's card, which a notebook shows."""
+        return card_html(self)
 
     @property
     def record(self) -> dict[str, Any]:

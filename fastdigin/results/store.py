@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 class ResultStore:
     """The results of one task in the folder OUT.
 
-    ``out`` is created when missing. ``settings`` is whatever decides the results (JSON values,
+    ``out`` is created when missing. ``settings`` are those that affect the results (JSON values,
     paths and tuples included); a folder that already holds this task with other settings is
     refused, because its finished jobs would be mixed with different ones.
 
@@ -67,18 +67,10 @@ class ResultStore:
             else:
                 text = json.dumps({**runs, task: self.settings}, indent=2, allow_nan=False) + "\n"
                 write_atomically(self.out / RUN_FILE, lambda file: file.write(text.encode()))
-            _drop_torn_line(self._results)
-
-    def lines(self) -> list[dict]:
-        """Every job's last record, all tasks of the folder, in the order of first appearance."""
-        return read_lines(self.out)
-
-    def finished(self) -> set[tuple[str, str]]:
-        """The (task, id) of every job that needs no second run."""
-        return {(r["task"], r["id"]) for r in self.lines() if r["status"] == "done"}
+            _mend_end(self._results)
 
     def append(self, record: Mapping) -> None:
-        """Writes one record (keys: see the top of this file) and returns when it is on the disk.
+        """Writes one line and returns when it is on the disk.
 
         The pictures it names must exist: a record is the promise that its job is complete.
         Numbers that are not finite are written as null.
@@ -111,7 +103,6 @@ class ResultStore:
         picture = to_pil(image)
         write_atomically(path, lambda file: picture.save(file, format="PNG"))
         return relative
-
 
     def _locked(self) -> AbstractContextManager:
         return FileLock(self.out / LOCK_FILE)
@@ -249,19 +240,23 @@ def _show(settings: dict, key: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Makes the next append start on a fresh line: the last one may lack its end."""
+def _mend_end(path: Path) -> None:
+    """Makes the next append start on a fresh line: the last one may lack its end.
+
+    Raises UserError where a newer version has written to the file.
+    """
     if not path.exists():
         return
     with path.open("rb+") as file:
         content = file.read()
-        tail = content[content.rfind(b"\n") + 1:]
-        if not tail:
-            return
-        if _parse(tail) is not None:
+        end = content.rfind(b"\n") + 1
+        last = _parse(content[end:] or content[:end].splitlines()[-1]) if content else None
+        if last is not None:
+            _check_schema(last, path)
+        if content[end:] and last is not None:
             file.write(b"\n")
-        else:
-            file.truncate(len(content) - len(tail))
+        elif content[end:]:
+            file.truncate(end)
 
 
 def _parse(line: bytes) -> dict | None:

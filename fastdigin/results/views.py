@@ -32,13 +32,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Meter:
-    """A quantity's way from ``start`` to ``end`` on a track; they and ``mark`` lie in [0, 1]."""
+    """A quantity's way from ``start`` to ``end`` on a track; they and ``mark`` lie in [0, 1].
+
+    marks: what the mark stands for.
+    """
 
     label: str
     text: str
     start: float
     end: float
     mark: float | None = None
+    marks: str = ""
     tone: int = 0
 
 
@@ -175,15 +179,17 @@ class Change(View):
         def place(value: float) -> float:
             return min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
 
-        marked = None if mark is None else place(mark)
+        marked, marks = None, ""
+        if mark is not None:
+            marked, marks = place(mark), keys_of(type(record))[self.mark].doc
         label, text = self.title(type(record)), self.text(record) or ""
-        return Meter(label, text, place(start), place(end), marked, self.tone)
+        return Meter(label, text, place(start), place(end), marked, marks, self.tone)
 
     def figures(self, records: Sequence[Any]) -> list[Figure]:
         groups: dict[str, list[Any]] = {}
         for record in records:
-            name = f", {getattr(record, self.by)}" if self.by else ""
-            groups.setdefault(name, []).append(record)
+            group = getattr(record, self.by) if self.by else None
+            groups.setdefault("" if group is None else f", {group}", []).append(record)
         return [f for name, group in groups.items() for f in self._figure(name, group)]
 
     def _figure(self, group: str, records: Sequence[Any]) -> list[Figure]:

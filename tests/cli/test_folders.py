@@ -161,7 +161,7 @@ def test_strange_names_survive_escaped(tmp_path, capsys):
         check_record(record, out)
         assert record["id"] == f"{name}-to-{TARGET}" and record["prompt"] == prompt
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "&lt;b&gt;ü &amp;amp; &#x27;é&#x27;" in page and "<b>ü" not in page
+    assert "&lt;b&gt;ü &amp;amp; &#39;é&#39;" in page and "<b>ü" not in page
 
 
 def test_resume_does_the_rest_only(tmp_path, capsys):
