@@ -9,6 +9,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import VARIABLES, Job
+from fastdigin.errors import UserError
 from fastdigin_bench.plain_loop import Gradients, first_gradients
 from fastdigin_bench.plain_model import PlainModel
 
@@ -22,6 +23,17 @@ def gradient_errors(engine: Engine, plain: PlainModel, job: Job) -> dict[str, fl
         name: float((actual[name] - gradient).norm() / gradient.norm())
         for name, gradient in expected.items()
     }
+
+
+def gradient_error(engine: Engine, plain: PlainModel, job: Job) -> float:
+    """The largest of ``gradient_errors``. UserError where it is above TOLERANCE."""
+    error = max(gradient_errors(engine, plain, job).values())
+    if not error <= TOLERANCE:
+        raise UserError(
+            f"the first gradients differ by {error:.1e}, more than {TOLERANCE}: "
+            "speeds of different computations are not compared"
+        )
+    return error
 
 
 def engine_first_gradients(engine: Engine, job: Job) -> Gradients:

@@ -18,11 +18,11 @@ The other variants are not compiled.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -34,6 +34,8 @@ from fastdigin.engine.job import Job
 from fastdigin.models.attention import install_processors
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin_bench.output import say
+from fastdigin_bench.text_jobs import run_all
 from fastdigin_kernels.common import fused
 
 WHOLE, NETWORKS, COMPILED = "whole", "networks", "compile"
@@ -56,31 +58,20 @@ class Variant:
     changed: Callable[[], AbstractContextManager] = nullcontext
 
 
-def find_causes(
-    model: LatentDiffusion,
-    classifier: Classifier,
-    jobs: Sequence[Job],
-    slots: int,
-    repeats: int,
-    compiled: bool = False,
-) -> tuple[dict[str, Cause], float]:
+def causes_of(seconds: Mapping[str, Sequence[float]]) -> tuple[dict[str, Cause], float]:
     """What each idea is worth, and the share of time spent outside of networks and decoder.
 
-    That share is the time of a run whose U-Net, decoder and classifier are a few element-wise
-    operations, whose time it includes, over that of the whole engine.
+    seconds: as ``time_variants`` gives them. The share is the time of a run whose U-Net, decoder
+    and classifier are a few element-wise operations, whose time it includes, over that of the
+    whole engine.
     """
-    steps = jobs[0].settings.steps
-    engines = variants(model, classifier, slots, steps)
-    if compiled:
-        engines[COMPILED] = Variant(Engine(model, slots=slots, kept_steps=steps, compile="on"))
-    seconds = time_variants(engines, jobs, repeats)
-    whole = seconds.pop(WHOLE)
-    outside = statistics.median(seconds.pop(NETWORKS)) / statistics.median(whole)
+    whole = seconds[WHOLE]
     causes = {
         name: _cause(whole, taken) if name == COMPILED else _cause(taken, whole)
         for name, taken in seconds.items()
+        if name not in (WHOLE, NETWORKS)
     }
-    return causes, outside
+    return causes, statistics.median(seconds[NETWORKS]) / statistics.median(whole)
 
 
 def _cause(without: Sequence[float], with_it: Sequence[float]) -> Cause:
@@ -92,23 +83,26 @@ def _cause(without: Sequence[float], with_it: Sequence[float]) -> Cause:
 
 
 def variants(
-    model: LatentDiffusion, classifier: Classifier, slots: int, steps: int
+    model: LatentDiffusion, classifier: Classifier, slots: int, steps: int, compiled: bool
 ) -> dict[str, Variant]:
-    """The whole engine, and the engine without each idea."""
+    """The whole engine, and the engine without each idea. compiled: also with compiled steps."""
 
-    def engine(slots: int = slots, kept_steps: int = steps, kind: type[Engine] = Engine) -> Engine:
-        return kind(model, slots=slots, kept_steps=kept_steps, compile="off")
+    def engine(kind: type[Engine] = Engine, **other: Any) -> Engine:
+        return kind(model, **({"slots": slots, "kept_steps": steps, "compile": "off"} | other))
 
     whole = engine()
-    return {
+    found = {
         WHOLE: Variant(whole),
         "batching": Variant(engine(slots=1)),
         "no recompute": Variant(engine(kept_steps=0)),
         "injection without maps": Variant(whole, lambda: written_maps(model)),
-        "shared decode": Variant(engine(kind=SeparateDecode)),
+        "shared decode": Variant(engine(SeparateDecode)),
         "kernels": Variant(whole, lambda: pytorch_kernels(model)),
         NETWORKS: Variant(whole, lambda: no_networks(model, classifier)),
     }
+    if compiled:
+        found[COMPILED] = Variant(engine(compile="on"))
+    return found
 
 
 def time_variants(
@@ -124,13 +118,11 @@ def time_variants(
         for name, variant in order[repeat % len(order) :] + order[: repeat % len(order)]:
             with variant.changed():
                 if not found[name]:
-                    list(variant.engine.run(jobs if name == COMPILED else jobs[:1]))
+                    run_all(variant.engine, jobs if name == COMPILED else jobs[:1])
                 start = time.perf_counter()
-                failed = [r.error for r in variant.engine.run(jobs) if r.error]
+                run_all(variant.engine, jobs)
                 found[name].append(time.perf_counter() - start)
-            if failed:
-                raise RuntimeError(f"a job of the bench failed: {failed[0]}")
-            print(f"{name}: {found[name][-1]:.2f} s", file=sys.stderr, flush=True)
+            say(f"{name}: {found[name][-1]:.2f} s")
     return found
 
 

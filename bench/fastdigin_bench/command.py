@@ -1,13 +1,13 @@
 """``fastdigin bench NAME``: which benches there are, and their arguments.
 
 A new bench is an entry of BENCHES here and a module ``fastdigin_bench/NAME.py`` with a function
-``run(options)`` that returns the exit code. Nothing heavy is imported before a bench runs, so that
---help answers at once.
+``run(options)`` that returns the exit code; the folder ``options.results`` then exists. Nothing
+heavy is imported before a bench runs, so that --help answers at once.
 """
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -69,13 +69,6 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--compile", default="auto", choices=COMPILE, help="(default auto)")
     parser.add_argument("--slots", type=count, metavar="S", help="(default: planned)")
     parser.add_argument("--memory", default="auto", metavar="SIZE", help="(default auto)")
-    parser.add_argument("--one-process", type=_share, help=SUPPRESS)  # how it calls itself
-
-
-def _share(text: str):
-    from fastdigin_bench.processes import Share
-
-    return Share.parse(text)
 
 
 def _compile_arguments(parser: ArgumentParser) -> None:
@@ -111,7 +104,6 @@ def _memory_arguments(parser: ArgumentParser) -> None:
         "--no-account", dest="account", action="store_false",
         help="without the count of Stable Diffusion's networks, which takes minutes",
     )  # fmt: skip
-    parser.add_argument("--one-process", help=SUPPRESS)  # how it calls itself
 
 
 def _scaling_arguments(parser: ArgumentParser) -> None:
@@ -159,5 +151,11 @@ def add_benches(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Runs the bench called ``options.bench``; returns its exit code."""
+    """Runs the bench called ``options.bench``; returns its exit code.
+
+    Raises UserError before the work starts where its results could not be kept.
+    """
+    from fastdigin_bench.output import results_folder
+
+    options.results = results_folder(options.results)
     return import_module(f"fastdigin_bench.{options.bench}").run(options)

@@ -14,6 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,8 @@ from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.costs import step_inputs
 from fastdigin.engine.sampler import StepFunctions
 from fastdigin.errors import UserError
-from fastdigin.models.diffusion import EMBEDDED
-from fastdigin.report.console import table
-from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
+from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
+from fastdigin_bench.output import conditions, finish, rows_table
 
 TOLERANCE = 1e-4
 ROLES = ("forward", "joint", "kept")
@@ -33,22 +33,26 @@ ROLES = ("forward", "joint", "kept")
 
 def run(options: Namespace) -> int:
     """Prints the table and the last line. UserError where the two do not agree."""
-    file = results_folder(options.results) / "compile.json"
     model = load_engine(EMBEDDED, slots=options.slots).model
-    *variables, step = step_inputs(model, options.slots, True, model.text_length)
+    rows = measure(model, options.slots, options.repeats)
+    print(rows_table(rows, {name: name for name in rows[0]}))
+    results = {"conditions": conditions(), "slots": options.slots, "rows": rows}
+    finish(options.results / "compile.json", results)
+    return 0
+
+
+def measure(model: LatentDiffusion, slots: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each of ROLES: compiles it, checks it, times it."""
+    *variables, step = step_inputs(model, slots, True, model.text_length)
     torch.manual_seed(0)
     step = replace(step, guidance=torch.full_like(step.guidance, 3.0))
     inputs = (*(torch.randn_like(x) for x in variables), step)
-    choice, rows = CompileChoice(model, "on", lambda: options.slots), []
+    choice, rows = CompileChoice(model, "on", lambda: slots), []
     for role in ROLES:
         plain, compiled = (_call(role, choice.of(each), inputs) for each in (False, True))
-        start = time.perf_counter()
-        found = compiled()
-        seconds = time.perf_counter() - start
-        error = _error(found, plain())
-        if error > TOLERANCE:
-            raise UserError(f"the compiled {role} differs by {error:.1e}: its speed says nothing")
-        times = [[_seconds(each) for each in (plain, compiled)] for _ in range(options.repeats)]
+        seconds, found = _timed(compiled)
+        error = agreement(role, found, plain())
+        times = [[_timed(each)[0] for each in (plain, compiled)] for _ in range(repeats)]
         before, after = (statistics.median(each) for each in zip(*times, strict=True))
         ratios = [a / b for a, b in times]
         rows.append(
@@ -63,11 +67,18 @@ def run(options: Namespace) -> int:
                 "error": error,
             }
         )
-    print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    results = {"conditions": conditions(), "slots": options.slots, "rows": rows}
-    write_json(file, results)
-    print_last_line(results)
-    return 0
+    return rows
+
+
+def agreement(role: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest error, relative to the largest value of its tensor. UserError above TOLERANCE."""
+    error = max(
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        for a, b in zip(found, expected, strict=True)
+    )
+    if not error <= TOLERANCE:
+        raise UserError(f"the compiled {role} differs by {error:.1e}: its speed says nothing")
+    return error
 
 
 def _call(role: str, functions: StepFunctions, inputs: tuple) -> Callable[[], tuple[Tensor, ...]]:
@@ -79,15 +90,7 @@ def _call(role: str, functions: StepFunctions, inputs: tuple) -> Callable[[], tu
     return lambda: functions.pull_back(functions.record(*inputs), *incoming)
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def _timed(function: Callable[[], tuple[Tensor, ...]]) -> tuple[float, tuple[Tensor, ...]]:
     start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """The largest, relative to the largest value of its tensor."""
-    return max(
-        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-        for a, b in zip(actual, expected, strict=True)
-    )
+    found = function()
+    return time.perf_counter() - start, found

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastdigin.report.console import table
 from fastdigin_bench.counters import SavedBytes
 from fastdigin_bench.kernel_cases import MODELS, OPS, Case, cases
-from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
+from fastdigin_bench.output import conditions, finish
 from fastdigin_kernels.attention import choice as dispatch
 
 PASSES = ("forward", "backward", "both")
@@ -35,7 +35,6 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 
 def run(options: Namespace) -> int:
     """Prints the table and the last line; 1 if an implementation was refused, else 0."""
-    file = results_folder(options.results) / "kernels.json"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = options.dtype or (["float32"] if device.type == "cpu" else ["float16", "bfloat16"])
     rows, peaks = [], {}
@@ -57,8 +56,7 @@ def run(options: Namespace) -> int:
         **whole,
         "rows": rows,
     }
-    write_json(file, results)
-    print_last_line(results)
+    finish(options.results / "kernels.json", results)
     return 1 if any(row["refused"] for row in rows) else 0
 
 

@@ -12,12 +12,10 @@ Beside them stands the resident size of a fresh process, Python, libraries and m
 
 from __future__ import annotations
 
-import json
+import re
 import resource
-import subprocess
-import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,12 @@ from fastdigin.engine.live_bytes import LiveBytes
 from fastdigin.engine.memory import show_bytes
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.models.diffusion import EMBEDDED
-from fastdigin.report.console import table
+from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin_bench import account
-from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
+from fastdigin_bench.output import conditions, finish, rows_table
 from fastdigin_bench.plots import lines
-from fastdigin_bench.text_jobs import text_jobs
+from fastdigin_bench.processes import in_processes
+from fastdigin_bench.text_jobs import run_all, text_jobs
 
 GRID = [(steps, slots, 0) for slots in (1, 4) for steps in (5, 20, 50)]
 GRID += [(20, 8, 0), (20, 1, 5), (20, 1, 20), (20, 4, 5), (20, 4, 20), (20, 8, 20)]
@@ -47,19 +45,28 @@ Row = Mapping[str, Any]
 
 def run(options: Namespace) -> int:
     """Prints the tables, draws the plot, prints the last line."""
-    if options.one_process is not None:
-        return _one_process(*map(int, options.one_process.split(",")))
-    folder = results_folder(options.results)
     model, classifier = load_engine(EMBEDDED).model, Classifier.load("embedded:robust")
-    rows = [_measured_row(model, classifier, *point) for point in GRID]
-    print(_peaks_table(rows), "\n", flush=True)
-    budgets = list(_budget_rows(model, classifier))
-    print(_budgets_table(budgets), "\n", flush=True)
+    rows = [
+        measured_row(model, classifier, *point)
+        | {"resident_bytes": in_processes(resident_bytes, [point])[0]}
+        for point in GRID
+    ]
+    print(rows_table(rows, PEAKS), "\n", flush=True)
+    budgets = [
+        budget_row(model, classifier, budget, slots, BUDGET_STEPS)
+        for budget in BUDGETS
+        for slots in BUDGET_SLOTS
+    ]
+    print(rows_table(budgets, PLANS), "\n", flush=True)
     counted = account.table() if options.account else []
     if counted:
-        print(_account_table(counted), "\n", flush=True)
+        print(rows_table(counted, COUNTS), "\n", flush=True)
     targets = find_targets(rows, budgets, counted)
-    print(_targets_table(targets), "\n", flush=True)
+    print(rows_table(targets, TARGETS), "\n", flush=True)
+    lines(
+        options.results / "memory.png", peak_lines(rows), "DDIM steps",
+        "peak of live tensors, MiB", "Peak memory, no step kept",
+    )  # fmt: skip
     results = {
         "conditions": conditions(),
         "rows": rows,
@@ -67,24 +74,22 @@ def run(options: Namespace) -> int:
         "account": counted,
         "targets": targets,
     }
-    write_json(folder / "memory.json", results)
-    _plot(rows, folder / "memory.png")
-    print_last_line(results)
+    finish(options.results / "memory.json", results)
     return 0
 
 
 def measured_peak(engine: Engine, classifier: Classifier, steps: int, count: int) -> int:
     """Most bytes of live tensors while ``count`` jobs are optimised."""
-    list(engine.run(text_jobs(engine.model, classifier, 1, 1, UPDATES)))  # which measures costs
+    run_all(engine, text_jobs(engine.model, classifier, 1, 1, UPDATES))  # which measures costs
     with LiveBytes() as live:
-        results = list(engine.run(text_jobs(engine.model, classifier, steps, count, UPDATES)))
-    failed = [r.error for r in results if r.error]
-    if failed:
-        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+        run_all(engine, text_jobs(engine.model, classifier, steps, count, UPDATES))
     return live.peak
 
 
-def _measured_row(model, classifier, steps: int, slots: int, kept: int) -> dict[str, Any]:
+def measured_row(
+    model: LatentDiffusion, classifier: Classifier, steps: int, slots: int, kept: int
+) -> dict[str, Any]:
+    """The peak that was predicted, and the one that was measured."""
     # A budget is named so that the planner predicts at all; it never limits.
     engine = Engine(model, memory="1000GiB", slots=slots, kept_steps=kept, compile="off")
     peak = measured_peak(engine, classifier, steps, slots)
@@ -95,42 +100,35 @@ def _measured_row(model, classifier, steps: int, slots: int, kept: int) -> dict[
         "predicted_bytes": engine.plan.predicted,
         "measured_bytes": peak,
         "state_bytes": state_bytes(model, slots, steps, model.text_length),
-        "resident_bytes": _resident_bytes(steps, slots, kept),
     }
 
 
-def _budget_rows(model, classifier) -> Iterator[dict[str, Any]]:
-    """What is planned for each budget, and what the plan takes."""
-    for budget in BUDGETS:
-        for slots in BUDGET_SLOTS:
-            engine = Engine(model, memory=budget, slots=slots, compile="off")
-            row = {"budget": budget, "slots_given": slots}
-            try:
-                peak = measured_peak(engine, classifier, BUDGET_STEPS, engine.slots)
-            except UserError as error:
-                yield row | {"refused": str(error)}
-                continue
-            plan = engine.plan
-            yield row | {
-                "slots": plan.slots,
-                "kept_steps": plan.kept_steps,
-                "budget_bytes": plan.budget,
-                "predicted_bytes": plan.predicted,
-                "measured_bytes": peak,
-            }
+def budget_row(
+    model: LatentDiffusion, classifier: Classifier, budget: str, slots: int | None, steps: int
+) -> dict[str, Any]:
+    """What is planned for a budget, and what the plan takes. slots: None has them planned."""
+    engine = Engine(model, memory=budget, slots=slots, compile="off")
+    row = {"budget": budget, "slots_given": slots}
+    try:
+        peak = measured_peak(engine, classifier, steps, engine.slots)
+    except UserError as error:
+        return row | {"refused": str(error)}
+    plan = engine.plan
+    return row | {
+        "slots": plan.slots,
+        "kept_steps": plan.kept_steps,
+        "budget_bytes": plan.budget,
+        "predicted_bytes": plan.predicted,
+        "measured_bytes": peak,
+    }
 
 
 def find_targets(
     rows: Sequence[Row], budgets: Sequence[Row], counted: Sequence[Row]
 ) -> list[dict[str, Any]]:
     """The figures that have a limit: {"figure", "value", "limit", "met"} each."""
-    unkept = [row for row in rows if row["kept_steps"] == 0]
-    growth = [
-        _beyond_state(longest) / _beyond_state(shortest)
-        for slots in {row["slots"] for row in unkept}
-        if (at := sorted((r for r in unkept if r["slots"] == slots), key=lambda r: r["steps"]))
-        and (shortest := at[0])["steps"] < (longest := at[-1])["steps"]
-    ]
+    several = [at for at in _by_slots(rows).values() if len(at) > 1]
+    growth = [_beyond_state(at[-1]) / _beyond_state(at[0]) for at in several]
     run = [row for row in budgets if "refused" not in row]
     errors = [abs(row["measured_bytes"] / row["predicted_bytes"] - 1) for row in (*rows, *run)]
     found = [
@@ -150,91 +148,77 @@ def find_targets(
     ]
 
 
+def peak_lines(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """(steps, MiB) for each number of slots, without kept steps: all, and beyond the state."""
+    series = {}
+    for slots, at in _by_slots(rows).items():
+        name = f"{slots} slot{'s' * (slots > 1)}"
+        series[name] = [(row["steps"], row["measured_bytes"] / 2**20) for row in at]
+        if len(at) > 1:
+            rest = [(row["steps"], _beyond_state(row) / 2**20) for row in at]
+            series[f"{name}, without variables and moments"] = rest
+    return series
+
+
+def _by_slots(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """slots -> rows without kept steps, fewest slots and steps first."""
+    found: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["slots"], row["steps"])):
+        if row["kept_steps"] == 0:
+            found.setdefault(row["slots"], []).append(row)
+    return found
+
+
 def _beyond_state(row: Row) -> int:
     return row["measured_bytes"] - row["state_bytes"]
 
 
-def _resident_bytes(steps: int, slots: int, kept: int) -> int:
-    """Largest resident size of a fresh process that does one such iteration."""
-    command = [sys.executable, "-m", "fastdigin.cli", "bench", "memory"]
-    command += ["--one-process", f"{steps},{slots},{kept}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])["resident_bytes"]
-
-
-def _one_process(steps: int, slots: int, kept: int) -> int:
+def resident_bytes(steps: int, slots: int, kept: int) -> int:
+    """Does one such iteration; the largest resident size of this process so far."""
     model, classifier = load_engine(EMBEDDED).model, Classifier.load("embedded:robust")
     engine = Engine(model, slots=slots, kept_steps=kept, compile="off")
-    list(engine.run(text_jobs(model, classifier, steps, slots, UPDATES)))
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print_last_line({"resident_bytes": kibibytes * 2**10})
-    return 0
+    run_all(engine, text_jobs(model, classifier, steps, slots, UPDATES))
+    try:
+        # Not getrusage: on Linux its figure begins with what the parent process had.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 2**10
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _targets_table(targets: Sequence[Row]) -> str:
-    cells = [
-        [t["figure"], f"{t['value']:.4g}", f"{t['limit']:.4g}", "yes" if t["met"] else "NO"]
-        for t in targets
-    ]
-    return table(["figure", "value", "at most", "met"], cells)
+def _size(key: str) -> Callable[[Row], str]:
+    return lambda row: show_bytes(row[key]) if key in row else ""
 
 
-def _peaks_table(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [
-            str(r["steps"]),
-            str(r["slots"]),
-            str(r["kept_steps"]),
-            show_bytes(r["predicted_bytes"]),
-            show_bytes(r["measured_bytes"]),
-            f"{r['predicted_bytes'] / r['measured_bytes']:.2f}",
-            show_bytes(r["resident_bytes"]),
-        ]
-        for r in rows
-    ]
-    titles = ["steps", "slots", "kept", "predicted", "measured", "ratio", "resident, fresh process"]
-    return table(titles, cells)
-
-
-def _budgets_table(rows: list[dict[str, Any]]) -> str:
-    cells = []
-    for r in rows:
-        given = "planned" if r["slots_given"] is None else str(r["slots_given"])
-        if "refused" in r:
-            cells.append([r["budget"], given, "refused", "", "", ""])
-        else:
-            plan = [str(r["slots"]), str(r["kept_steps"])]
-            sizes = [show_bytes(r["predicted_bytes"]), show_bytes(r["measured_bytes"])]
-            cells.append([r["budget"], given, *plan, *sizes])
-    return table(["budget", "slots given", "slots", "kept", "predicted", "measured"], cells)
-
-
-def _account_table(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [
-            r["model"],
-            str(r["resolution"]),
-            f"{sum(r['flops_forward'].values()) / 1e12:.2f}",
-            f"{r['saved_bytes_per_step'] / 1e9:.2f}",
-            f"{r['marginal_bytes_per_slot'] / 1e9:.2f}",
-            f"{r['plain_bytes_per_slot'] / 1e9:.1f}",
-            " / ".join(str(n) for n in r["slots_in"].values()),
-        ]
-        for r in rows
-    ]
-    titles = ["model", "px", "forward TFLOP", "saved GB a step", "GB a slot", "plain loop GB"]
-    return table([*titles, "slots in 12 / 24 / 80 GB"], cells)
-
-
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Peak by the number of steps, for each number of slots, without kept steps."""
-    unkept = [r for r in rows if r["kept_steps"] == 0]
-    series = {}
-    for slots in sorted({r["slots"] for r in unkept}):
-        at = [r for r in unkept if r["slots"] == slots]
-        name = f"{slots} slot{'s' * (slots > 1)}"
-        series[name] = [(r["steps"], r["measured_bytes"] / 2**20) for r in at]
-        if len(at) > 1:
-            rest = [(r["steps"], _beyond_state(r) / 2**20) for r in at]
-            series[f"{name}, without variables and moments"] = rest
-    lines(path, series, "DDIM steps", "peak of live tensors, MiB", "Peak memory, no step kept")
+PEAKS = {
+    "steps": "steps",
+    "slots": "slots",
+    "kept": "kept_steps",
+    "predicted": _size("predicted_bytes"),
+    "measured": _size("measured_bytes"),
+    "ratio": lambda row: f"{row['predicted_bytes'] / row['measured_bytes']:.2f}",
+    "resident, fresh process": _size("resident_bytes"),
+}
+PLANS = {
+    "budget": "budget",
+    "slots given": lambda row: row["slots_given"] or "planned",
+    "slots": lambda row: row.get("slots", "refused"),
+    "kept": lambda row: row.get("kept_steps", ""),
+    "predicted": _size("predicted_bytes"),
+    "measured": _size("measured_bytes"),
+}
+COUNTS = {
+    "model": "model",
+    "px": "resolution",
+    "forward TFLOP": lambda row: f"{sum(row['flops_forward'].values()) / 1e12:.2f}",
+    "saved GB a step": lambda row: f"{row['saved_bytes_per_step'] / 1e9:.2f}",
+    "GB a slot": lambda row: f"{row['marginal_bytes_per_slot'] / 1e9:.2f}",
+    "plain loop GB": lambda row: f"{row['plain_bytes_per_slot'] / 1e9:.1f}",
+    "slots in 12 / 24 / 80 GB": lambda row: " / ".join(map(str, row["slots_in"].values())),
+}
+TARGETS = {
+    "figure": "figure",
+    "value": lambda row: f"{row['value']:.4g}",
+    "at most": lambda row: f"{row['limit']:.4g}",
+    "met": lambda row: "yes" if row["met"] else "NO",
+}

@@ -40,23 +40,31 @@ class OccupancyRun:
         """Of the rows, those that were of use."""
         return 1 - (self.repeated + self.ended) / self.rows
 
+    def __str__(self) -> str:
+        return (
+            f"{self.jobs} counterfactuals of random length, inversion and search included: "
+            f"{self.share:.1%} of {self.rows} U-Net rows were of use"
+        )
+
 
 class RandomLengths(Engine):
     """Gives every job that is optimised a number of updates of its own."""
 
     def run(self, jobs: Iterable[Job], *args, **kwargs) -> Iterator[Result]:
-        return super().run(map(self._with_length, jobs), *args, **kwargs)
+        return super().run(map(with_length, jobs), *args, **kwargs)
 
-    def _with_length(self, job: Job) -> Job:
-        if not job.settings.iterations:
-            return job  # a candidate of the schedule search
-        updates = random.Random(job.id).randint(*LENGTHS)
-        return replace(job, settings=replace(job.settings, iterations=updates))
 
-    @property
-    def idle_places(self) -> int:
-        """How often a slot took part in an iteration without a job."""
-        return self._places - self._advanced
+def with_length(job: Job) -> Job:
+    """The job with a random number of updates, which its id decides."""
+    if not job.settings.iterations:
+        return job  # a candidate of the schedule search
+    updates = random.Random(job.id).randint(*LENGTHS)
+    return replace(job, settings=replace(job.settings, iterations=updates))
+
+
+def idle_places(engine: Engine) -> int:
+    """How often a slot took part in an iteration without a job."""
+    return engine._places - engine._advanced
 
 
 class RowCounter:
@@ -103,7 +111,7 @@ def measure_occupancy(jobs: int) -> OccupancyRun:
     if failed:
         raise RuntimeError(f"a job of the bench failed: {failed[0]}")
     # No step is computed twice, so an iteration's calls are its steps, of two rows a place.
-    ended = 2 * STEPS * engine.idle_places
+    ended = 2 * STEPS * idle_places(engine)
     return OccupancyRun(len(found), counter.rows, counter.repeated, ended)
 
 

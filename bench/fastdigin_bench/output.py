@@ -1,16 +1,18 @@
-"""What all benches share of their output: conditions, folders, results files, the last line."""
+"""What all benches share of their output: conditions, tables, results files, the last line."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdigin.errors import UserError
+from fastdigin.report.console import table
 from fastdigin.storage import write_atomically
 from fastdigin_kernels.common import native
 
@@ -26,6 +28,23 @@ def conditions() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": native.cpu_model(),
     }
+
+
+def rows_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str | Callable[[Mapping[str, Any]], object]],
+) -> str:
+    """A table of ``rows``. columns: title -> key of a row, or what makes the cell of a row."""
+    cells = [
+        [str(cell(row) if callable(cell) else row[cell]) for cell in columns.values()]
+        for row in rows
+    ]
+    return table(list(columns), cells)
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def results_folder(given: Path | None) -> Path:
@@ -70,6 +89,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ) from None
 
 
-def print_last_line(content: Mapping[str, Any]) -> None:
-    """The results for programs: one line of JSON, after which a bench prints nothing."""
-    print(json.dumps(content, allow_nan=False), flush=True)
+def finish(file: Path, results: Mapping[str, Any]) -> None:
+    """Keeps the results, and prints them for programs.
+
+    They are one line of JSON, after which a bench prints nothing.
+    """
+    write_json(file, results)
+    print(json.dumps(results, allow_nan=False), flush=True)

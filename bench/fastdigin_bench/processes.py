@@ -1,61 +1,28 @@
-"""Two processes of one thread each: what a user of two cores would start.
-
-A process is the bench itself, called with --one-process; it prints the seconds that its images took
-from inside, because the time to start Python, to load a model and to compile is nobody's method.
-"""
+"""Work in fresh processes: what they take and how long is not blurred by what ran here before."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from argparse import ArgumentTypeError, Namespace
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
+from typing import TypeVar
+from unittest.mock import patch
 
-ENGINE, PLAIN = "engine", "plain"
-COUNT = 2
-
-
-@dataclass(frozen=True)
-class Share:
-    """Every COUNT-th of items[start:stop], from ``first`` on. side: ENGINE or PLAIN."""
-
-    side: str
-    start: int
-    stop: int
-    first: int
-
-    @classmethod
-    def parse(cls, text: str) -> Share:
-        """From what ``str`` gives."""
-        side, *numbers = text.split(":")
-        if side not in (ENGINE, PLAIN) or len(numbers) != 3:
-            raise ArgumentTypeError(f"is not a share: {text!r}")
-        return cls(side, *map(int, numbers))
-
-    def __str__(self) -> str:
-        return f"{self.side}:{self.start}:{self.stop}:{self.first}"
-
-    def of(self, items: list) -> list:
-        return items[self.start : self.stop][self.first :: COUNT]
+T = TypeVar("T")
 
 
-def seconds_an_image(side: str, start: int, stop: int, options: Namespace) -> float:
-    """Seconds until the slower of two processes is through with its share, per image of both."""
-    command = [sys.executable, "-m", "fastdigin.cli", "bench", "throughput"]
-    for name in ("jobs", "iterations", "slots", "memory", "compile"):
-        if (value := getattr(options, name)) is not None:
-            command += [f"--{name}", str(value)]
-    shares = [Share(side, start, stop, first) for first in range(COUNT)]
-    running = [
-        subprocess.Popen(
-            [*command, "--one-process", str(share)], stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-        )
-        for share in shares
-    ]  # fmt: skip
-    outputs = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError(f"a process of the {side} failed; its message is above")
-    return max(json.loads(text.splitlines()[-1])["seconds"] for text in outputs) / (stop - start)
+def in_processes(
+    function: Callable[..., T], arguments: Sequence[tuple], **environment: str
+) -> list[T]:
+    """``function(*each)`` of all arguments at the same time, each in a process of its own.
+
+    environment: variables that the processes start with, beside those of this one.
+    """
+    with patch.dict(os.environ, environment), ExitStack() as stack:
+        running = []
+        for each in arguments:
+            pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            running.append(pool.submit(function, *each))
+        return [process.result() for process in running]

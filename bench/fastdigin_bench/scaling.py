@@ -10,22 +10,19 @@ Then a run of many whole counterfactuals of random length: were the slots busy (
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
-from fastdigin.report.console import table
-from fastdigin_bench.occupancy import OccupancyRun, measure_occupancy
-from fastdigin_bench.output import conditions, print_last_line, results_folder, write_json
+from fastdigin_bench.occupancy import measure_occupancy
+from fastdigin_bench.output import conditions, finish, rows_table, say
 from fastdigin_bench.plots import panels
-from fastdigin_bench.text_jobs import text_jobs
+from fastdigin_bench.text_jobs import run_all, text_jobs
 
 SLOTS = 8
 UPDATES = 2
@@ -41,34 +38,42 @@ class Point:
 
 
 VARIED = {
-    "jobs": (1, 2, 4, 8, 16),
-    "steps": (5, 10, 20, 50),
-    "resolution": (32, 64, 96, 128),
+    "jobs": [Point(jobs=n) for n in (1, 2, 4, 8, 16)],
+    "steps": [Point(steps=n) for n in (5, 10, 20, 50)],
+    "resolution": [Point(resolution=n) for n in (32, 64, 96, 128)],
+}
+# name -> (label of the x axis, of the y axis, key of a row)
+PLOTTED = {
+    "jobs": ("jobs at once", "images a minute", "images_per_min"),
+    "steps": ("DDIM steps", "ms an evaluation and step", "ms_per_step"),
+    "resolution": ("pixels a side", "images a minute", "images_per_min"),
 }
 
 
 def run(options: Namespace) -> int:
     """Prints the tables, draws the plot, prints the last line."""
-    folder = results_folder(options.results)
-    points = {name: [Point(**{name: value}) for value in VARIED[name]] for name in VARIED}
-    distinct = list(dict.fromkeys(point for each in points.values() for point in each))
+    distinct = list(dict.fromkeys(point for points in VARIED.values() for point in points))
     seconds = time_points(distinct, options.repeats)
-    rows = {name: [_row(point, seconds[point]) for point in each] for name, each in points.items()}
+    rows = {
+        name: [figures(point, seconds[point]) for point in points]
+        for name, points in VARIED.items()
+    }
     for name, each in rows.items():
         print(_table(name, each), "\n", flush=True)
-    occupancy = measure_occupancy(options.jobs) if options.occupancy else None
-    if occupancy:
-        print(_occupancy_line(occupancy), flush=True)
-    results = {
-        "conditions": conditions(),
-        "updates": UPDATES,
-        "slots": SLOTS,
-        **rows,
-        "occupancy": occupancy and asdict(occupancy) | {"share": round(occupancy.share, 4)},
-    }
-    write_json(folder / "scaling.json", results)
-    _plot(rows, folder / "scaling.png")
-    print_last_line(results)
+    results = {"conditions": conditions(), "updates": UPDATES, "slots": SLOTS, **rows}
+    results["occupancy"] = None
+    if options.occupancy:
+        found = measure_occupancy(options.jobs)
+        print(found, flush=True)
+        results["occupancy"] = asdict(found) | {"share": round(found.share, 4)}
+    panels(
+        options.results / "scaling.png",
+        {
+            name: (x, y, [(row[name], row[key]) for row in rows[name]])
+            for name, (x, y, key) in PLOTTED.items()
+        },
+    )
+    finish(options.results / "scaling.json", results)
     return 0
 
 
@@ -84,21 +89,19 @@ def time_points(points: Sequence[Point], repeats: int) -> dict[Point, list[float
     for repeat in range(repeats):
         for point in points:
             found[point].append(_seconds(engines[point.resolution], classifier, point))
-        print(f"scaling: {repeat + 1} of {repeats} repeats done", file=sys.stderr, flush=True)
+        say(f"scaling: {repeat + 1} of {repeats} repeats done")
     return found
 
 
 def _seconds(engine: Engine, classifier: Classifier, point: Point) -> float:
     jobs = text_jobs(engine.model, classifier, point.steps, point.jobs, UPDATES)
     start = time.perf_counter()
-    failed = [r.error for r in engine.run(jobs) if r.error]
-    taken = time.perf_counter() - start
-    if failed:
-        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
-    return taken
+    run_all(engine, jobs)
+    return time.perf_counter() - start
 
 
-def _row(point: Point, seconds: Sequence[float]) -> dict[str, Any]:
+def figures(point: Point, seconds: Sequence[float]) -> dict[str, Any]:
+    """A row of results. An update is followed by an evaluation of what it gave."""
     median = statistics.median(seconds)
     evaluations = point.jobs * (UPDATES + 1)
     return asdict(point) | {
@@ -109,38 +112,11 @@ def _row(point: Point, seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _table(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        [
-            str(row[name]),
-            f"{statistics.median(row['seconds']):.2f}",
-            f"{min(row['seconds']):.2f} to {max(row['seconds']):.2f}",
-            f"{row['images_per_min']:.1f}",
-            f"{row['ms_per_step']:.1f}",
-        ]
-        for row in rows
-    ]
-    return table(
-        [name, "seconds", "range", "images/min", "ms an image, evaluation and step"], cells
-    )
-
-
-def _occupancy_line(found: OccupancyRun) -> str:
-    return (
-        f"{found.jobs} counterfactuals of random length, inversion and search included: "
-        f"{found.share:.1%} of {found.rows} U-Net rows were of use"
-    )
-
-
-def _plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    labels = {
-        "jobs": ("jobs at once", "images a minute", "images_per_min"),
-        "steps": ("DDIM steps", "ms an evaluation and step", "ms_per_step"),
-        "resolution": ("pixels a side", "images a minute", "images_per_min"),
+    columns = {
+        name: name,
+        "seconds": lambda row: f"{statistics.median(row['seconds']):.2f}",
+        "range": lambda row: f"{min(row['seconds']):.2f} to {max(row['seconds']):.2f}",
+        "images/min": lambda row: f"{row['images_per_min']:.1f}",
+        "ms an image, evaluation and step": lambda row: f"{row['ms_per_step']:.1f}",
     }
-    panels(
-        path,
-        {
-            name: (*labels[name][:2], [(row[name], row[labels[name][2]]) for row in each])
-            for name, each in rows.items()
-        },
-    )
+    return rows_table(rows, columns)

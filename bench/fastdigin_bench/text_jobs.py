@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
-from fastdigin.engine.job import Job, Settings
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
@@ -27,3 +30,12 @@ def text_jobs(
         Job(f"{seed}", noise, conditioning, null_text, [loss], settings, seed)
         for seed, noise in enumerate(noises)
     ]
+
+
+def run_all(engine: Engine, jobs: Iterable[Job]) -> list[Result]:
+    """All results. RuntimeError if a job failed: its time and memory say nothing."""
+    results = list(engine.run(jobs))
+    failed = [result.error for result in results if result.error]
+    if failed:
+        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+    return results

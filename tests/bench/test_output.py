@@ -1,11 +1,14 @@
-"""What all benches share of their output."""
+"""What all benches share: their output, and work in fresh processes."""
 
 import json
+import os
 
 import pytest
 
 from fastdigin.errors import UserError
 from fastdigin_bench import output
+from fastdigin_bench.plots import lines
+from fastdigin_bench.processes import in_processes
 
 
 def test_conditions_are_plain_and_the_same_every_time():
@@ -41,7 +44,35 @@ def test_json_files(tmp_path):
             output.read_json(path)
 
 
-def test_the_last_line_is_one_line(capsys):
-    output.print_last_line({"a": "x\ny"})
+def test_the_last_line_is_the_file(tmp_path, capsys):
+    output.finish(tmp_path / "x.json", {"a": "x\ny"})
     (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line) == {"a": "x\ny"}
+    assert json.loads(line) == json.loads((tmp_path / "x.json").read_text()) == {"a": "x\ny"}
+
+
+def test_tables():
+    rows = [{"steps": 5, "bytes": 2048}, {"steps": 20, "bytes": 4096}]
+    columns = {"steps": "steps", "KiB": lambda row: row["bytes"] // 1024}
+    titles, _, *cells = output.rows_table(rows, columns).splitlines()
+    assert [line.split() for line in (titles, *cells)] == [
+        ["steps", "KiB"],
+        ["5", "2"],
+        ["20", "4"],
+    ]
+
+
+def test_a_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    lines(tmp_path / "plot.png", {"one": [(1, 2), (2, 3)]}, "x", "y", "title")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fresh_processes():
+    """Each has the variables it was given, and this process keeps its own."""
+    before = dict(os.environ)
+    names = [("OMP_NUM_THREADS",), ("PATH",)]
+    assert in_processes(os.getenv, names, OMP_NUM_THREADS="1") == ["1", os.environ["PATH"]]
+    assert len({os.getpid(), *in_processes(os.getpid, [(), ()])}) == 3
+    assert dict(os.environ) == before
+    with pytest.raises(ValueError, match="invalid literal"):
+        in_processes(int, [("x",)])

@@ -1,0 +1,101 @@
+"""The engine without each of its ideas: it computes the same, and what that says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import assert_near, build_classifier, make_injection, make_job, make_source
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin_bench.causes import (
+    COMPILED,
+    NETWORKS,
+    WHOLE,
+    causes_of,
+    pytorch_kernels,
+    time_variants,
+    variants,
+)
+
+CLASSIFIER = build_classifier()
+
+
+@pytest.fixture
+def jobs(tiny):
+    source = make_source(tiny.model, "a photo of a red sneaker", 4)
+    injection = make_injection(tiny.model, source, "a photo of a cat", (1.0, 0.5, 0.0, 0.0))
+    loss = ClassConfidence(CLASSIFIER, 1, cutouts=Cutouts(2))
+    return [
+        make_job(tiny.model, f"{n}", seed=n, losses=[loss], prompt="a photo of a cat",
+                 injection=injection, iterations=1)
+        for n in range(2)
+    ]  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """The names of the libraries whose operations are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.libraries = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.libraries.add(func.namespace)
+        return func(*args, **(kwargs or {}))
+
+
+def test_pytorchs_kernels_are_pytorchs():
+    model = LatentDiffusion.load("embedded", device="cpu", attention="cpp")
+    inputs = torch.randn(2, *model.latent_shape), torch.tensor([10, 10])
+    text = model.encode_prompts(["a", "b"])
+    with Operations() as ours:
+        model.predict(*inputs, text)
+    with pytorch_kernels(model), Operations() as pytorchs:
+        model.predict(*inputs, text)
+    assert pytorchs.libraries == {"aten"} and len(ours.libraries) > 1, ours.libraries
+
+
+def test_the_engine_without_an_idea_computes_the_same(tiny, jobs):
+    """But for the one whose networks are left out; and afterwards all is as before."""
+    found = variants(tiny.model, CLASSIFIER, 2, 4, compiled=False)
+    decodes = []
+    hook = tiny.model.vae.decoder.register_forward_hook(lambda *_: decodes.append(1))
+    expected = list(found[WHOLE].engine.run(jobs))
+    whole = len(decodes)
+    processors = {name: p.impl for name, p in tiny.model.unet.attn_processors.items()}
+    for name, variant in found.items():
+        decodes.clear()
+        with variant.changed():
+            results = list(variant.engine.run(jobs))
+        same = [r.history[-1] == pytest.approx(e.history[-1], rel=1e-6)
+                for r, e in zip(results, expected, strict=True)]  # fmt: skip
+        assert all(same) == (name != NETWORKS), name
+        if name != NETWORKS:
+            assert_near(results[0].image, expected[0].image, 1e-6)
+            # Two evaluations of two jobs.
+            assert len(decodes) == whole + (4 if name == "shared decode" else 0)
+    hook.remove()
+    assert {name: p.impl for name, p in tiny.model.unet.attn_processors.items()} == processors
+
+
+def test_every_variant_is_timed_in_every_repeat(tiny, jobs):
+    seconds = time_variants(variants(tiny.model, CLASSIFIER, 2, 4, compiled=False), jobs, 2)
+    causes, outside = causes_of(seconds)
+    assert set(causes) == {
+        "batching", "no recompute", "injection without maps", "shared decode", "kernels"
+    }  # fmt: skip
+    assert all(len(each) == 2 and min(each) > 0 for each in seconds.values()) and outside > 0
+
+
+def test_causes_by_hand():
+    seconds = {
+        WHOLE: [2.0, 1.0, 4.0], "kernels": [3.0, 6.0, 4.0], NETWORKS: [0.1, 0.1, 0.2],
+        COMPILED: [1.0, 2.0, 0.5],
+    }  # fmt: skip
+    causes, outside = causes_of(seconds)
+    assert set(causes) == {"kernels", COMPILED} and outside == pytest.approx(0.05)
+    kernels, compiled = causes["kernels"], causes[COMPILED]
+    assert (kernels.factor, kernels.low, kernels.high) == (2.0, 0.75, 6.0)
+    assert (compiled.factor, compiled.low, compiled.high) == (2.0, 0.5, 8.0)
