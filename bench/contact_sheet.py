@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdigin.results import tasks
-from fastdigin.results.pictures import contact_sheet
-from fastdigin.results.store import read_lines
-from fastdigin.tasks.inputs import ImageInput, read_image
+from fastdigin.results import read_records, tasks
+from fastdigin_bench.pictures import contact_sheet
 
 PICTURE = Path(__file__).parent / "results" / "contact-sheet.png"
 PER_TASK = 2
@@ -22,17 +20,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder of a finished demo")
     out = parser.parse_args().out
-    records = [r for r in read_lines(out) if r["status"] == "done"]
-    rows, captions = [], []
-    for task in tasks():
-        jobs = [r for r in records if r["task"] == task][:PER_TASK]
-        cells = [
-            read_image(ImageInput(key, out / r[key]), 64)
-            for r in jobs
-            for key in ("initial_image", "image", "difference")
-        ]
-        rows.append(cells)
-        captions.append(task.replace("-", "\n"))
+    records = [record for record in read_records(out) if record.status == "done"]
+    jobs = {task: [r for r in records if r.task == task][:PER_TASK] for task in tasks()}
+    rows = [[x for r in found for x in (r.initial_image, r.image, r.difference)]
+            for found in jobs.values()]  # fmt: skip
+    captions = [task.replace("-", "\n") for task in jobs]
     columns = ["before", "after", "change"] * PER_TASK
     sheet = contact_sheet(rows, captions, columns, side=112)
     sheet.save(PICTURE, optimize=True)

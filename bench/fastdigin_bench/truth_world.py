@@ -19,11 +19,11 @@ from tqdm import tqdm
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.results.pictures import contact_sheet, to_pil
+from fastdigin.results.pictures import to_pil
 from fastdigin.storage import write_atomically
 from fastdigin_bench.figures import Figure, at_least, mean, rate, share
 from fastdigin_bench.output import make_folder
-from fastdigin_bench.pictures import predictions, read_picture, round_trip
+from fastdigin_bench.pictures import contact_sheet, predictions, read_picture, round_trip
 from fastdigin_bench.truth_part import Measured, Setup
 
 SAMPLES = 480

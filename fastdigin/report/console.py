@@ -22,15 +22,10 @@ def results_table(task: str, records: Sequence[Record]) -> str:
     done = [record for record in records if record.status == "done"]
     failed = [record for record in records if record.status == "failed"]
     cls = record_class(task)
-    views = [view for view in cls.views() if view.table]
+    views = [view for view in cls.views() if "table" in view.places]
     titles = ["id", *(view.title(cls) for view in views), "best"]
-    rows = [
-        [
-            _clean(cell)
-            for cell in (r.id, *(v.text(r) for v in views), r.best_iteration)
-        ]
-        for r in done[:ROWS_SHOWN]
-    ]
+    cells = [(r.id, *(v.text(r) for v in views), r.best_iteration) for r in done[:ROWS_SHOWN]]
+    rows = [[_clean(cell) for cell in row] for row in cells]
     parts = [table(titles, rows)] if rows else []
     if len(done) > ROWS_SHOWN:
         parts.append(f"... and {len(done) - ROWS_SHOWN} more")

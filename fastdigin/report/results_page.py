@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdigin.errors import UserError
 from fastdigin.report.page import write_page
 from fastdigin.results import Record, read_records, read_runs, record_class, tasks
-from fastdigin.results.card import Card, Picture, card_of, picture_of
 from fastdigin.results.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
 from fastdigin.results.store import RESULTS_FILE, flatten
-from fastdigin.results.views import Cross, Figure, badge, summarise
+from fastdigin.results.views import Cross, badge, summarise
 
 # Beyond these a page gets too heavy for a browser; the folder holds the rest.
 CARDS_SHOWN = 200
 FAILURES_SHOWN = 200
 NEURONS_SHOWN = 24
-
-_SWATCHES = (
-    (UNCHANGED, "unchanged"),
-    (BRIGHTER, "brighter"),
-    (DARKER, "darker"),
-    (RECOLOURED, "another colour"),
-)
-
-
-@dataclass(frozen=True)
-class _CrossRow:
-    own: str
-    also: str
-    values: Mapping[str, float | None]
-    picture: Picture
-
-
-@dataclass(frozen=True)
-class _CrossTable:
-    """Rows: records; columns: names, and the value of each in each record."""
-
-    caption: str
-    own: str
-    columns: list[str]
-    rows: list[_CrossRow]
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A task's part of the page. example: two pictures of a good job. done: how many jobs are."""
-
-    task: str
-    title: str
-    question: str
-    explanation: str
-    example: tuple[Picture, Picture] | None
-    figures: list[Figure]
-    tables: list[_CrossTable]
-    cards: list[Card]
-    done: int
 
 
 def write_report(out: Path | str) -> Path:
@@ -71,72 +29,78 @@ def write_report(out: Path | str) -> Path:
     runs = read_runs(out)
     if not runs:
         raise UserError(f"'{out}' holds no results (no run.json); name the --out of a run.")
-    by_task: dict[str, list[Record]] = {task: [] for task in tasks() if task in runs}
-    by_task |= {task: [] for task in runs if task not in by_task}
-    for record in read_records(out):
-        by_task.setdefault(record.task, []).append(record)
-    done = {task: [r for r in found if r.status == "done"] for task, found in by_task.items()}
-    shares = share_out(CARDS_SHOWN, {task: len(found) for task, found in done.items()})
-    images = sum(map(len, done.values()))
+    records = read_records(out)
+    known = [*tasks(), *runs, *(record.task for record in records)]
+    there = {*runs, *(record.task for record in records)}
+    sections = [_section(task, records) for task in dict.fromkeys(known) if task in there]
+    images = sum(len(section["done"]) for section in sections)
     return write_page(
         out / "report.html",
         "report.html",
         eyebrow="fastdigin report",
         heading="What the classifier goes by",
-        counts=[_count(images, "image"), _count(len(done), "task")],
-        sections=[_section(task, by_task[task], done[task], shares[task]) for task in by_task],
-        failed=[r for found in by_task.values() for r in found if r.status == "failed"],
+        counts=[_count(images, "image"), _count(len(sections), "task")],
+        sections=sections,
+        shown=CARDS_SHOWN // len(sections),
+        failed=[
+            (record.id, record.task, record.error or "no reason recorded")
+            for record in records
+            if record.status == "failed"
+        ],
         failures_shown=FAILURES_SHOWN,
         runs=list(runs),
         settings=_settings(runs),
-        swatches=_SWATCHES,
+        swatches={
+            "unchanged": UNCHANGED,
+            "brighter": BRIGHTER,
+            "darker": DARKER,
+            "another colour": RECOLOURED,
+        },
         results_file=RESULTS_FILE,
     )
 
 
-def _section(task: str, records: list[Record], done: list[Record], shown: int) -> _Section:
+def _section(task: str, records: Sequence[Record]) -> dict[str, Any]:
     cls = record_class(task)
-    example = next((r for r in done if (seen := badge(r)) and seen[0]), done[0]) if done else None
-    return _Section(
-        task,
-        cls.title,
-        cls.question,
-        cls.explanation,
-        example and tuple(
-            picture_of(example, name, f"{label}, an example of {cls.title}")
-            for name, label in (("initial_image", "Before"), ("image", "After"))
-        ),
-        summarise(records),
-        [t for view in cls.views() if isinstance(view, Cross) if (t := _cross(view, done))],
-        [card_of(record) for record in done[:shown]],
-        len(done),
-    )  # fmt: skip
+    records = [record for record in records if record.task == task]
+    done = [record for record in records if record.status == "done"]
+    good = [record for record in done if (seen := badge(record)) and seen[0]]
+    return {
+        "about": cls,
+        "done": done,
+        "example": next(iter(good or done), None),
+        "figures": summarise(records),
+        "crossed": [table for view in cls.crossed if (table := _crossed(view, done))],
+    }
 
 
-def _cross(view: Cross, done: Sequence[Record]) -> _CrossTable | None:
-    """None where there is only one column, which crosses nothing."""
-    rows = [record for record in done if getattr(record, view.name)]
-    columns = list(dict.fromkeys(name for r in rows for name in getattr(r, view.name)))
+def _crossed(view: Cross, done: Sequence[Record]) -> dict[str, Any] | None:
+    """The table of a view; None where there is only one column, which crosses nothing."""
+    records = [record for record in done if getattr(record, view.name)]
+    columns = list(dict.fromkeys(name for r in records for name in getattr(r, view.name)))
     if len(columns) < 2:
         return None
     caption = view.caption
-    if max(len(rows), len(columns)) > NEURONS_SHOWN:
-        caption += (
-            f" The first {NEURONS_SHOWN} of {len(rows)} images and {len(columns)} {view.own}s."
-        )
-    shown = []
-    for record in rows[:NEURONS_SHOWN]:
-        own, also = str(getattr(record, view.own)), str(getattr(record, view.also) or "")
-        picture = picture_of(record, "image", f"Image for {view.own} {own}")
-        shown.append(_CrossRow(own, also, getattr(record, view.name), picture))
-    return _CrossTable(caption, view.own, columns[:NEURONS_SHOWN], shown)
+    if max(len(records), len(columns)) > NEURONS_SHOWN:
+        of = f"of {len(records)} images and {len(columns)} {view.own}s"
+        caption += f" The first {NEURONS_SHOWN} {of}."
+    rows = [
+        {
+            "record": record,
+            "own": str(getattr(record, view.own)),
+            "also": getattr(record, view.also) or "",
+            "cells": {name: getattr(record, view.name).get(name) for name in columns},
+        }
+        for record in records[:NEURONS_SHOWN]
+    ]
+    return {"caption": caption, "own": view.own, "columns": columns[:NEURONS_SHOWN], "rows": rows}
 
 
-def _settings(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Setting -> its value in each task."""
+def _settings(runs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows: a setting and its value in each task."""
     flat = [flatten(settings) for settings in runs.values()]
     names = dict.fromkeys(name for settings in flat for name in settings)
-    return {n: [_value(s[n]) if n in s else "–" for s in flat] for n in names}
+    return [[n, *(_value(s[n]) if n in s else "–" for s in flat)] for n in names]
 
 
 def _value(value: Any) -> str:
@@ -153,12 +117,3 @@ def _value(value: Any) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def share_out(total: int, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Splits ``total`` cards among the tasks: what a small task leaves goes to the larger ones."""
-    shares, left = {}, total
-    for place, (task, n) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
-        shares[task] = min(n, left // (len(wanted) - place))
-        left -= shares[task]
-    return shares

@@ -1,6 +1,6 @@
 """The records that tasks yield, and the folder that keeps them."""
 
-from fastdigin.results.pictures import contact_sheet, difference_picture, enlarge, to_pil
+from fastdigin.results.pictures import difference_picture, to_pil
 from fastdigin.results.records import (
     CounterfactualRecord,
     DisagreementRecord,
@@ -17,9 +17,7 @@ __all__ = [
     "NeuronRecord",
     "Record",
     "ResultStore",
-    "contact_sheet",
     "difference_picture",
-    "enlarge",
     "read_records",
     "read_runs",
     "record_class",

@@ -1,13 +1,12 @@
-"""Pictures for people: differences, enlargements, contact sheets."""
+"""Pictures as files, and the picture of a change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 # The difference picture's colours. A dark middle keeps unchanged regions quiet on any page.
@@ -60,51 +59,3 @@ def read_picture(path: Path) -> Tensor:
         grey = picture.mode == "L"
         pixels = np.asarray(picture if grey else picture.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels if grey else pixels.transpose(2, 0, 1).copy())
-
-
-def enlarge(picture: Image.Image, side: int) -> Image.Image:
-    """``picture`` with its longer side at ``side`` pixels.
-
-    Lanczos both ways: photographs of 64 pixels read better smooth than as blocks. Masks are
-    pictures like any other here.
-    """
-    scale = side / max(picture.size)
-    size = tuple(max(1, round(length * scale)) for length in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Tensor]],
-    row_captions: Sequence[str] = (),
-    column_captions: Sequence[str] = (),
-    side: int = 144,
-    gap: int = 8,
-) -> Image.Image:
-    """Images of any sizes as one picture: a row a job, captions above the columns and on the left.
-
-    ``rows`` may differ in length; every image (3,H,W) or mask (H,W) is fitted into ``side``
-    pixels. Raises ValueError when there is nothing to show.
-    """
-    columns = max((len(row) for row in rows), default=0)
-    if columns == 0:
-        raise ValueError("contact_sheet needs at least one image")
-    font = ImageFont.load_default(max(11, side // 11))
-    line = font.getbbox("Ág")[3] + 4
-    left = max((round(font.getlength(text)) for text in row_captions), default=-gap) + gap
-    top = line if column_captions else 0
-    width = gap + left + columns * (side + gap)
-    sheet = Image.new("RGB", (width, gap + top + len(rows) * (side + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(column_captions):
-        draw.text((gap + left + column * (side + gap) + side / 2, gap), text,
-                  fill="#333", font=font, anchor="ma")
-    for index, row in enumerate(rows):
-        y = gap + top + index * (side + gap)
-        if index < len(row_captions):
-            draw.text((gap, y + side / 2), row_captions[index], fill="#333", font=font, anchor="lm")
-        for column, image in enumerate(row):
-            picture = enlarge(to_pil(image), side)
-            x = gap + left + column * (side + gap)
-            sheet.paste(picture, (x + (side - picture.width) // 2,
-                                  y + (side - picture.height) // 2))
-    return sheet

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fastdigin.results.keys import key
 from fastdigin.results.schema import Record, register
-from fastdigin.results.views import Change, Cross, Fact, Mean, Rate
+from fastdigin.results.views import Cross, View
 
 
 @register
@@ -62,23 +62,23 @@ class CounterfactualRecord(Record):
         return None if self.judge_prediction is None else self.judge_prediction == self.target
 
     shows = (
-        Fact("source"),
-        Fact("target"),
-        Change(
+        View("source"),
+        View("target"),
+        View(
             "target_confidence", before="target_confidence_before",
             reconstruction="target_confidence_reconstruction", pictures=True,
         ),
-        Rate(
+        View(
             "flipped", note="classifier now answers with the target",
             badge=("flipped", "not flipped"),
         ),
-        Fact("judge_prediction", "judge sees"),
-        Rate(
+        View("judge_prediction", "judge sees"),
+        View(
             "judge_agrees", note="independent judge names the target, flipped or not",
-            table=False, card=False,
+            places=("summary",),
         ),
-        Mean("background_l1", note="mean, pixels in 0 to 1"),
-        Mean("foreground_l1", note="mean, pixels in 0 to 1"),
+        View("background_l1", note="pixels in 0 to 1"),
+        View("foreground_l1", note="pixels in 0 to 1"),
     )  # fmt: skip
 
 
@@ -116,13 +116,11 @@ class DisagreementRecord(Record):
         return _difference(self.f_confidence, self.g_confidence)
 
     shows = (
-        Fact("class_"),
-        Change("f_confidence", "confidence of f", before="f_confidence_before"),
-        Change("g_confidence", "confidence of g", before="g_confidence_before", tone=1),
-        Change(
-            "gap", unit="share", before="gap_before", note="f minus g", table=False, card=False
-        ),
-        Fact("g_prediction", "g sees"),
+        View("class_"),
+        View("f_confidence", "confidence of f", before="f_confidence_before"),
+        View("g_confidence", "confidence of g", before="g_confidence_before", tone=1),
+        View("gap", None, "share", "f minus g", places=("summary",), before="gap_before"),
+        View("g_prediction", "g sees"),
     )
 
 
@@ -151,7 +149,7 @@ class NeuronRecord(Record):
         "{neuron: its activation on the result / its largest on the data set}"
     )
     max_other_activation: float | None = key(
-        "the largest of these but the neuron's own", unit="multiple"
+        "the largest of these for another neuron", unit="multiple"
     )
 
     @property
@@ -177,24 +175,23 @@ class NeuronRecord(Record):
         return None if excess is None else excess > 0
 
     shows = (
-        Fact("neuron"),
-        Fact("word"),
-        Fact("direction"),
-        Change(
+        View("neuron"),
+        View("word"),
+        View("direction"),
+        View(
             "activation", before="activation_before", mark="dataset_max_activation",
-            pictures=True, summary=False,
+            pictures=True, places=("table", "card"),
         ),
-        Fact("dataset_max_activation", "data-set maximum", table=False),
-        Change(
-            "share_of_maximum", "of the maximum", "multiple",
-            before="share_of_maximum_before",
-        ),
-        Rate(
+        View("dataset_max_activation", "data-set maximum", places=("card",)),
+        View("share_of_maximum", "of the maximum", "multiple", before="share_of_maximum_before"),
+        View(
             "above_dataset", "above the data set",
             note="activation higher than for any photo of the data set",
             badge=("above the data set", "below the data set's maximum"),
         ),
-        Fact("max_other_activation", "highest other neuron", table=False),
+        View("max_other_activation", "highest other neuron", places=("card",)),
+    )  # fmt: skip
+    crossed = (
         Cross(
             "cross_activations", own="neuron", also="word",
             caption="Does an image excite its own neuron only? Rows: images, by the neuron they "
@@ -250,21 +247,19 @@ class NeuronCounterfactualRecord(Record):
         return None if None in seen else seen[0] != seen[1]
 
     shows = (
-        Fact("neuron"),
-        Fact("direction"),
-        Change(
+        View("neuron"),
+        View("direction"),
+        View(
             "activation", before="activation_before", reconstruction="activation_reconstruction",
             by="direction", pictures=True,
         ),
-        Change("background_after", "background", before="background_before"),
-        Rate(
+        View("background_after", "background", before="background_before"),
+        View(
             "background_changed", note="background classifier's answer differs",
-            badge=("background changed", "background kept"), table=False,
+            badge=("background changed", "background kept"), places=("card", "summary"),
         ),
-        Change(
-            "class_confidence", before="class_confidence_before", by="direction", tone=1
-        ),
-        Mean("foreground_l1", note="mean, pixels in 0 to 1"),
+        View("class_confidence", before="class_confidence_before", by="direction", tone=1),
+        View("foreground_l1", note="pixels in 0 to 1"),
     )  # fmt: skip
 
 

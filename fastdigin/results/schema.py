@@ -27,12 +27,16 @@ from fastdigin.results.store import (
     picture_path,
     read_lines,
 )
-from fastdigin.results.views import View, suggested
+from fastdigin.results.views import Cross, View, suggested
 
 if TYPE_CHECKING:  # results lie below the engine
     from typing_extensions import Self
 
     from fastdigin.engine.job import Result
+
+
+def _picture(name: str, doc: str) -> property:
+    return property(lambda record: record.picture(name), doc=doc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Record:
 
     A subclass declares ``task`` (the name in results.jsonl), ``title``, ``question`` and
     ``explanation`` (the report's section), its fields, and in ``shows`` what the table, the card
-    and the summary show of them.
+    and the summary show of them; ``crossed`` are tables of all records of the task.
 
     pictures: name -> image (3, H, W) or mask (H, W) in [0, 1]; the names are IMAGE_KEYS. Those of
     a record that was read lie in ``folder`` at ``paths``. settings: those that affect the result,
@@ -54,6 +58,7 @@ class Record:
     question: ClassVar[str] = ""
     explanation: ClassVar[str] = ""
     shows: ClassVar[Sequence[View]] = ()
+    crossed: ClassVar[Sequence[Cross]] = ()
 
     id: str = key("names the job among those of its task")
     status: Literal["done", "failed"] = key('"done" or "failed"', "done")
@@ -152,30 +157,11 @@ class Record:
         """Where a saved picture lies; None where it is missing, or was never saved."""
         return picture_path(self.folder, self.paths.get(name)) if self.folder else None
 
-    @property
-    def image(self) -> Tensor | None:
-        """The optimised image (3, H, W), or None if the job failed before there was one."""
-        return self.picture("image")
-
-    @property
-    def initial_image(self) -> Tensor | None:
-        """What the image is compared with (3, H, W)."""
-        return self.picture("initial_image")
-
-    @property
-    def input_image(self) -> Tensor | None:
-        """The user's photo (3, H, W)."""
-        return self.picture("input_image")
-
-    @property
-    def difference(self) -> Tensor | None:
-        """What changed from ``initial_image`` to ``image``, as a picture (3, H, W)."""
-        return self.picture("difference")
-
-    @property
-    def mask(self) -> Tensor | None:
-        """The foreground (H, W)."""
-        return self.picture("mask")
+    image = _picture("image", "The optimised image (3, H, W), None if there never was one.")
+    initial_image = _picture("initial_image", "What the image is compared with (3, H, W).")
+    input_image = _picture("input_image", "The user's photo (3, H, W).")
+    difference = _picture("difference", "What changed to the image, as a picture (3, H, W).")
+    mask = _picture("mask", "The foreground (H, W).")
 
     def _repr_html_(self) -> str:
         """The record's card, which a notebook shows."""

@@ -13,7 +13,6 @@ from records import CLASSES, Page, filled
 
 from fastdigin.errors import UserError
 from fastdigin.report import print_results, results_table, write_report
-from fastdigin.report.results_page import share_out
 from fastdigin.results import (
     CounterfactualRecord,
     DisagreementRecord,
@@ -102,11 +101,6 @@ def test_250_records_show_200_and_say_where_the_rest_is(tmp_path):
     assert "other 50 are in <code>images/counterfactual</code>" in text
     assert "100 of 250" in text, "figures count all jobs, shown or not"
     assert "and 210 more" in results_table("counterfactual", read_records(tmp_path))
-
-
-def test_cards_are_shared_fairly_among_tasks():
-    assert share_out(200, {"a": 1000, "b": 10, "c": 150}) == {"b": 10, "c": 95, "a": 95}
-    assert share_out(200, {"a": 3, "b": 0}) == {"a": 3, "b": 0}
 
 
 def test_large_pictures_are_reduced(tmp_path):

@@ -35,23 +35,23 @@ def test_numbers_for_people():
      list(range(500))],
 )  # fmt: skip
 def test_curves_stay_inside_their_frame(values):
-    chart = curve("loss", [("total", values)], 0)
+    chart = curve("loss", {"total": values}, 0)
     (line,) = chart.lines
     found = re.findall(r"[ML](\S+) (.+?)(?=h0|[ML]|$)", line.path)
-    places = [(float(x), float(y)) for x, y in found]
-    assert len(places) == sum(v is not None for v in values)
-    places += [(label.x, label.y) for label in (*chart.values, *chart.iterations, chart.best)]
-    assert all(0 <= x <= 300 and 0 <= y <= 150 for x, y in places)
-    assert (line.dot is None) == (values[0] is None)
+    assert len(found) == sum(value is not None for value in values)
+    places = [float(place) for point in found for place in point]
+    places += [height for height, _ in chart.ticks]
+    assert all(0 <= place <= 100 for place in places)
+    assert (line.dot is None) == (values[0] is None) and 3 <= len(chart.ticks) <= 6
 
 
-def test_a_share_has_its_own_axis_and_several_lines_have_names():
-    chart = curve("confidence", [("f", [0.5]), ("g", [0.4])], 5, share=True, tone=1)
-    assert [label.text for label in chart.values] == ["0%", "50%", "100%"]
-    assert [(line.name.text, line.tone) for line in chart.lines] == [("f", 1), ("g", 2)]
+def test_a_share_has_its_own_axis():
+    chart = curve("confidence", {"f": [0.5], "g": [0.4]}, 5, share=True)
+    assert chart.ticks == [(0, "0%"), (50, "50%"), (100, "100%")]
+    assert [line.name for line in chart.lines] == ["f", "g"]
     assert chart.best is None, "there is no iteration 5"
 
 
 def test_without_values_there_is_no_curve():
-    assert curve("loss", [("total", [None, None])], 0) is None
-    assert curve("loss", [], None) is None
+    assert curve("loss", {"total": [None, None]}, 0) is None
+    assert curve("loss", {}, None) is None

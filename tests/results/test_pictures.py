@@ -1,12 +1,11 @@
-"""Difference pictures, enlargement, contact sheets."""
+"""Difference pictures, and what cannot be one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from PIL import Image
 
-from fastdigin.results import contact_sheet, difference_picture, enlarge, to_pil
+from fastdigin.results import difference_picture, to_pil
 from fastdigin.results.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
 
 
@@ -30,23 +29,6 @@ def test_difference_is_finite_and_in_range():
     before, after = torch.rand(3, 16, 16), torch.rand(3, 16, 16, requires_grad=True)
     picture = difference_picture(before, after)
     assert picture.min() >= 0 and picture.max() <= 1 and not picture.requires_grad
-
-
-def test_enlarge_keeps_the_proportions():
-    assert enlarge(Image.new("RGB", (64, 32)), 160).size == (160, 80)
-    assert enlarge(Image.new("L", (512, 512)), 160).size == (160, 160)
-
-
-def test_contact_sheet_places_every_image():
-    red, mask = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8), torch.ones(8, 8)
-    sheet = contact_sheet([[red, mask], [red]], side=40, gap=4)
-    assert sheet.size == (4 + 2 * 44, 4 + 2 * 44)
-    assert sheet.getpixel((24, 24)) == (255, 0, 0) and sheet.getpixel((24, 68)) == (255, 0, 0)
-    assert sheet.getpixel((68, 68)) == (255, 255, 255), "the shorter row ends in white"
-    captioned = contact_sheet([[red]], ["a job"], ["before"], side=40, gap=4)
-    assert captioned.width > 48 and captioned.height > 48
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([])
 
 
 def test_to_pil_refuses_other_shapes():

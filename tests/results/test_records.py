@@ -229,7 +229,7 @@ def test_figures_against_counting_by_hand():
     figures = {figure.label: figure for figure in summarise([*records, failed])}
     assert figures["Images"].note == "done, 1 failed"
     assert figures["Flipped"].value == "75%" and figures["Flipped"].note.startswith("3 of 4")
-    assert figures["Flipped"].interval[1] == 0.75
+    assert figures["Flipped"].track[2] == 0.75
     assert figures["Judge agrees"].note.startswith("2 of 3")
     assert figures["Target confidence"].value == "15% → 90%"
     assert "Background L1" not in figures
