@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 KINDS = (".py", ".pyi", ".cpp", ".h", ".inl", ".html", ".css", ".js")
@@ -78,30 +79,18 @@ def points_up(arrow: tuple[str, str]) -> bool:
 
 
 def circles(modules: Modules) -> list[list[str]]:
-    """Sets of modules that import each other, directly or through others, by Tarjan's algorithm."""
-    order: dict[str, int] = {}
-    lowest: dict[str, int] = {}
-    stack: list[str] = []
+    """Modules that import each other in a circle; of circles that overlap, some."""
+    left = {name: set(imported) for name, imported in modules.items()}
     found = []
-
-    def visit(name: str) -> None:
-        order[name] = lowest[name] = len(order)
-        stack.append(name)
-        for other in sorted(modules[name]):
-            if other not in order:
-                visit(other)
-            if other in stack:
-                lowest[name] = min(lowest[name], lowest[other])
-        if lowest[name] == order[name]:
-            at = stack.index(name)
-            if len(stack) - at > 1:
-                found.append(sorted(stack[at:]))
-            del stack[at:]
-
-    for name in sorted(modules):
-        if name not in order:
-            visit(name)
-    return sorted(found)
+    while True:
+        try:
+            TopologicalSorter(left).prepare()
+        except CycleError as error:
+            imported, importer, *_ = error.args[1]
+            found.append(sorted(set(error.args[1])))
+            left[importer].discard(imported)
+        else:
+            return sorted(found)
 
 
 def count_lines(checkout: Path) -> dict[Path, int]:

@@ -10,7 +10,7 @@ The results so far are in truth.json after every part.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,10 @@ from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.storage import fingerprint
 from fastdigin_bench import truth_tasks, truth_world
 from fastdigin_bench.figures import figures_table
-from fastdigin_bench.output import (
-    conditions,
-    make_folder,
-    print_last_line,
-    read_json,
-    results_folder,
-    write_json,
-)
-from fastdigin_bench.truth_part import Measured, Setup
+from fastdigin_bench.output import conditions, finish, make_folder, read_json, write_json
+from fastdigin_bench.truth_part import Part, Setup
 
-PARTS: dict[str, Callable[[Setup, Path], Measured]] = {
+PARTS: dict[str, Part] = {
     "world": truth_world.measure,
     "counterfactual-clean": partial(truth_tasks.counterfactuals, "clean"),
     "counterfactual-robust": partial(truth_tasks.counterfactuals, "robust"),
@@ -50,26 +43,36 @@ def run(options: Namespace) -> int:
 
     Raises UserError for folders that cannot be written or hold results of another world.
     """
-    file = results_folder(options.results) / "truth.json"
     make_folder(options.out, "--out")
-    world = {"embedded": embedded_fingerprint()}
+    world = {"embedded": fingerprint_of(embedded.model_folder().parent)}
     check_same_world(options.out, world)
     setup = load(options.jobs)
     place = conditions() | world | {"slots": setup.engine.slots, "jobs": options.jobs}
-    parts = kept_parts(read_json(file), place)
+    chosen = {name: part for name, part in PARTS.items() if name in options.only}
+    return measure(chosen, setup, options.out, options.results / "truth.json", place)
+
+
+def measure(
+    parts: Mapping[str, Part], setup: Setup, out: Path, file: Path, place: Mapping[str, Any]
+) -> int:
+    """Measures parts, each below ``out``, and prints their tables; returns 1 if a job failed.
+
+    file: keeps the figures after each part, beside those that other parts got under the same
+    conditions. place: these.
+    """
+    before = read_json(file)
+    found = dict(before["parts"]) if before.get("conditions") == place else {}
     failed = 0
-    for name in PARTS:
-        if name not in options.only:
-            continue
-        measured = PARTS[name](setup, options.out / name)
+    for name, part in parts.items():
+        measured = part(setup, out / name)
         failed += measured.failed
-        parts[name] = measured.plain()
-        results = {"conditions": place, "parts": {n: parts[n] for n in PARTS if n in parts}}
+        found[name] = measured.plain()
+        results = {"conditions": place, "parts": {n: found[n] for n in PARTS if n in found}}
         write_json(file, results)
         troubles = f", {measured.failed} failed" if measured.failed else ""
         print(f"{name}: {measured.jobs} jobs{troubles}\n")
         print(f"{figures_table(measured.figures)}\n", flush=True)
-    print_last_line(results)
+    finish(file, results)
     return 1 if failed else 0
 
 
@@ -81,11 +84,10 @@ def load(limit: int | None) -> Setup:
     return Setup(engine, {n: Classifier.load(f"embedded:{n}").to(device) for n in names}, limit)
 
 
-def embedded_fingerprint() -> str:
-    """Changes with any weight, photo or pair of the embedded world."""
-    root = embedded.model_folder().parent
-    files = sorted(f for f in root.rglob("*") if f.suffix in (".json", ".png", ".safetensors"))
-    parts = ((str(file.relative_to(root)), file.read_bytes()) for file in files)
+def fingerprint_of(world: Path) -> str:
+    """Changes with any weight, photo or pair in the folder of the embedded world."""
+    files = sorted(f for f in world.rglob("*") if f.suffix in (".json", ".png", ".safetensors"))
+    parts = ((str(file.relative_to(world)), file.read_bytes()) for file in files)
     return fingerprint(*(part for pair in parts for part in pair))
 
 
@@ -98,8 +100,3 @@ def check_same_world(out: Path, world: Mapping[str, str]) -> None:
             "changed since): name another --out"
         )
     write_json(out / _MARK, world)
-
-
-def kept_parts(before: Mapping[str, Any], place: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts in an earlier truth.json, if it was measured under the same conditions."""
-    return dict(before["parts"]) if before.get("conditions") == place else {}

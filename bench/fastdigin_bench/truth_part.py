@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastdigin.engine.engine import Engine
@@ -38,3 +39,7 @@ class Measured:
         """JSON values."""
         figures = [figure.plain() for figure in self.figures]
         return {"jobs": self.jobs, "failed": self.failed, "figures": figures}
+
+
+Part = Callable[[Setup, Path], Measured]
+"""Measures one part, and keeps its pictures and records in the folder."""

@@ -7,8 +7,9 @@ the packaged photos, and the classifiers' figures are read from where their trai
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -51,8 +52,8 @@ class Sample:
 
 def measure(setup: Setup, out: Path) -> Measured:
     """Draws the samples that ``out`` does not hold yet and measures everything."""
-    wanted = walk(setup.at_most(SAMPLES))
-    images = draw(setup.engine, wanted, out)
+    wanted, size = walk(setup.at_most(SAMPLES)), setup.engine.model.image_size
+    images = draw(partial(sample_images, setup.engine), wanted, out, size)
     write_sheet(wanted, images, out / "contact-sheet.png")
     seen = {
         name: predictions(setup.classifiers[name], images)
@@ -91,24 +92,29 @@ def walk(count: int) -> list[Sample]:
     return samples
 
 
-def draw(engine: Engine, samples: Sequence[Sample], out: Path) -> list[Tensor]:
-    """The samples' images (3, H, W), as written to ``out``; batches found there are not repeated.
+def draw(
+    sample: Callable[[Sequence[Sample]], Tensor],
+    wanted: Sequence[Sample],
+    out: Path,
+    size: int,
+    batch: int = BATCH,
+) -> list[Tensor]:
+    """The images (3, size, size), as written to ``out``; batches found there are not repeated.
 
-    The settings are in the folder's name, so that images of other ones are never taken for these.
-    Raises UserError where ``out`` cannot be written.
+    sample: draws the (B, 3, H, W) of some. The settings are in the folder's name, so that images
+    of other ones are never taken for these. Raises UserError where ``out`` cannot be written.
     """
     folder = make_folder(out / f"steps-{STEPS}-guidance-{GUIDANCE_SCALE:g}", "--out")
-    paths = [folder / f"{sample.name}.png" for sample in samples]
-    with tqdm(total=len(samples), desc="samples", unit="image") as bar:
-        for start in range(0, len(samples), BATCH):
-            rows = slice(start, start + BATCH)
+    paths = [folder / f"{each.name}.png" for each in wanted]
+    with tqdm(total=len(wanted), desc="samples", unit="image") as bar:
+        for start in range(0, len(wanted), batch):
+            rows = slice(start, start + batch)
             if not all(path.exists() for path in paths[rows]):
-                images = sample_images(engine, samples[rows])
-                for path, image in zip(paths[rows], images, strict=True):
+                for path, image in zip(paths[rows], sample(wanted[rows]), strict=True):
                     picture = to_pil(image)
                     write_atomically(path, lambda file, p=picture: p.save(file, format="PNG"))
             bar.update(len(paths[rows]))
-    return [read_picture(path, engine.model.image_size) for path in paths]
+    return [read_picture(path, size) for path in paths]
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import assert_near
 
 from fastdigin import embedded
-from fastdigin_bench import truth_world
+from fastdigin.engine.engine import Engine
 from fastdigin_bench.truth_world import (
     autoencoder_figures,
     classifier_figures,
@@ -15,6 +16,7 @@ from fastdigin_bench.truth_world import (
     planted_fall,
     psnr,
     sample_figures,
+    sample_images,
     training_figures,
     walk,
     write_sheet,
@@ -41,29 +43,28 @@ def test_the_first_samples_are_a_good_mix():
     assert {s.background for s in first} == set(embedded.BACKGROUNDS)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Samples are flat grey; every batch that is drawn is noted."""
-    batches = []
+def test_batches_that_are_there_are_not_drawn_again(tmp_path):
+    drawn = []
 
-    def sample_images(engine, samples):
-        batches.append([s.number for s in samples])
+    def flat(samples):
+        drawn.append([s.number for s in samples])
         return torch.stack([torch.full((3, 64, 64), s.number / 255) for s in samples])
 
-    monkeypatch.setattr(truth_world, "sample_images", sample_images)
-    monkeypatch.setattr(truth_world, "BATCH", 2)
-    return batches
-
-
-def test_batches_that_are_there_are_not_drawn_again(drawn, tmp_path):
-    engine = SimpleNamespace(model=SimpleNamespace(image_size=64))
-    images = draw(engine, walk(5), tmp_path)
+    images = draw(flat, walk(5), tmp_path, size=64, batch=2)
     assert drawn == [[0, 1], [2, 3], [4]]
     assert [round(float(image.mean()) * 255) for image in images] == [0, 1, 2, 3, 4]
     next(tmp_path.rglob("003-*.png")).unlink()  # killed while writing the second batch
-    again = draw(engine, walk(6), tmp_path)
+    again = draw(flat, walk(6), tmp_path, size=64, batch=2)
     assert drawn[3:] == [[2, 3], [4, 5]]
     assert all(torch.equal(a, b) for a, b in zip(images, again, strict=False))
+
+
+def test_a_sample_is_its_own_seeds(request):
+    """Whatever is drawn beside it; the batch makes a difference of rounding."""
+    engine, samples = Engine(request.getfixturevalue("embedded"), compile="off"), walk(3)
+    together, alone = sample_images(engine, samples), sample_images(engine, samples[2:])
+    assert_near(together[2:], alone, 1e-3)
+    assert (together[0] - together[2]).abs().max() > 0.1
 
 
 def test_the_sheet_has_a_row_for_each_garment(tmp_path):
