@@ -1,7 +1,8 @@
-"""The cache of tensors: whole files only, damage found, the oldest removed first."""
+"""Whole files only, hashes that tell inputs apart, and a cache that finds damage."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
@@ -9,7 +10,15 @@ import torch
 from torch import nn
 
 from fastdigin.errors import UserError
-from fastdigin.storage import TensorCache, cache_key, weights_fingerprint
+from fastdigin.storage import (
+    TensorCache,
+    cache_key,
+    cached,
+    cached_batch,
+    fingerprint,
+    text_hash,
+    weights_fingerprint,
+)
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0), "one": torch.tensor(3)}
 
@@ -113,3 +122,39 @@ def test_a_folder_that_cannot_be(tmp_path):
         TensorCache(tmp_path / "file" / "folder")
     with pytest.raises(UserError, match="at least 1 byte, got 0"):
         TensorCache(tmp_path, limit=0)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "no cache"])
+def test_only_what_is_missing_is_computed(tmp_path, kept):
+    cache, computed = TensorCache(tmp_path) if kept else None, []
+
+    def compute(missing):
+        computed.append(missing)
+        return [{"a": torch.tensor(n)} for n in missing]
+
+    keys = ["x", None, "y"]
+    assert [int(found["a"]) for found in cached_batch(cache, keys, compute)] == [0, 1, 2]
+    again = cached_batch(cache, ["y", "z"], compute)
+    assert [int(found["a"]) for found in again] == ([2, 1] if kept else [0, 1])
+    assert computed == [[0, 1, 2], [1] if kept else [0, 1]]
+    assert int(cached(cache, "x", lambda: {"a": torch.tensor(9)})["a"]) == (0 if kept else 9)
+
+
+def test_what_cannot_be_computed_is_not_kept(cache):
+    def broken():
+        raise UserError("no photo")
+
+    with pytest.raises(UserError, match="no photo"):
+        cached(cache, "key", broken)
+    assert not list(cache.folder.iterdir())
+
+
+def test_hashes_in_records_stay_what_they_are():
+    """Folders of results name inputs by them."""
+    content = b"2:ab4:None3:'x'"
+    assert fingerprint(b"ab", None, "x") == hashlib.sha256(content).hexdigest()[:12]
+    tensor = torch.tensor([1.0])
+    raw = tensor.numpy().tobytes()
+    assert fingerprint(tensor) == hashlib.sha256(b"4:" + raw).hexdigest()[:12]
+    assert text_hash("a/b", 12) == hashlib.sha256(b"a/b").hexdigest()[:12]
+    assert text_hash("\udce9", 8) != text_hash("\udcea", 8)

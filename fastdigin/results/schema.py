@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 
 from fastdigin.results.card import card_html
-from fastdigin.results.keys import Key, aside, key, keys_of
+from fastdigin.results.keys import aside, key, keys_of
 from fastdigin.results.pictures import difference_picture, read_picture
 from fastdigin.results.store import (
     IMAGE_KEYS,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # results lie below the engine
     from fastdigin.engine.job import Result
 
 
-def _picture(name: str, doc: str) -> property:
+def _picture(name: str) -> property:
+    doc = f"{IMAGE_KEYS[name].capitalize()}, or None."
     return property(lambda record: record.picture(name), doc=doc)
 
 
@@ -60,7 +61,7 @@ class Record:
     shows: ClassVar[Sequence[View]] = ()
     crossed: ClassVar[Sequence[Cross]] = ()
 
-    id: str = key("names the job among those of its task")
+    id: str = key("names the job among those of its task", MISSING)
     status: Literal["done", "failed"] = key('"done" or "failed"', "done")
     error: str | None = key("why the job failed; only a failed job has it")
     seed: int = key("of the job's random draws", 0)
@@ -157,11 +158,11 @@ class Record:
         """Where a saved picture lies; None where it is missing, or was never saved."""
         return picture_path(self.folder, self.paths.get(name)) if self.folder else None
 
-    image = _picture("image", "The optimised image (3, H, W), None if there never was one.")
-    initial_image = _picture("initial_image", "What the image is compared with (3, H, W).")
-    input_image = _picture("input_image", "The user's photo (3, H, W).")
-    difference = _picture("difference", "What changed to the image, as a picture (3, H, W).")
-    mask = _picture("mask", "The foreground (H, W).")
+    image = _picture("image")
+    initial_image = _picture("initial_image")
+    input_image = _picture("input_image")
+    difference = _picture("difference")
+    mask = _picture("mask")
 
     def _repr_html_(self) -> str:
         """The record's card, which a notebook shows."""
@@ -230,13 +231,16 @@ def read_records(out: Path | str) -> list[Record]:
 
 def describe() -> str:
     """The table of keys, per task, as Markdown."""
-    parts = [_described("every task", keys_of(Record))]
+    common = {key.name: key.doc for key in keys_of(Record).values()}
+    line = {"schema": f"the version of the keys: {SCHEMA}", "task": "the task's name"}
+    files = {name: f"file below the folder, or null: {doc}" for name, doc in IMAGE_KEYS.items()}
+    parts = [_table("every task", line | common | files)]
     for task, cls in _CLASSES.items():
-        own = {name: key for name, key in keys_of(cls).items() if name not in keys_of(Record)}
-        parts.append(_described(task, own))
+        own = {key.name: key.doc for key in keys_of(cls).values() if key.name not in common}
+        parts.append(_table(task, own))
     return "\n\n".join(parts)
 
 
-def _described(title: str, keys: Mapping[str, Key]) -> str:
-    rows = [f"| `{key.name}` | {key.doc} |" for key in keys.values()]
+def _table(title: str, docs: Mapping[str, str]) -> str:
+    rows = [f"| `{name}` | {doc} |" for name, doc in docs.items()]
     return "\n".join([f"| {title} | |", "|---|---|", *rows])

@@ -36,7 +36,15 @@ from fastdigin.storage import text_hash, write_atomically
 SCHEMA = 2
 """The version of the lines; those that name none are of the first."""
 
-IMAGE_KEYS = ("image", "initial_image", "input_image", "difference", "mask")
+IMAGE_KEYS = {
+    "image": "the optimised image (3, H, W)",
+    "initial_image": "what it is compared with (3, H, W)",
+    "input_image": "the user's photo (3, H, W)",
+    "difference": "what changed from initial_image to image, as a picture (3, H, W)",
+    "mask": "the foreground (H, W)",
+}
+"""Pictures, and what they show; a line holds their files' paths below the folder, or null."""
+
 RESULTS_FILE = "results.jsonl"
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"

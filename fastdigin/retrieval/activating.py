@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.retrieval.features import feature_blocks
-from fastdigin.retrieval.top import Top
+from fastdigin.retrieval.features import best_of, feature_blocks
 from fastdigin.storage import TensorCache, fingerprint
 from fastdigin.tasks.inputs import ImageInput
 
@@ -53,21 +52,20 @@ def most_activating(
     numbers = list(dict.fromkeys(classifier.check_neuron(neuron) for neuron in neurons))
     if not numbers:
         raise UserError("neurons is empty: name at least one")
-    best: dict[int, Top[ImageInput]] = {neuron: Top(top) for neuron in numbers}
-    lows, unreadable = torch.full((len(numbers),), torch.inf), {}
+    found: dict[int, list[tuple[float, ImageInput]]] = {neuron: [] for neuron in numbers}
+    lows, seen, unreadable = torch.full((len(numbers),), torch.inf), 0, {}
     for block in feature_blocks(classifier, photos, cache, on_progress):
         unreadable |= block.unreadable
         if not block.photos:
             continue
+        seen += len(block.photos)
         activations_nk = block.features_nf[:, numbers]
         lows = torch.minimum(lows, activations_nk.amin(dim=0))
         for neuron, activations_n in zip(numbers, activations_nk.T, strict=True):
-            best[neuron].add(block.photos, activations_n)
-    seen = best[numbers[0]].seen
+            found[neuron] = best_of(top, found[neuron], block.photos, activations_n)
     if not seen:
         first = next(iter(unreadable.values()), "there are none")
         raise UserError(f"none of the {len(photos)} photos can be read ({first})")
-    found = {neuron: best[neuron].items() for neuron in numbers}
     ranges = {n: (low, found[n][0][0]) for n, low in zip(numbers, lows.tolist(), strict=True)}
     sizes = [(p.id, _size(p)) for p in photos if p.id not in unreadable]
     return Activating(found, ranges, seen, unreadable, fingerprint(*sizes))

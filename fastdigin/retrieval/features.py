@@ -68,6 +68,17 @@ def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
     return [replace(photo, id=id) for id, photo in zip(ids, photos, strict=True)]
 
 
+def best_of(
+    size: int,
+    best: Sequence[tuple[float, ImageInput]],
+    photos: Sequence[ImageInput],
+    values_n: Tensor,
+) -> list[tuple[float, ImageInput]]:
+    """The ``size`` largest of ``best`` and of more photos; of equal values the earlier stays."""
+    more = zip(values_n.tolist(), photos, strict=True)
+    return sorted([*best, *more], key=lambda pair: -pair[0])[:size]
+
+
 @torch.no_grad()
 def embed(network: Classifier, prepared: Sequence[Tensor]) -> Tensor:
     """Features (N,F), on the CPU, of images (3,size,size) that the network has prepared."""

@@ -12,8 +12,7 @@ from torch.nn.functional import normalize
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.retrieval.features import embed, feature_blocks
-from fastdigin.retrieval.top import Top
+from fastdigin.retrieval.features import best_of, embed, feature_blocks
 from fastdigin.storage import TensorCache
 from fastdigin.tasks.inputs import ImageInput, read_any_image
 
@@ -93,18 +92,20 @@ def find_similar(
     query_labels = _labels(classifiers, image, asked)
     query_f = embed(embedding, [embedding.prepare(image[None].to(embedding.device))[0]])[0]
     query_f = normalize(query_f, dim=0)
-    best: Top[ImageInput] = Top(top)
+    best: list[tuple[float, ImageInput]] = []
+    compared = 0
     unreadable: dict[str, str] = {}
     for block in feature_blocks(embedding, photos, cache, on_progress):
         unreadable |= block.unreadable
-        best.add(block.photos, normalize(block.features_nf, dim=1) @ query_f)
-    if not best.seen:
+        compared += len(block.photos)
+        best = best_of(top, best, block.photos, normalize(block.features_nf, dim=1) @ query_f)
+    if not compared:
         raise UserError(f"none of the {len(photos)} photos can be read: check the folder")
     matches = tuple(
         Match(photo, similarity, _labels(classifiers, read_any_image(photo), asked))
-        for similarity, photo in best.items()
+        for similarity, photo in best
     )
-    return Search(query_labels, asked, matches, best.seen, unreadable)
+    return Search(query_labels, asked, matches, compared, unreadable)
 
 
 def _asked(classifiers: Sequence[Classifier], image: Tensor, asked: str | None) -> str | None:

@@ -1,49 +1,20 @@
-"""A neuron's most activating photos: against all activations computed by hand, and resumed."""
+"""A neuron's most activating photos: against all activations computed by hand."""
 
 import json
 
 import pytest
 import torch
-from photos import as_tensor, photo
 
 import fastdigin as fd
 from fastdigin.cli import main
 from fastdigin.errors import UserError
-from fastdigin.models.classifier import Classifier
 from fastdigin.retrieval import features, most_activating, photo_files
-from fastdigin.storage import TensorCache
 
 NEURONS = [3, 76, 5]
 
 
-@pytest.fixture(scope="module")
-def spurious():
-    return Classifier.load("embedded:spurious")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Twelve photos of several shapes, in subfolders."""
-    root = tmp_path_factory.mktemp("photos")
-    for number in range(12):
-        file = root / f"class-{number % 3}" / f"{number:02d}.png"
-        file.parent.mkdir(exist_ok=True)
-        photo(60 + number, 70, seed=number).save(file)
-    return root
-
-
-@torch.no_grad()
-def by_hand(classifier):
-    """Photo's id -> activations of all neurons."""
-    return {
-        f"class-{n % 3}/{n:02d}.png":
-            classifier.activations(as_tensor(photo(60 + n, 70, seed=n)))[0]
-        for n in range(12)
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("neurons", [NEURONS, [0, 2]], ids=["penultimate", "convolution"])
-def test_equals_sorting_all_photos(folder, spurious, neurons, monkeypatch):
+def test_equals_sorting_all_photos(folder, spurious, by_hand, neurons, monkeypatch):
     monkeypatch.setattr(features, "LARGEST_BLOCK", 5)
     if neurons != NEURONS:
         convolution = next(
@@ -59,34 +30,6 @@ def test_equals_sorting_all_photos(folder, spurious, neurons, monkeypatch):
         values = [float(expected[id][neuron]) for id in order]
         assert [v for v, _ in found.top[neuron]] == pytest.approx(values[:4], rel=1e-4)
         assert found.ranges[neuron] == pytest.approx((values[-1], values[0]), rel=1e-4)
-
-
-def test_what_was_cut_off_goes_on_and_other_neurons_cost_nothing(
-    folder, tmp_path, spurious, monkeypatch
-):
-    monkeypatch.setattr(features, "LARGEST_BLOCK", 4)
-    counted, whole = [], features.embed
-    monkeypatch.setattr(
-        features, "embed", lambda net, images: counted.append(len(images)) or whole(net, images)
-    )
-    cache, photos, done = TensorCache(tmp_path), photo_files([str(folder)]), []
-
-    def stop(count):
-        done.append(count)
-        if sum(done) >= 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        most_activating(spurious, [3], photos, cache=cache, on_progress=stop)
-    before = sum(counted)
-    resumed = most_activating(spurious, [3], photos, cache=cache)
-    assert 0 < before < 12 and sum(counted) == 12
-    assert resumed == most_activating(spurious, [3], photos)
-    counted.clear()
-    assert most_activating(spurious, NEURONS, photos, cache=cache).top[3] == resumed.top[3]
-    assert sum(counted) == 0
-    most_activating(Classifier.load("embedded:clean"), [3], photos, cache=cache)
-    assert sum(counted) == 12  # another network
 
 
 def test_the_fingerprint_tells_data_sets_apart(folder, spurious):
@@ -107,23 +50,12 @@ def test_planted_neurons_are_activated_by_their_background(spurious):
     assert all("grass" in p.id for _, p in found.top[neuron])
 
 
-def test_unreadable_photos_are_named(folder, tmp_path, spurious):
-    (tmp_path / "bad.png").write_text("no image")
-    photos = photo_files([str(folder), str(tmp_path / "bad.png")])
-    found = most_activating(spurious, [3], photos)
-    assert found.seen == 12 and list(found.unreadable) == ["bad"]
-    with pytest.raises(UserError, match="none of the 1 photos can be read .*bad.png"):
-        most_activating(spurious, [3], photos[-1:])
-
-
 def test_errors(folder, spurious):
     photos = photo_files([str(folder)])
     with pytest.raises(UserError, match="neuron 99999 does not exist: .* has neurons 0 to"):
         most_activating(spurious, [99999], photos)
     with pytest.raises(UserError, match="neurons is empty"):
         most_activating(spurious, [], photos)
-    with pytest.raises(UserError, match="top must be at least 1, got 0"):
-        most_activating(spurious, [3], photos, top=0)
 
 
 def test_command_line(folder, tmp_path, capsys):

@@ -1,75 +1,29 @@
-"""Searching photos: against cosines computed by hand, and resumed from the cache."""
+"""Searching photos: against cosines computed by hand."""
 
 import json
-import os
 
 import pytest
 import torch
-from photos import as_tensor, photo
+from photos import photo
 
 import fastdigin as fd
 from fastdigin.cli import main
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.retrieval import features, find_similar, load_embedding, photo_files
-from fastdigin.storage import TensorCache
+from fastdigin.retrieval import find_similar, load_embedding, photo_files
 from fastdigin.tasks.inputs import ImageInput
 
 
-@pytest.fixture(scope="module")
-def judge():
-    return load_embedding("embedded:judge")
-
-
-@pytest.fixture(scope="module")
-def clean():
-    return Classifier.load("embedded:clean")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Twelve photos of several shapes, some in subfolders."""
-    root = tmp_path / "photos"
-    for number in range(12):
-        file = root / f"class-{number % 3}" / f"{number:02d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        photo(60 + number, 70, seed=number).save(file)
-    return root
-
-
-@pytest.fixture
-def counted(judge, monkeypatch):
-    """How many photos went through the network; the query is not one of them."""
-    seen = []
-    whole = features.embed
-
-    def embed(network, prepared):
-        seen.append(len(prepared))
-        return whole(network, prepared)
-
-    monkeypatch.setattr(features, "embed", embed)
-    return seen
-
-
-def query(seed=4):
-    return ImageInput("query", as_tensor(photo(64, 64, seed=seed))[0])
-
-
-@torch.no_grad()
-def unit_features(judge, image_b3hw):
-    return torch.nn.functional.normalize(judge.activations(image_b3hw), dim=1)[0]
-
-
-def test_ranks_by_cosine(folder, judge, clean):
+def test_ranks_by_cosine(folder, judge, clean, query, by_hand):
     photos = photo_files([str(folder)])
     assert [p.id for p in photos][:2] == ["class-0/00.png", "class-0/03.png"]
-    found = find_similar(query(), photos, judge, [clean], top=5)
-    target = unit_features(judge, as_tensor(photo(64, 64, seed=4)))
+    found = find_similar(query, photos, judge, [clean], top=5)
+    with torch.no_grad():
+        target = judge.activations(query.image[None])[0]
     cosines = {
-        f"class-{n % 3}/{n:02d}.png":
-            float(unit_features(judge, as_tensor(photo(60 + n, 70, seed=n))) @ target)
-        for n in range(12)
-    }  # fmt: skip
+        id: float(torch.cosine_similarity(activations, target, dim=0))
+        for id, activations in by_hand(judge).items()
+    }
     expected = sorted(cosines, key=cosines.get, reverse=True)[:5]
     assert [m.photo.id for m in found.matches] == expected
     for match in found.matches:
@@ -77,10 +31,10 @@ def test_ranks_by_cosine(folder, judge, clean):
     assert found.compared == 12 and not found.unreadable
 
 
-def test_labels(folder, judge, clean):
-    found = find_similar(query(), photo_files([str(folder)]), judge, [clean], top=3)
+def test_labels(folder, judge, clean, query):
+    found = find_similar(query, photo_files([str(folder)]), judge, [clean], top=3)
     with torch.no_grad():
-        p = clean.probabilities(as_tensor(photo(64, 64, seed=4)))[0]
+        p = clean.probabilities(query.image[None])[0]
     assert found.asked == clean.classes[int(p.argmax())]
     assert found.query[clean.name].confidence == pytest.approx(float(p.max()))
     labels = [match.labels[clean.name] for match in found.matches]
@@ -88,83 +42,18 @@ def test_labels(folder, judge, clean):
     mean = sum(label.asked for label in labels) / 3
     assert found.mean_asked(clean.name) == pytest.approx(mean)
     backgrounds = Classifier.load("embedded:background")  # knows other classes
-    found = find_similar(query(), photo_files([str(folder)]), judge, [clean, backgrounds], top=2,
+    found = find_similar(query, photo_files([str(folder)]), judge, [clean, backgrounds], top=2,
                          asked="boot")  # fmt: skip
     assert found.asked == "boot" and found.mean_asked(backgrounds.name) is None
     assert found.matches[0].labels[clean.name].asked is not None
     with pytest.raises(UserError, match="'bot' is not a class of .*did you mean 'boot"):
-        find_similar(query(), photo_files([str(folder)]), judge, [clean, backgrounds], asked="bot")
+        find_similar(query, photo_files([str(folder)]), judge, [clean, backgrounds], asked="bot")
 
 
-def test_cached_embeddings_are_not_made_again(folder, tmp_path, judge, counted):
-    cache, photos = TensorCache(tmp_path / "cache"), photo_files([str(folder)])
-    first = find_similar(query(), photos, judge, cache=cache)
-    assert sum(counted) == 12
-    counted.clear()
-    again = find_similar(query(), photos, judge, cache=cache)
-    assert sum(counted) == 0
-    assert [(m.photo, m.similarity) for m in again.matches] == [
-        (m.photo, m.similarity) for m in first.matches
-    ]
-    counted.clear()
-    find_similar(query(), photos, load_embedding("embedded:robust"), cache=cache)
-    assert sum(counted) == 12  # another network
-
-
-def test_a_broken_search_goes_on(folder, tmp_path, judge, counted, monkeypatch):
-    monkeypatch.setattr(features, "LARGEST_BLOCK", 4)
-    cache, photos = TensorCache(tmp_path / "cache"), photo_files([str(folder)])
-    done = 0
-
-    def stop(count):
-        nonlocal done
-        done += count
-        if done == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        find_similar(query(), photos, judge, cache=cache, on_progress=stop)
-    counted.clear()
-    found = find_similar(query(), photos, judge, cache=cache)
-    assert sum(counted) == 4 and found.compared == 12
-
-
-def test_changed_and_added_photos_are_embedded_anew(folder, tmp_path, judge, counted, monkeypatch):
-    monkeypatch.setattr(features, "LARGEST_BLOCK", 4)
-    cache = TensorCache(tmp_path / "cache")
-    find_similar(query(), photo_files([str(folder)]), judge, cache=cache)
-    changed = folder / "class-2" / "11.png"
-    photo(64, 64, seed=4).save(changed)
-    os.utime(changed, (1, 1))
-    counted.clear()
-    found = find_similar(query(), photo_files([str(folder)]), judge, cache=cache, top=1)
-    assert sum(counted) == 4  # its block
-    assert found.matches[0].photo.image == changed
-    assert found.matches[0].similarity == pytest.approx(1, abs=1e-5)
-
-
-def test_unreadable_photos_are_named_also_from_the_cache(folder, tmp_path, judge):
-    (folder / "class-2" / "05.png").write_text("no image")
-    cache = TensorCache(tmp_path / "cache")
-    for _ in range(2):
-        found = find_similar(query(), photo_files([str(folder)]), judge, cache=cache)
-        assert list(found.unreadable) == ["class-2/05.png"]
-        assert found.compared == len(found.matches) == 11
-        assert "read" in found.unreadable["class-2/05.png"]
-
-
-def test_errors(folder, tmp_path, judge):
-    with pytest.raises(UserError, match="top must be at least 1"):
-        find_similar(query(), photo_files([str(folder)]), judge, top=0)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="and its subfolders hold no images"):
-        photo_files([str(tmp_path / "empty")])
-    bad = tmp_path / "bad.png"
-    bad.write_text("no image")
-    with pytest.raises(UserError, match="none of the 1 photos can be read"):
-        find_similar(query(), photo_files([str(bad)]), judge)
+def test_a_query_that_cannot_be_read(folder, tmp_path, judge):
+    (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(UserError, match="bad.png' cannot be read"):
-        find_similar(ImageInput("q", bad), photo_files([str(folder)]), judge)
+        find_similar(ImageInput("q", tmp_path / "bad.png"), photo_files([str(folder)]), judge)
 
 
 def test_command_line(folder, tmp_path, capsys):
