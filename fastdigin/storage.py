@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,12 +25,12 @@ LIMIT = 10 * 2**30  # bytes; an inversion of Stable Diffusion 1.x at 512 px and 
 log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Calls ``write(file)`` on a temporary binary file and renames it to ``path``."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a temporary file and renames it to ``path``: readers find all of it or none."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            write(file)
+            file.write(content)
         # mkstemp files are private to the user; results are meant to be shared.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -148,7 +148,7 @@ class TensorCache:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = save(whole, {"hash": _tensors_hash(whole)})
         try:
-            write_atomically(self._path(key), lambda file: file.write(content))
+            write_atomically(self._path(key), content)
         except OSError as error:
             log.warning("cache folder '%s' cannot be written: %s", self.folder, error)
             return

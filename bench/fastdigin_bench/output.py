@@ -82,7 +82,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces the file at once or not at all. UserError where it cannot be written."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     try:
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror}): name a folder that you may write to"

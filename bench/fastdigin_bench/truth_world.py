@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.results.pictures import to_pil
+from fastdigin.results.pictures import png, to_pil
 from fastdigin.storage import write_atomically
 from fastdigin_bench.figures import Figure, at_least, mean, rate, share
 from fastdigin_bench.output import make_folder
@@ -111,8 +111,7 @@ def draw(
             rows = slice(start, start + batch)
             if not all(path.exists() for path in paths[rows]):
                 for path, image in zip(paths[rows], sample(wanted[rows]), strict=True):
-                    picture = to_pil(image)
-                    write_atomically(path, lambda file, p=picture: p.save(file, format="PNG"))
+                    write_atomically(path, png(to_pil(image)))
             bar.update(len(paths[rows]))
     return [read_picture(path, size) for path in paths]
 
@@ -141,7 +140,7 @@ def write_sheet(samples: Sequence[Sample], images: Sequence[Tensor], path: Path)
     for sample, image in zip(samples, images, strict=True):
         rows.setdefault(sample.garment, []).append(image)
     sheet = contact_sheet([row[:SHEET_COLUMNS] for row in rows.values()], list(rows), side=96)
-    write_atomically(path, lambda file: sheet.save(file, format="PNG"))
+    write_atomically(path, png(sheet))
 
 
 def psnr(model: LatentDiffusion, image_3hw: Tensor) -> float:

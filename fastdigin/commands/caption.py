@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
     writer.writerows(rows)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = text.getvalue().encode()
-        write_atomically(options.out, lambda file: file.write(content))
+        write_atomically(options.out, text.getvalue().encode())
     except OSError as error:
         raise UserError(f"--out '{options.out}' cannot be written ({error.strerror})") from None
     for row in rows:

@@ -18,7 +18,7 @@ def write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> s
     text = "".join(json.dumps(jsonable(record)) + "\n" for record in records)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / name, lambda file: file.write(text.encode()))
+        write_atomically(out / name, text.encode())
     except OSError as error:
         raise UserError(f"--out '{out}' cannot be written ({error.strerror})") from None
     return text

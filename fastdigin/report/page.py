@@ -31,7 +31,7 @@ def write_page(target: Path, template: str, **context: Any) -> Path:
         **context,
     )
     try:
-        write_atomically(target, lambda file: file.write(page.encode("utf-8", "replace")))
+        write_atomically(target, page.encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(
             f"'{target}' cannot be written ({error.strerror}); make the folder writable."

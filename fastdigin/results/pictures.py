@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,13 @@ def to_pil(image: Tensor) -> Image.Image:
     if pixels.ndim == 3:
         pixels = pixels.permute(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+
+
+def png(picture: Image.Image) -> bytes:
+    """The content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    return content.getvalue()
 
 
 def read_picture(path: Path) -> Tensor:

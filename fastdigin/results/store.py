@@ -23,14 +23,13 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock
 from torch import Tensor
 
 from fastdigin.errors import UserError
-from fastdigin.results.pictures import to_pil
+from fastdigin.results.pictures import png, to_pil
 from fastdigin.storage import text_hash, write_atomically
 
 SCHEMA = 2
@@ -67,14 +66,15 @@ class ResultStore:
         self.task = task
         self.settings = jsonable(settings)
         self._results = self.out / RESULTS_FILE
+        self._lock = FileLock(self.out / LOCK_FILE)
         _check_writable(self.out)
-        with self._locked():
+        with self._lock:
             runs = read_runs(self.out)
             if task in runs:
                 _check_same_settings(self.out, task, runs[task], self.settings)
             else:
                 text = json.dumps({**runs, task: self.settings}, indent=2, allow_nan=False) + "\n"
-                write_atomically(self.out / RUN_FILE, lambda file: file.write(text.encode()))
+                write_atomically(self.out / RUN_FILE, text.encode())
             _mend_end(self._results)
 
     def append(self, record: Mapping) -> None:
@@ -93,7 +93,7 @@ class ResultStore:
                 raise ValueError(f"record {record['id']!r}: {key} {record[key]!r} is not a file "
                                  "below the results folder; save it with save_image first")
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        with self._locked(), self._results.open("ab") as file:
+        with self._lock, self._results.open("ab") as file:
             # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
@@ -108,12 +108,8 @@ class ResultStore:
         relative = f"images/{self.task}/{safe_name(name)}.png"
         path = self.out / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = to_pil(image)
-        write_atomically(path, lambda file: picture.save(file, format="PNG"))
+        write_atomically(path, png(to_pil(image)))
         return relative
-
-    def _locked(self) -> AbstractContextManager:
-        return FileLock(self.out / LOCK_FILE)
 
 
 def read_lines(out: Path | str) -> list[dict]:
