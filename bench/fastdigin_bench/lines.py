@@ -29,8 +29,8 @@ PACKAGES = {
 
 ORDER = (
     "bench", "examples", "cli", "commands", "public", "doctor", "report", "scale", "tasks",
-    "retrieval", "datasets", "presets", "editing", "objectives", "engine", "models", "results",
-    "embedded", "storage", "errors", "kernels",
+    "retrieval", "photos", "datasets", "presets", "editing", "objectives", "engine", "models",
+    "results", "embedded", "configuration", "storage", "errors", "kernels",
 )  # fmt: skip
 """The rooms from the top down: a room may import those below it (design, section 2).
 
