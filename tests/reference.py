@@ -30,11 +30,11 @@ class MapProcessor:
         return attn.to_out[0](attn.batch_to_head_dim(attention_map @ v))
 
 
-def hook_cross_attention(unet):
-    """Replaces every processor of ``unet``; returns those of the cross-attention layers."""
+def hook_attention(unet):
+    """Replaces every processor of ``unet``: those of cross- and those of self-attention layers."""
     processors = {name: MapProcessor() for name in unet.attn_processors}
     unet.set_attn_processor(dict(processors))  # diffusers empties the dict it is given
-    return [p for name, p in processors.items() if "attn2" in name]
+    return [[p for name, p in processors.items() if kind in name] for kind in ("attn2", "attn1")]
 
 
 def ddim_step(scheduler, i, z, output):
@@ -53,28 +53,42 @@ def ddim_step(scheduler, i, z, output):
     return a_prev**0.5 * x0 + (1 - a_prev) ** 0.5 * eps, x0
 
 
-def sample(unet, scheduler, z, conditioning, null_text, guidance, injection=None, blend=None):
+@torch.no_grad()
+def record_maps(unet, z, t, text):
+    unet(z, t, text)
+
+
+def sample(
+    unet, scheduler, z, conditioning, null_text, guidance, injection=None, self_injection=None,
+    blend=None,
+):  # fmt: skip
     """The guided loop. z (1,4,h,w); conditioning and null_text: T tensors (1,L,D).
 
     injection: (weights per step, source conditioning, source latents per step, M (targets,
-    sources)): the source's maps A_src M^T replace the target's. blend: (weights, mask, source
-    latents). Returns (last z, list of all predicted x0).
+    sources)): the source's maps A_src M^T replace the target's. self_injection: the same for
+    self-attention, with the most queries of a layer that is replaced instead of M. blend:
+    (weights, mask, source latents). Returns (last z, list of all predicted x0).
     """
-    layers = hook_cross_attention(unet) if injection else []
+    cross, own = hook_attention(unet) if injection or self_injection else ([], [])
     x0s = []
     for i, t in enumerate(scheduler.timesteps):
         if blend is not None:
             weights, mask, source = blend
             z = weights[i] * mask * source[i] + (1 - weights[i] * mask) * z
+        edits = {}
         if injection is not None and injection[0][i] > 0:
             weights, source_text, source_z, m = injection
-            with torch.no_grad():
-                unet(source_z[i], t, source_text)  # records its maps
-            for layer in layers:
-                injected, w = layer.recorded @ m.T, weights[i]
-                layer.edit = lambda a, injected=injected, w=w: w * injected + (1 - w) * a
+            record_maps(unet, source_z[i], t, source_text)
+            edits |= {layer: (layer.recorded @ m.T, weights[i]) for layer in cross}
+        if self_injection is not None and self_injection[0][i] > 0:
+            weights, source_text, source_z, queries = self_injection
+            record_maps(unet, source_z[i], t, source_text)
+            small = [layer for layer in own if layer.recorded.shape[-2] <= queries]
+            edits |= {layer: (layer.recorded, weights[i]) for layer in small}
+        for layer, (injected, w) in edits.items():
+            layer.edit = lambda a, injected=injected, w=w: w * injected + (1 - w) * a
         output = unet(z, t, conditioning[i]).sample
-        for layer in layers:
+        for layer in edits:
             layer.edit = None
         if guidance != 1.0:
             null = unet(z, t, null_text[i]).sample

@@ -20,7 +20,7 @@ from fastdigin.editing.attention_store import store_attention
 from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.prompts import token_mapping
 from fastdigin.embedded import model_folder
-from fastdigin.engine.job import Blending, Injection, Job, Settings
+from fastdigin.engine.job import Blending, Injection, Job, SelfInjection, Settings
 from fastdigin.models.attention import SourceAttention, attention_map
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
@@ -155,6 +155,7 @@ def make_job(
     prompt: str = "a photo of a boot",
     losses: Sequence | None = None,
     injection: Injection | None = None,
+    self_injection: SelfInjection | None = None,
     blending: Blending | None = None,
     monitors: dict | None = None,
     **settings,
@@ -172,6 +173,7 @@ def make_job(
         settings=Settings(**{"steps": 4, "iterations": 2, **settings}),
         seed=seed,
         injection=injection,
+        self_injection=self_injection,
         blending=blending,
         monitors=monitors or {},
     )
@@ -194,15 +196,38 @@ def make_injection(
     form: str = "queries",
 ) -> Injection:
     """Injects ``source`` into ``prompt``, from stored "queries" or a stored "map"."""
-    reach = max((i + 1 for i, w in enumerate(weights) if w), default=0) / len(weights)
-    (store,) = store_attention(model, [source], [reach], batch=1)
-    layers = dict(store.layers)
-    if form == "map":
-        for name, kept in layers.items():
-            assert kept.keys is not None
-            layers[name] = SourceAttention(attention_map(kept.tensor, kept.keys), None)
+    (store,) = store_attention(model, [source], [_reach(weights)], batch=1)
     mapping = token_mapping(model, source.prompt, prompt).double()
-    return Injection(layers, mapping, tuple(weights))
+    return Injection(_in_form(store.layers, form), mapping, tuple(weights))
+
+
+def make_self_injection(
+    model: LatentDiffusion,
+    source: Inversion,
+    weights: Sequence[float],
+    form: str = "queries",
+    self_queries: int = 16,
+) -> SelfInjection:
+    """The same for self-attention layers of at most ``self_queries`` positions."""
+    (store,) = store_attention(
+        model, [source], [], [_reach(weights)], batch=1, self_queries=self_queries
+    )
+    injection = store.self_injection(1.0, len(weights))
+    return SelfInjection(_in_form(injection.layers, form), tuple(weights))
+
+
+def _reach(weights: Sequence[float]) -> float:
+    return max((i + 1 for i, w in enumerate(weights) if w), default=0) / len(weights)
+
+
+def _in_form(layers: dict[str, SourceAttention], form: str) -> dict[str, SourceAttention]:
+    assert all(kept.keys is not None for kept in layers.values())
+    if form == "queries":
+        return layers
+    return {
+        name: SourceAttention(attention_map(kept.tensor, kept.keys), None)
+        for name, kept in layers.items()
+    }
 
 
 def make_blending(source: Inversion, weights: Sequence[float], seed: int = 0) -> Blending:
@@ -213,12 +238,15 @@ def make_blending(source: Inversion, weights: Sequence[float], seed: int = 0) ->
 
 def reference_editing(job: Job, source: Inversion | None) -> dict:
     """The editing arguments of reference.sample for a job that edits ``source``."""
-    editing = {}
+    editing, injections = {}, {}
     if job.injection is not None:
+        injections["injection"] = job.injection.weights, job.injection.mapping
+    if job.self_injection is not None:
+        queries = max(kept.tensor.shape[-2] for kept in job.self_injection.layers.values())
+        injections["self_injection"] = job.self_injection.weights, queries
+    for name, (weights, how) in injections.items():
         latents = [z[None] for z in source.trajectory[:-1]]
-        editing["injection"] = (
-            job.injection.weights, source.conditioning[None], latents, job.injection.mapping
-        )  # fmt: skip
+        editing[name] = (weights, source.conditioning[None], latents, how)
     if job.blending is not None:
         latents = [z[None] for z in job.blending.source_latents]
         editing["blend"] = (job.blending.weights, job.blending.mask, latents)

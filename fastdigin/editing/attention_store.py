@@ -11,11 +11,14 @@ from torch import Tensor
 from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.schedules import Schedule, schedule_weights, steps_reached
 from fastdigin.engine.batch import padded
-from fastdigin.engine.job import Injection
-from fastdigin.models.attention import AttentionControl, SourceAttention, attention_map
+from fastdigin.engine.job import Injection, SelfInjection
+from fastdigin.errors import UserError
+from fastdigin.models.attention import AttentionControl, SourceAttention, attention_map, is_cross
 from fastdigin.models.diffusion import LatentDiffusion
 
 MASK_RESOLUTION = 16  # the layers whose maps locate objects best (Hertz et al. 2022)
+SELF_QUERIES = MASK_RESOLUTION**2
+"""Self-attention of more positions is left to the edit, as in prompt-to-prompt's self_replace."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class AttentionStore:
     """The attention of one source image (prompt-to-prompt, Hertz et al. 2022).
 
     Args:
-        layers: cross-attention layer -> SourceAttention over the first steps, for injection.
+        layers: layer -> SourceAttention over the first steps, for injection. All cross-attention
+            layers and, where they were asked for, the small self-attention layers.
         maps: (L, h, w), attention to each token, averaged over heads, the layers nearest to 16x16
             and the first half of the steps.
     """
@@ -33,7 +37,13 @@ class AttentionStore:
 
     def injection(self, mapping: Tensor, schedule: Schedule, steps: int) -> Injection:
         """Injects as the schedule says, which must not reach further than what was stored."""
-        return Injection(self.layers, mapping, schedule_weights(schedule, steps))
+        layers = {layer: x for layer, x in self.layers.items() if is_cross(layer)}
+        return Injection(layers, mapping, schedule_weights(schedule, steps))
+
+    def self_injection(self, schedule: Schedule, steps: int) -> SelfInjection:
+        """The same for self-attention, which keeps the layout of the source."""
+        layers = {layer: x for layer, x in self.layers.items() if not is_cross(layer)}
+        return SelfInjection(layers, schedule_weights(schedule, steps))
 
 
 @torch.no_grad()
@@ -41,26 +51,48 @@ def store_attention(
     model: LatentDiffusion,
     inversions: Sequence[Inversion],
     injected: Sequence[Schedule],
+    self_injected: Sequence[Schedule] = (),
     *,
     batch: int,
+    self_queries: int = SELF_QUERIES,
 ) -> list[AttentionStore]:
     """Replays the conditional branch of each source trajectory and stores its attention.
 
     Args:
         injected: the schedules by which it may be injected later; none of them stores maps only.
+        self_injected: likewise for self-attention.
         batch: how many inversions are replayed at a time.
+        self_queries: the most positions of a self-attention layer that is stored, 16 x 16 in
+            prompt-to-prompt.
+
+    Raises:
+        UserError: no self-attention layer is that small.
     """
     stores: list[AttentionStore] = []
+    limit = _checked_limit(model, self_queries) if self_injected else 0
     for start in range(0, len(inversions), batch):
         part = list(inversions[start : start + batch])
-        stores += _store_batch(model, padded(part, batch), injected)[: len(part)]
+        rows = padded(part, batch)
+        stores += _store_batch(model, rows, injected, self_injected, limit)[: len(part)]
     return stores
 
 
-def _store_batch(model, inversions, injected) -> list[AttentionStore]:
+def _checked_limit(model: LatentDiffusion, self_queries: int) -> int:
+    shapes = model.attention_shapes()
+    smallest = min(queries for layer, (_, queries) in shapes.items() if not is_cross(layer))
+    if smallest > self_queries:
+        raise UserError(
+            f"self_queries must be at least {smallest}, the smallest self-attention layer of model "
+            f"{model.name!r}, got {self_queries}"
+        )
+    return self_queries
+
+
+def _store_batch(model, inversions, injected, self_injected, limit) -> list[AttentionStore]:
     steps = len(inversions[0].trajectory) - 1
     timesteps = model.ddim_table(steps).timesteps.to(model.device)
-    kept_steps, half = steps_reached(injected, steps), (steps + 1) // 2
+    reached, self_reached = (steps_reached(x, steps) for x in (injected, self_injected))
+    half = (steps + 1) // 2
     trajectory = torch.stack([x.trajectory for x in inversions])
     cond = torch.stack([x.conditioning for x in inversions])
     vectors = [x.vector for x in inversions]
@@ -68,22 +100,25 @@ def _store_batch(model, inversions, injected) -> list[AttentionStore]:
 
     kept: dict[str, list[SourceAttention]] = {}
     maps_sum, count = 0.0, 0
-    for i in range(max(kept_steps, half)):
+    for i in range(max(reached, self_reached, half)):
         store: dict[str, tuple[Tensor, Tensor]] = {}
+        control = AttentionControl(store=store, stored_queries=limit)
         t = timesteps[i].expand(len(cond))
-        model.predict(trajectory[:, i], t, cond, AttentionControl(store=store), vector)
-        if i < kept_steps:
-            for layer, (queries, keys) in store.items():
-                kept.setdefault(layer, []).append(SourceAttention.smallest(queries, keys))
+        model.predict(trajectory[:, i], t, cond, control, vector)
+        for layer, (queries, keys) in store.items():
+            if i < (reached if is_cross(layer) else self_reached):
+                source = SourceAttention.smallest(queries, keys, keys_are_shared=is_cross(layer))
+                kept.setdefault(layer, []).append(source)
         if i < half:
-            for layer in nearest_layers({name: q.shape[-2] for name, (q, _) in store.items()}):
+            tokens = {layer: q.shape[-2] for layer, (q, _) in store.items() if is_cross(layer)}
+            for layer in nearest_layers(tokens):
                 per_head = attention_map(*(x.float() for x in store[layer]))
                 maps_sum, count = maps_sum + per_head.mean(dim=1), count + 1
     maps = (maps_sum / count).transpose(1, 2)  # (B, L, N)
     side = round(maps.shape[-1] ** 0.5)
     return [
         AttentionStore(
-            {layer: _of_sample(rows, b) for layer, rows in kept.items()},
+            {layer: _of_sample(layer, rows, b) for layer, rows in kept.items()},
             maps[b].unflatten(-1, (side, side)),
         )
         for b in range(len(inversions))
@@ -97,7 +132,11 @@ def nearest_layers(tokens: dict[str, int]) -> list[str]:
     return [name for name, s in side.items() if s == best]
 
 
-def _of_sample(rows: list[SourceAttention], b: int) -> SourceAttention:
-    """One sample's steps stacked; its keys depend on the text only, so one set serves all."""
+def _of_sample(layer: str, rows: list[SourceAttention], b: int) -> SourceAttention:
+    """One sample's steps stacked; cross-attention's keys depend on the text only: one set."""
     tensor = torch.stack([row.tensor[b] for row in rows])
-    return SourceAttention(tensor, None if rows[0].keys is None else rows[0].keys[b].clone())
+    if rows[0].keys is None:
+        return SourceAttention(tensor, None)
+    if is_cross(layer):
+        return SourceAttention(tensor, rows[0].keys[b].clone())
+    return SourceAttention(tensor, torch.stack([row.keys[b] for row in rows]))

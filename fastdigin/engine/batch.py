@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdigin.engine.job import Job
+from fastdigin.engine.job import Injection, Job, SelfInjection
 from fastdigin.engine.sampler import Step
-from fastdigin.models.attention import InjectedAttention, SourceAttention
+from fastdigin.models.attention import InjectedAttention, InjectedSelfAttention, SourceAttention
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
@@ -55,9 +56,12 @@ class BatchSteps(Sequence[Step]):
         if table.noise is not None:
             noise = [drawn_noise(j, model) if j.noise is None else j.noise for j in jobs]
             self._noise_btchw = scaled_noise(table, _stack(noise, place))
-        never = (0.0,) * len(table)
-        weights = [never if j.injection is None else j.injection.weights for j in jobs]
-        self._weights_tb = _to(list(zip(*weights, strict=True)), self._network_place)
+        self._weights_tb = self._weights([job.injection for job in jobs])
+        edits = [job.self_injection for job in jobs]
+        self._self_weights = {
+            name: self._weights([x if x is not None and name in x.layers else None for x in edits])
+            for name in {name for x in edits if x is not None for name in x.layers}
+        }
 
     def __len__(self) -> int:
         return len(self._timesteps)
@@ -69,30 +73,50 @@ class BatchSteps(Sequence[Step]):
             coefficients=self._coefficients[i].expand(batch, 4),
             guidance=self._guidance,
             injected=self._injected(i),
+            injected_self=self._injected_self(i),
             blend=self._blend(i),
             vector=self._vector,
             noise=None if self._noise_btchw is None else self._noise_btchw[:, i],
         )
 
     def _injected(self, i: int) -> InjectedAttention | None:
-        injections = [job.injection for job in self._jobs]
-        weights = [0.0 if x is None else x.weights[i] for x in injections]
-        if not any(weights):
+        active = _active([job.injection for job in self._jobs], i)
+        example = next((x for x in active if x is not None), None)
+        if example is None:
             return None
-        # A job that does not inject at this step stands in the batch with zeros and weight 0.
-        example = next(x for x, w in zip(injections, weights, strict=True) if w)
-        layers = {}
-        for name, source in example.layers.items():
-            rows = [x.layers[name] if w else None for x, w in zip(injections, weights, strict=True)]
-            layers[name] = SourceAttention(
-                _stack([None if r is None else r.tensor[i] for r in rows], self._network_place),
-                None
-                if source.keys is None
-                else _stack([None if r is None else r.keys for r in rows], self._network_place),
-            )
-        mappings = [x.mapping if w else None for x, w in zip(injections, weights, strict=True)]
-        mapping = _stack(mappings, self._network_place)
+        layers = {
+            name: self._sources([None if x is None else x.layers[name].at_step(i) for x in active])
+            for name in example.layers
+        }
+        mapping = _stack([None if x is None else x.mapping for x in active], self._network_place)
         return InjectedAttention(layers, mapping, self._weights_tb[i])
+
+    def _injected_self(self, i: int) -> InjectedSelfAttention | None:
+        active = _active([job.self_injection for job in self._jobs], i)
+        names = sorted({name for x in active if x is not None for name in x.layers})
+        if not names:
+            return None
+        layers = {}
+        for name in names:
+            rows = [None if x is None else x.layers.get(name) for x in active]
+            layers[name] = self._sources(
+                [None if r is None else r.at_step(i, keys_are_shared=False) for r in rows]
+            )
+        return InjectedSelfAttention(layers, {name: self._self_weights[name][i] for name in names})
+
+    def _sources(self, rows: Sequence[SourceAttention | None]) -> SourceAttention:
+        place, example = self._network_place, next(row for row in rows if row is not None)
+        tensor = _stack([None if row is None else row.tensor for row in rows], place)
+        if example.keys is None:
+            return SourceAttention(tensor, None)
+        keys = _stack([None if row is None else row.keys for row in rows], place)
+        return SourceAttention(tensor, keys)
+
+    def _weights(self, edits: Sequence[Injection | SelfInjection | None]) -> Tensor:
+        """(T, B), 0 for jobs without the edit."""
+        never = (0.0,) * len(self)
+        rows = [never if x is None else x.weights for x in edits]
+        return _to(list(zip(*rows, strict=True)), self._network_place)
 
     def _blend(self, i: int) -> tuple[Tensor, Tensor] | None:
         blendings = [job.blending for job in self._jobs]
@@ -117,21 +141,28 @@ def job_constants(job: Job, model: LatentDiffusion) -> Job:
     def placed(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(model.device)
 
+    def placed_layers(edit: Injection | SelfInjection) -> dict[str, SourceAttention]:
+        return {
+            name: SourceAttention(placed(source.tensor), placed(source.keys))
+            for name, source in edit.layers.items()
+        }
+
     injection, blending, noise = job.injection, job.blending, job.noise
     if injection is not None:
-        layers = {
-            name: SourceAttention(placed(source.tensor), placed(source.keys))
-            for name, source in injection.layers.items()
-        }
+        layers = placed_layers(injection)
         injection = replace(injection, layers=layers, mapping=placed(injection.mapping))
+    self_injection = job.self_injection
+    if self_injection is not None:
+        self_injection = replace(self_injection, layers=placed_layers(self_injection))
     if blending is not None:
         sources = placed(blending.source_latents)
         blending = replace(blending, mask=placed(blending.mask), source_latents=sources)
     if noise is None and model.ddim_table(job.settings.steps).noise is not None:
         noise = drawn_noise(job, model)
     return replace(
-        job, injection=injection, blending=blending, noise=placed(noise), pooled=placed(job.pooled)
-    )
+        job, injection=injection, self_injection=self_injection, blending=blending,
+        noise=placed(noise), pooled=placed(job.pooled),
+    )  # fmt: skip
 
 
 def step_vector(
@@ -157,6 +188,11 @@ def scaled_noise(table: DDIMTable, noise_btchw: Tensor) -> Tensor:
     """What the solver adds after each step."""
     scale = table.noise.to(noise_btchw, non_blocking=True)
     return scale[:, None, None, None] * noise_btchw
+
+
+def _active(edits: Sequence[Any], i: int) -> list[Any]:
+    """The edits that act at step i. Others stand in the batch as None: zeros, and weight 0."""
+    return [x if x is not None and x.weights[i] else None for x in edits]
 
 
 def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:

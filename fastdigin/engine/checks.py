@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastdigin.engine.job import Job
+from fastdigin.engine.job import Injection, Job, SelfInjection
 from fastdigin.errors import UserError
+from fastdigin.models.attention import is_cross
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -86,13 +87,16 @@ def _check_noise(job: Job, model: LatentDiffusion) -> None:
 
 def _check_edits(job: Job, model: LatentDiffusion) -> None:
     steps = job.settings.steps
-    for name, edit in (("injection", job.injection), ("blending", job.blending)):
+    for name in ("injection", "self_injection", "blending"):
+        edit = getattr(job, name)
         if edit is not None and len(edit.weights) != steps:
             raise UserError(
                 f"job {job.id!r}: {name} has {len(edit.weights)} weights for {steps} steps"
             )
     if job.injection is not None:
         _check_injection(job, model)
+    if job.self_injection is not None:
+        _check_self_injection(job, model)
     if job.blending is not None and (
         job.blending.mask.shape != job.latents.shape[1:]
         or job.blending.source_latents.shape != (steps, *job.latents.shape)
@@ -124,7 +128,8 @@ def _check_losses(job: Job) -> None:
 def _check_injection(job: Job, model: LatentDiffusion) -> None:
     """A source recorded with another model, or for fewer steps, would break the whole batch."""
     injection, length = job.injection, job.conditioning.shape[-2]
-    wanted = model.cross_attention_shapes()
+    shapes = model.attention_shapes()
+    wanted = {layer: shape for layer, shape in shapes.items() if is_cross(layer)}
     given = {layer: tuple(s.tensor.shape[1:3]) for layer, s in injection.layers.items()}
     if given != wanted:
         layer, _ = min(set(given.items()) ^ set(wanted.items()))
@@ -133,13 +138,7 @@ def _check_injection(job: Job, model: LatentDiffusion) -> None:
             f"{model.name!r}, in (heads, queries): {layer} is {given.get(layer)}, "
             f"wanted {wanted.get(layer)}"
         )
-    needed = max((i + 1 for i, w in enumerate(injection.weights) if w), default=0)
-    recorded = min(len(source.tensor) for source in injection.layers.values())
-    if needed > recorded:
-        raise UserError(
-            f"job {job.id!r}: injection weights reach step {needed}, but only {recorded} steps "
-            "of the source were recorded"
-        )
+    _check_reach(job, "injection", injection)
     for source in injection.layers.values():
         tokens = source.tensor.shape[-1] if source.keys is None else source.keys.shape[-2]
         if tuple(injection.mapping.shape) != (length, tokens):
@@ -147,3 +146,32 @@ def _check_injection(job: Job, model: LatentDiffusion) -> None:
                 f"job {job.id!r}: injection maps {tuple(injection.mapping.shape)} target x source "
                 f"tokens, wanted {(length, tokens)}"
             )
+
+
+def _check_self_injection(job: Job, model: LatentDiffusion) -> None:
+    """Of each layer the whole map, or queries and keys of every step."""
+    shapes = model.attention_shapes()
+    wanted = {layer: shape for layer, shape in shapes.items() if not is_cross(layer)}
+    for layer, source in job.self_injection.layers.items():
+        given, (heads, queries) = source.tensor.shape, wanted.get(layer, (0, 0))
+        if source.keys is None:
+            fits = given[1:] == (heads, queries, queries)
+        else:
+            fits = given[1:3] == (heads, queries) and source.keys.shape == given
+        if not fits:
+            raise UserError(
+                f"job {job.id!r}: self_injection does not fit the self-attention layers of model "
+                f"{model.name!r}, in (heads, queries): {layer} is {tuple(given[1:3])}, "
+                f"wanted {wanted.get(layer)}"
+            )
+    _check_reach(job, "self_injection", job.self_injection)
+
+
+def _check_reach(job: Job, name: str, injection: Injection | SelfInjection) -> None:
+    needed = max((i + 1 for i, w in enumerate(injection.weights) if w), default=0)
+    recorded = min((len(source.tensor) for source in injection.layers.values()), default=0)
+    if needed > recorded:
+        raise UserError(
+            f"job {job.id!r}: {name} weights reach step {needed}, but only {recorded} steps "
+            "of the source were recorded"
+        )

@@ -10,6 +10,7 @@ too, in torch's own cache). Where the step did not get faster, nothing is compil
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import os
 import statistics
@@ -82,9 +83,13 @@ def work_ahead(
     roles = {"kept"} if kept_steps else set()
     roles |= {"forward", "joint"} if kept_steps < steps else {"forward"} if evaluated else set()
     injected = {False} | {job.injection is not None for job in jobs}
+    injected_self = {False} | {job.self_injection is not None for job in jobs}
     updates = sum(job.settings.iterations for job in jobs) / len(jobs)
     return Work(
-        keys=frozenset(GraphKey(role, rows, guided, i) for role in roles for i in injected),
+        keys=frozenset(
+            GraphKey(role, rows, guided, *kinds)
+            for role, *kinds in itertools.product(roles, injected, injected_self)
+        ),
         slots=len(slots),
         guided=guided,
         text_length=jobs[0].conditioning.shape[-2],

@@ -9,8 +9,8 @@ whether there is a null branch, and the number of rows. Nothing else may vary:
 - Blending and a solver's noise are always there, as zeros where a step has none: they touch latents
   alone, which costs nothing beside a U-Net call, and would else make four graphs of each. So are
   the gradients of z_prev and x0. z + 0 is z, and 0 * source + 1 * z too.
-- Injection is a graph of its own, because it doubles the work of the cross-attention; so is
-  guidance, because without it the U-Net has half the rows.
+- Injection is a graph of its own, because it doubles the work of its attention layers, and so is
+  self-attention's; so is guidance, because without it the U-Net has half the rows.
 - Another number of rows than those declared is left to the functions of ``StepFunctions``.
 
 The joint step is an inference graph: torch.func.vjp is called and consumed inside the compiled
@@ -42,6 +42,7 @@ class GraphKey:
     rows: int
     guided: bool
     injected: bool
+    injected_self: bool = False
 
 
 class CompiledStepFunctions(StepFunctions):
@@ -88,7 +89,8 @@ class CompiledStepFunctions(StepFunctions):
             )
 
     def _function(self, role, z: Tensor, null: Tensor | None, step: Step) -> Callable:
-        key = GraphKey(role, len(z), null is not None, step.injected is not None)
+        injected = step.injected is not None, step.injected_self is not None
+        key = GraphKey(role, len(z), null is not None, *injected)
         if key not in self._compiled:
             # Of its own, so that no key's guards are looked through for another's.
             self._compiled[key] = torch.compile(

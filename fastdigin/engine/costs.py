@@ -68,8 +68,8 @@ def tensor_bytes(job: Job) -> int:
     tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.noise]
     if job.blending is not None:
         tensors += [job.blending.mask, job.blending.source_latents]
-    if job.injection is not None:
-        for source in job.injection.layers.values():
+    for injection in (job.injection, job.self_injection):
+        for source in injection.layers.values() if injection is not None else ():
             tensors += [source.tensor, source.keys]
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 

@@ -135,6 +135,19 @@ class Injection:
 
 
 @dataclass(frozen=True)
+class SelfInjection:
+    """Prompt-to-prompt's self-attention injection, which keeps the layout of the source.
+
+    layers: self-attention layer -> SourceAttention whose tensor and keys have a leading dimension
+        of recorded steps (up to the last one whose weight is not 0). Other layers are left alone.
+    weights: one per step in [0, 1].
+    """
+
+    layers: Mapping[str, SourceAttention]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Blending:
     """Mask blending: before step i, z <- w_i m z_src_i + (1 - w_i m) z.
 
@@ -167,6 +180,7 @@ class Job:
     settings: Settings = field(default_factory=Settings)
     seed: int = 0
     injection: Injection | None = None
+    self_injection: SelfInjection | None = None
     blending: Blending | None = None
     pooled: Tensor | None = None
     noise: Tensor | None = None

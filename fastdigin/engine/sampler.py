@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastdigin.models.attention import AttentionControl, InjectedAttention
+from fastdigin.models.attention import AttentionControl, InjectedAttention, InjectedSelfAttention
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -28,7 +28,7 @@ class Step:
     vector: what ``LatentDiffusion.vector`` made, (B, E), or where there is a null branch
         (2B, E), its rows first; None for models that take none.
     noise: (B, C, h, w), what a stochastic solver adds, scaled already; None where it adds none.
-    injected: source attention of the conditional branch, or None.
+    injected, injected_self: source attention of the conditional branch, or None.
     blend: (w m, z_src) of shapes (B, 1, h, w) and (B, C, h, w), or None.
     """
 
@@ -36,6 +36,7 @@ class Step:
     coefficients: Tensor
     guidance: Tensor | None
     injected: InjectedAttention | None = None
+    injected_self: InjectedSelfAttention | None = None
     blend: tuple[Tensor, Tensor] | None = None
     vector: Tensor | None = None
     noise: Tensor | None = None
@@ -48,7 +49,9 @@ def guided_step(
     if step.blend is not None:
         weight, source = step.blend
         z_bchw = weight * source + (1 - weight) * z_bchw
-    control = None if step.injected is None else AttentionControl(injected=step.injected)
+    control = None
+    if step.injected is not None or step.injected_self is not None:
+        control = AttentionControl(injected=step.injected, injected_self=step.injected_self)
     if step.guidance is None:
         output = model.predict(z_bchw, step.timestep, cond_bld, control, step.vector)
     else:

@@ -3,9 +3,10 @@
 One processor serves every layer. A U-Net call may carry an ``AttentionControl``:
 
 - ``store`` collects queries and keys of the cross-attention layers (to inject them later, or to
-  make foreground masks);
+  make foreground masks), and of the small self-attention layers where that is asked for;
 - ``injected`` makes the conditional samples attend as a source prompt did (prompt-to-prompt,
-  Hertz et al. 2022) without materialising a map: A_src M^T V = softmax(Q_src K_src^T) (M^T V).
+  Hertz et al. 2022) without materialising a map: A_src M^T V = softmax(Q_src K_src^T) (M^T V);
+- ``injected_self`` does so in self-attention, where every position stands for itself: A_src V.
 """
 
 from __future__ import annotations
@@ -29,21 +30,33 @@ from fastdigin_kernels.attention import (
 
 @dataclass(frozen=True)
 class SourceAttention:
-    """How one cross-attention layer attended for the source prompt.
+    """How one attention layer attended for the source prompt.
 
     Of queries and map, whichever is smaller is kept. With ``keys`` (..., H, Ls, d), ``tensor``
-    holds queries (..., H, N, d); without, it holds the map (..., H, N, Ls).
+    holds queries (..., H, N, d); without, it holds the map (..., H, N, Ls). In self-attention
+    Ls is N.
     """
 
     tensor: Tensor
     keys: Tensor | None
 
     @classmethod
-    def smallest(cls, queries: Tensor, keys: Tensor) -> SourceAttention:
-        """Keeps the queries where the head size is at most the number of source tokens."""
-        if queries.shape[-1] <= keys.shape[-2]:
+    def smallest(
+        cls, queries: Tensor, keys: Tensor, *, keys_are_shared: bool = True
+    ) -> SourceAttention:
+        """Keeps the queries where they take no more room than the map.
+
+        keys_are_shared: one set serves all steps, as in cross-attention, and counts nothing.
+        """
+        sets = 1 if keys_are_shared else 2
+        if sets * queries.shape[-1] <= keys.shape[-2]:
             return cls(queries, keys)
         return cls(attention_map(queries, keys), None)
+
+    def at_step(self, i: int, *, keys_are_shared: bool = True) -> SourceAttention:
+        """Of several steps, stacked, the i-th."""
+        keys = self.keys if self.keys is None or keys_are_shared else self.keys[i]
+        return SourceAttention(self.tensor[i], keys)
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,38 @@ class InjectedAttention:
 
 
 @dataclass(frozen=True)
+class InjectedSelfAttention:
+    """Source self-attention for the B conditional samples of one U-Net call.
+
+    layers: layer name -> SourceAttention with a leading batch dimension B; other layers are left
+        alone. weights: layer name -> (B,) in [0, 1], because not every sample has every layer.
+    """
+
+    layers: Mapping[str, SourceAttention]
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class AttentionControl:
-    """What one U-Net call stores (layer -> (queries, keys), filled by the call) and injects."""
+    """What one U-Net call stores (layer -> (queries, keys), filled by the call) and injects.
+
+    stored_queries: self-attention layers of at most so many queries are stored as well.
+    """
 
     store: dict[str, tuple[Tensor, Tensor]] | None = None
+    stored_queries: int = 0
     injected: InjectedAttention | None = None
+    injected_self: InjectedSelfAttention | None = None
+
+    def stores(self, is_cross: bool, queries: int) -> bool:
+        """Whether a layer's queries and keys are wanted."""
+        return self.store is not None and (is_cross or queries <= self.stored_queries)
+
+    def injects(self, layer: str, is_cross: bool) -> bool:
+        """Whether a layer attends as the source did."""
+        if is_cross:
+            return self.injected is not None
+        return self.injected_self is not None and layer in self.injected_self.layers
 
 
 @dataclass
@@ -80,7 +120,7 @@ class AttentionProcessor:
     is_cross: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.is_cross = self.layer.endswith("attn2")
+        self.is_cross = is_cross(self.layer)
 
     def __call__(
         self,
@@ -97,22 +137,24 @@ class AttentionProcessor:
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        if self.is_cross and control is not None and control.store is not None:
+        if control is not None and control.stores(self.is_cross, q_bhnd.shape[-2]):
             control.store[self.layer] = (q_bhnd.detach(), k_bhld.detach())
-        injected = control.injected if self.is_cross and control is not None else None
-        if injected is None:
-            out_bhnd = attention(q_bhnd, k_bhld, v_bhld, self.impl)
+        if control is not None and control.injects(self.layer, self.is_cross):
+            out_bhnd = self._attend_like_the_source(q_bhnd, k_bhld, v_bhld, control)
         else:
-            out_bhnd = self._attend_like_the_source(q_bhnd, k_bhld, v_bhld, injected)
+            out_bhnd = attention(q_bhnd, k_bhld, v_bhld, self.impl)
         return attn.to_out[0](out_bhnd.transpose(1, 2).flatten(-2))
 
-    def _attend_like_the_source(self, q, k, v, injected: InjectedAttention) -> Tensor:
+    def _attend_like_the_source(self, q, k, v, control: AttentionControl) -> Tensor:
         """Injection concerns the conditional samples, which come last in the batch."""
+        injected = control.injected if self.is_cross else control.injected_self
         source = injected.layers[self.layer]
-        unconditional = len(q) - len(injected.weight)
+        unconditional = len(q) - len(source.tensor)
         parts = [attention(q[:unconditional], k[:unconditional], v[:unconditional], self.impl)]
         q, k, v = q[unconditional:], k[unconditional:], v[unconditional:]
-        if source.keys is None:
+        if not self.is_cross:
+            parts.append(self._self_injected(q, k, v, source, injected.weights[self.layer]))
+        elif source.keys is None:
             parts.append(
                 mapped_attention(
                     q, k, v, source.tensor, injected.mapping, injected.weight, self.impl
@@ -126,6 +168,19 @@ class AttentionProcessor:
                 )
             )  # fmt: skip
         return torch.cat(parts) if unconditional else parts[1]
+
+    def _self_injected(self, q, k, v, source: SourceAttention, weight: Tensor) -> Tensor:
+        if source.keys is None:
+            of_source = source.tensor @ v
+        else:
+            of_source = attention(source.tensor, source.keys, v, self.impl)
+        weight = weight.to(v.dtype).view(-1, 1, 1, 1)
+        return weight * of_source + (1 - weight) * attention(q, k, v, self.impl)
+
+
+def is_cross(layer: str) -> bool:
+    """Whether it is a cross-attention layer, by diffusers' names; the others are self-attention."""
+    return layer.endswith("attn2")
 
 
 def attention_map(queries: Tensor, keys: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -150,8 +151,8 @@ class LatentDiffusion:
 
     @lru_cache(maxsize=1)  # noqa: B019
     @torch.no_grad()
-    def cross_attention_shapes(self) -> dict[str, tuple[int, int]]:
-        """Cross-attention layer -> (heads, queries N), found by one U-Net call."""
+    def attention_shapes(self) -> dict[str, tuple[int, int]]:
+        """Attention layer -> (heads, queries N), found by one U-Net call."""
         store: dict[str, tuple[Tensor, Tensor]] = {}
         place = {"device": self.device, "dtype": self.dtype}
         text = torch.zeros(1, 1, self.text_width, **place)
@@ -159,7 +160,8 @@ class LatentDiffusion:
         timestep = torch.zeros(1, dtype=torch.long, device=self.device)
         latents = torch.zeros(1, *self.latent_shape, **place)
         vector = self.vector(pooled, torch.ones(1, **place))
-        self.predict(latents, timestep, text, AttentionControl(store=store), vector)
+        control = AttentionControl(store=store, stored_queries=sys.maxsize)
+        self.predict(latents, timestep, text, control, vector)
         return {layer: tuple(queries.shape[1:3]) for layer, (queries, _) in store.items()}
 
     def tokenize(self, prompt: str) -> list[int]:

@@ -56,7 +56,9 @@ def test_the_engine_follows_the_trajectory(saved, name, options):
     """With the null text, pooled embeddings and noise that the inversion found."""
     model, settings, inversion = inverted(saved(name), **options)
     start = edited_start(model, PROMPT, inversion)
-    job = SimpleNamespace(settings=settings, injection=None, blending=None, **start)
+    job = SimpleNamespace(
+        settings=settings, injection=None, self_injection=None, blending=None, **start
+    )
     guided = model.has_null_branch(settings.guidance_scale)
     assert (start["null_text"] is not None) == guided
     assert (start["noise"] is not None) == (name in STOCHASTIC)

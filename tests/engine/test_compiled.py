@@ -13,6 +13,7 @@ from tiny import (
     make_blending,
     make_injection,
     make_job,
+    make_self_injection,
     make_source,
     normal,
 )
@@ -93,6 +94,18 @@ def test_every_role_gives_what_the_eager_functions_give(compiled, model, i, miss
     assert_same(kept(compiled, inputs, incoming), kept(eager, inputs, incoming))
 
 
+def test_injected_self_attention_is_a_graph_of_its_own(compiled, model):
+    source = make_source(model, SOURCE, 4)
+    own = make_self_injection(model, source, (0.7, 0.0, 0.0, 0.0), self_queries=64)
+    jobs = [make_job(model, prompt=PROMPT, self_injection=own), make_job(model)]
+    step, eager = BatchSteps(model, jobs, torch.float64)[0], StepFunctions(model)
+    assert_same(
+        compiled.joint(*step_inputs(model), step, *gradients(model)),
+        eager.joint(*step_inputs(model), step, *gradients(model)),
+    )
+    assert compiled.graphs[GraphKey("joint", ROWS, True, False, injected_self=True)] == 1
+
+
 def test_a_loop_without_guidance_agrees_too(compiled, model):
     step = batch_steps(model, guidance=1.0, edited=False)[2]
     inputs, eager = (*step_inputs(model, guided=False), step), StepFunctions(model)
@@ -116,7 +129,9 @@ def test_no_graph_depends_on_the_step_the_job_or_the_layout(compiled, model):
 
     guided = [GraphKey(role, ROWS, True, False) for role in ("forward", "joint", "kept")]
     declared = [*guided, *(replace(key, injected=True) for key in guided)]
-    found = {key: count for key, count in compiled.graphs.items() if key.guided}
+    found = {
+        key: count for key, count in compiled.graphs.items() if key.guided and not key.injected_self
+    }
     assert found == dict.fromkeys(declared, 1)
 
 

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import IMAGE_SHAPE, make_blending, make_injection, make_job, make_source, uniform
+from tiny import (
+    IMAGE_SHAPE,
+    make_blending,
+    make_injection,
+    make_job,
+    make_self_injection,
+    make_source,
+    uniform,
+)
 
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Blending, EarlyStop, Injection, Settings
@@ -180,6 +188,18 @@ BAD_EDITS = {
     "too few injected steps": lambda job, source: {
         "injection": replace(job.injection, weights=(1.0, 1.0, 1.0, 0.0))
     },
+    "too few steps of self-attention": lambda job, source: {
+        "self_injection": replace(job.self_injection, weights=(1.0, 1.0, 1.0, 0.0))
+    },
+    "self-attention in a layer of another kind": lambda job, source: {
+        "self_injection": replace(job.self_injection, layers=job.injection.layers)
+    },
+    "self-attention with the keys of one step": lambda job, source: {
+        "self_injection": changed_source(job.self_injection, keys=lambda x: x[:1])
+    },
+    "self-attention's map of another size": lambda job, source: {
+        "self_injection": changed_source(job.self_injection, keys=lambda x: None)
+    },
     "injected layers": lambda job, source: {
         "injection": replace(
             job.injection, layers={"no such layer": next(iter(job.injection.layers.values()))}
@@ -187,7 +207,7 @@ BAD_EDITS = {
     },
     "null text length": lambda job, source: {"null_text": job.null_text[:7]},
     "more steps than the model was trained with": lambda job, source: {
-        "settings": replace(job.settings, steps=1001), "injection": None
+        "settings": replace(job.settings, steps=1001), "injection": None, "self_injection": None
     },
     "nothing to optimise": lambda job, source: {
         "settings": replace(job.settings, guidance_scale=1.0, variables=("null_text",))
@@ -214,7 +234,8 @@ IN_NO_BATCH = (
 def test_jobs_whose_edits_or_settings_do_not_fit(tiny, healthy, undisturbed, case):
     source = make_source(tiny.model, "a photo of a red sneaker", STEPS)
     injection = make_injection(tiny.model, source, "a photo of a boot", FRONT)
-    sick = make_job(tiny.model, "sick", injection=injection)
+    own = make_self_injection(tiny.model, source, FRONT)
+    sick = make_job(tiny.model, "sick", injection=injection, self_injection=own)
     sick = replace(sick, **BAD_EDITS[case](sick, source))
     result = run_beside_healthy(tiny, healthy, undisturbed, sick, case not in IN_NO_BATCH)
     assert result.history == () and len(result.error) > 20

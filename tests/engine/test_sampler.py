@@ -17,6 +17,7 @@ from tiny import (
     make_blending,
     make_injection,
     make_job,
+    make_self_injection,
     make_source,
     normal,
     reference_editing,
@@ -41,10 +42,15 @@ EDITS = {
     "injected map": {"injection": (FRONT, "map")},
     "partly injected queries": {"injection": (FADING, "queries")},
     "partly injected map": {"injection": (FADING, "map")},
+    "injected self-attention": {"self_injection": (FRONT, "queries", 16)},
+    "partly injected self-attention": {"self_injection": (FADING, "queries", 64)},
+    "partly injected self-attention's maps": {"self_injection": (FADING, "map", 64)},
     "blended": {"blending": FRONT},
     "partly blended": {"blending": FADING},
-    "injected and blended": {"injection": (FADING, "queries"), "blending": FRONT},
-}
+    "everything": {
+        "injection": (FADING, "queries"), "self_injection": (FRONT, "map", 16), "blending": FRONT,
+    },
+}  # fmt: skip
 
 
 def edited_job(model, edit, seed, guidance):
@@ -59,6 +65,9 @@ def edited_job(model, edit, seed, guidance):
         guidance_scale=guidance,
         injection=make_injection(model, source, PROMPT, *wanted["injection"])
         if "injection" in wanted
+        else None,
+        self_injection=make_self_injection(model, source, *wanted["self_injection"])
+        if "self_injection" in wanted
         else None,
         blending=make_blending(source, wanted["blending"], seed) if "blending" in wanted else None,
     )
@@ -156,7 +165,9 @@ def test_edits_change_the_sample(tiny):
     results = {edit: last(edit) for edit in EDITS}
     torch.testing.assert_close(results["injected queries"], results["injected map"])
     torch.testing.assert_close(results["partly injected queries"], results["partly injected map"])
-    for edit in ("injected queries", "partly injected queries", "blended", "partly blended"):
+    partly = "partly injected self-attention"
+    torch.testing.assert_close(results[partly], results[f"{partly}'s maps"])
+    for edit in set(EDITS) - {"none"}:
         assert (results[edit] - results["none"]).abs().max() > 1e-2, edit
 
 

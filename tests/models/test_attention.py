@@ -106,10 +106,20 @@ def test_injection_alone_without_a_null_branch(tiny, inputs):
     assert (outputs[0] - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-2
 
 
-@pytest.mark.parametrize(("head_size", "kept"), [(8, "queries"), (16, "queries"), (17, "map")])
-def test_the_smaller_of_queries_and_map_is_kept(head_size, kept):
+@pytest.mark.parametrize(
+    ("head_size", "shared", "kept"),
+    [
+        (8, True, "queries"),
+        (16, True, "queries"),
+        (17, True, "map"),
+        (8, False, "queries"),
+        (9, False, "map"),
+    ],
+)
+def test_the_smaller_of_queries_and_map_is_kept(head_size, shared, kept):
+    """Keys that serve all steps count nothing; those of every step count as much as queries."""
     queries, keys = normal(2, 3, 25, head_size), normal(2, 3, 16, head_size, seed=1)
-    source = SourceAttention.smallest(queries, keys)
+    source = SourceAttention.smallest(queries, keys, keys_are_shared=shared)
     if kept == "queries":
         assert source.tensor is queries and source.keys is keys
     else:
