@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -12,19 +11,8 @@ from torch import Tensor
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results.pictures import to_pil
-from fastdigin.tasks.inputs import ImageInput, read_image
 
 _BATCH = 64
-
-
-def read_picture(path: Path, size: int) -> Tensor:
-    """(3, size, size) in [0, 1]."""
-    return read_image(ImageInput(path.stem, path), size)
-
-
-def read_grey(path: Path, size: int) -> Tensor:
-    """A mask as (size, size) in [0, 1]; one that is black all over is a mask too."""
-    return read_picture(path, size)[0]
 
 
 @torch.no_grad()
@@ -66,8 +54,13 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, gap + top + len(rows) * (side + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, text in enumerate(column_captions):
-        draw.text((gap + left + column * (side + gap) + side / 2, gap), text,
-                  fill="#333", font=font, anchor="ma")
+        draw.text(
+            (gap + left + column * (side + gap) + side / 2, gap),
+            text,
+            fill="#333",
+            font=font,
+            anchor="ma",
+        )
     for index, row in enumerate(rows):
         y = gap + top + index * (side + gap)
         if index < len(row_captions):

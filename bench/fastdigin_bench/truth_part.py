@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier
+from fastdigin.results import Record
 from fastdigin_bench.figures import Figure
 
 
@@ -34,6 +35,11 @@ class Measured:
     jobs: int
     failed: int
     figures: Sequence[Figure]
+
+    @classmethod
+    def of(cls, ids: Sequence[str], done: Sequence[Record], figures: Sequence[Figure]) -> Measured:
+        """ids: of all jobs. done: the records of those that did not fail."""
+        return cls(len(ids), len(ids) - len(done), figures)
 
     def plain(self) -> dict[str, Any]:
         """JSON values."""

@@ -2,16 +2,14 @@
 
 Jobs run as those of the command line do, into a results folder; a part that is run again only does
 what the folder lacks. The embedded defaults were chosen on other photos or seeds, but for three
-of the 96 pairs; the neurons were measured twice (README).
+of the 96 pairs; the neurons were measured twice (bench/README.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,12 +23,16 @@ from fastdigin.demo import (
     neuron_part,
 )
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.results.store import read_lines
+from fastdigin.results import CounterfactualRecord, NeuronCounterfactualRecord, Record, read_records
+from fastdigin.results.pictures import read_picture
 from fastdigin.tasks.explanation import masked_l1
 from fastdigin.tasks.part import Part
-from fastdigin_bench.figures import Figure, at_least
-from fastdigin_bench.pictures import predictions, read_grey, read_picture, round_trip
+from fastdigin_bench.figures import at_least
+from fastdigin_bench.pictures import predictions, round_trip
 from fastdigin_bench.truth_figures import (
+    Backgrounds,
+    Inside,
+    Outside,
     counterfactual_figures,
     disagreement_figures,
     neuron_counterfactual_figures,
@@ -41,107 +43,78 @@ from fastdigin_bench.truth_part import Measured, Setup
 PAIRS, DISAGREEMENTS, NEURONS, PLANS = 96, 48, 20, 48
 SEED = 0
 
-Record = dict[str, Any]
-
 
 def counterfactuals(name: str, setup: Setup, out: Path) -> Measured:
     """The packaged pairs, for the classifier called ``name``."""
-    model, classifier = setup.engine.model, setup.classifiers[name]
-    judge, count = setup.classifiers["judge"], setup.at_most(PAIRS)
-    part = counterfactual_part(setup.engine, classifier, judge, count, SEED)
+    classifier, judge = setup.classifiers[name], setup.classifiers["judge"]
+    part = counterfactual_part(setup.engine, classifier, judge, setup.at_most(PAIRS), SEED)
+    done = finished(part, out)
     photo_of = {id: pair.photo for id, pair in zip(part.ids, embedded.pairs(), strict=False)}
+    looks = [outside(setup.engine.model, photo_of[record.id], record) for record in done]
     # A robust classifier's reasons should convince others; a clean one's may be its own.
     target = at_least(0.75) if name == "robust" else None
-    return _measure(
-        part, out,
-        lambda record: outside_distances(model, photo_of[record["id"]], record, out),
-        lambda rows: counterfactual_figures(rows, target),
-    )  # fmt: skip
+    return Measured.of(part.ids, done, counterfactual_figures(done, looks, target))
 
 
 def disagreements(setup: Setup, out: Path) -> Measured:
     """The planted classes in turn, f robust and g spurious."""
     f, g, backgrounds = (setup.classifiers[name] for name in ("robust", "spurious", "background"))
-    size, count = setup.engine.model.image_size, setup.at_most(DISAGREEMENTS)
-
-    def seen(record: Record) -> Record:
-        images = [read_picture(out / record[key], size) for key in ("initial_image", "image")]
-        return dict(zip(("seen_before", "seen"), predictions(backgrounds, images), strict=True))
-
-    part = disagreement_part(setup.engine, f, g, count, SEED)
-    return _measure(part, out, seen, disagreement_figures)
+    part = disagreement_part(setup.engine, f, g, setup.at_most(DISAGREEMENTS), SEED)
+    done = finished(part, out)
+    looks = [Backgrounds(*predictions(backgrounds, [r.initial_image, r.image])) for r in done]
+    return Measured.of(part.ids, done, disagreement_figures(done, looks))
 
 
 def neurons(setup: Setup, out: Path) -> Measured:
     """Neurons of the spurious classifier, the planted ones first."""
     spurious = setup.classifiers["spurious"]
     part = neuron_part(setup.engine, spurious, setup.at_most(NEURONS), SEED)
-    return _measure(part, out, lambda record: {}, neuron_figures)
+    done = finished(part, out)
+    return Measured.of(part.ids, done, neuron_figures(done))
 
 
 def neuron_counterfactuals(setup: Setup, out: Path) -> Measured:
     """Planted neurons, raised and lowered in turn."""
-    model, count = setup.engine.model, setup.at_most(PLANS)
     spurious, backgrounds = (setup.classifiers[name] for name in ("spurious", "background"))
+    count = setup.at_most(PLANS)
     part = neuron_counterfactual_part(setup.engine, spurious, backgrounds, count, SEED)
+    done = finished(part, out)
     by_id = {photo.id: photo for photo in embedded.photos()}
     plans = zip(part.ids, neuron_counterfactual_plans(), strict=False)
     photo_of = {id: by_id[item.id] for id, (item, _, _) in plans}
-    return _measure(
-        part, out,
-        lambda record: inside_distances(model, photo_of[record["id"]], record, out),
-        neuron_counterfactual_figures,
-    )  # fmt: skip
+    looks = [inside(setup.engine.model, photo_of[record.id], record) for record in done]
+    return Measured.of(part.ids, done, neuron_counterfactual_figures(done, looks))
 
 
-def outside_distances(
-    model: LatentDiffusion, photo: embedded.Photo, record: Record, out: Path
-) -> dict[str, float]:
-    """The distances of a counterfactual that truth_figures.py describes."""
-    true = read_grey(photo.mask_path, model.image_size)
-    allowed = torch.maximum(true, read_grey(out / record["mask"], model.image_size))
-    original, image, own = _three_images(model, photo, record, out)
-    return {
-        "outside_l1": masked_l1(image, original, 1 - allowed),
-        "outside_l1_autoencoder": masked_l1(own, original, 1 - allowed),
-        "outside_true_l1": masked_l1(image, original, 1 - true),
-    }
+def outside(model: LatentDiffusion, photo: embedded.Photo, record: CounterfactualRecord) -> Outside:
+    """How much of the photo changed where nothing had to."""
+    original, true = read_picture(photo.path), read_picture(photo.mask_path)
+    forbidden = 1 - torch.maximum(true, record.mask)
+    return Outside(
+        result=masked_l1(record.image, original, forbidden),
+        autoencoder=masked_l1(round_trip(model, original), original, forbidden),
+        result_true_mask=masked_l1(record.image, original, 1 - true),
+    )
 
 
-def inside_distances(
-    model: LatentDiffusion, photo: embedded.Photo, record: Record, out: Path
-) -> dict[str, float]:
-    """The same for a neuron counterfactual."""
-    true = read_grey(photo.mask_path, model.image_size)
-    original, image, own = _three_images(model, photo, record, out)
-    inversion = read_picture(out / record["initial_image"], model.image_size)
-    return {
-        "inside_l1": masked_l1(image, original, true),
-        "inside_l1_autoencoder": masked_l1(own, original, true),
-        "inside_l1_inversion": masked_l1(inversion, original, true),
-    }
+def inside(
+    model: LatentDiffusion, photo: embedded.Photo, record: NeuronCounterfactualRecord
+) -> Inside:
+    """How much of the garment changed."""
+    original, true = read_picture(photo.path), read_picture(photo.mask_path)
+    return Inside(
+        result=masked_l1(record.image, original, true),
+        autoencoder=masked_l1(round_trip(model, original), original, true),
+        inversion=masked_l1(record.initial_image, original, true),
+    )
 
 
-def _three_images(model, photo, record, out):
-    """The photo, the result, and what the autoencoder alone makes of the photo."""
-    original = read_picture(photo.path, model.image_size)
-    image = read_picture(out / record["image"], model.image_size)
-    return original, image, round_trip(model, original)
-
-
-def _measure(
-    part: Part,
-    out: Path,
-    look: Callable[[Record], Record],
-    figures_of: Callable[[Sequence[Record]], list[Figure]],
-) -> Measured:
-    """Runs what is not done yet, looks at the pictures of each finished job, sums up.
+def finished(part: Part, out: Path) -> list[Record]:
+    """Runs what ``out`` lacks; the records of the part's jobs that are done, in their order.
 
     The folder may hold more jobs than the part: a longer run was there before.
     """
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
         run_parts([part], out, as_json=False)
-    records = {record["id"]: record for record in read_lines(out)}
-    done = [records[id] for id in part.ids if records[id]["status"] == "done"]
-    figures = figures_of([record | look(record) for record in done])
-    return Measured(jobs=len(part.ids), failed=len(part.ids) - len(done), figures=figures)
+    records = {record.id: record for record in read_records(out)}
+    return [records[id] for id in part.ids if records[id].status == "done"]

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.results.pictures import png, to_pil
+from fastdigin.results.pictures import png, read_picture, to_pil
 from fastdigin.storage import write_atomically
 from fastdigin_bench.figures import Figure, at_least, mean, rate, share
 from fastdigin_bench.output import make_folder
-from fastdigin_bench.pictures import contact_sheet, predictions, read_picture, round_trip
+from fastdigin_bench.pictures import contact_sheet, predictions, round_trip
 from fastdigin_bench.truth_part import Measured, Setup
 
 SAMPLES = 480
@@ -52,8 +52,8 @@ class Sample:
 
 def measure(setup: Setup, out: Path) -> Measured:
     """Draws the samples that ``out`` does not hold yet and measures everything."""
-    wanted, size = walk(setup.at_most(SAMPLES)), setup.engine.model.image_size
-    images = draw(partial(sample_images, setup.engine), wanted, out, size)
+    wanted = walk(setup.at_most(SAMPLES))
+    images = draw(partial(sample_images, setup.engine), wanted, out)
     write_sheet(wanted, images, out / "contact-sheet.png")
     seen = {
         name: predictions(setup.classifiers[name], images)
@@ -62,7 +62,7 @@ def measure(setup: Setup, out: Path) -> Measured:
     photos = embedded.photos()[: setup.limit]
     model = setup.engine.model
     decibels = [
-        psnr(model, read_picture(photo.path, model.image_size))
+        psnr(model, read_picture(photo.path))
         for photo in tqdm(photos, desc="autoencoder", unit="image")
     ]
     figures = [
@@ -96,10 +96,9 @@ def draw(
     sample: Callable[[Sequence[Sample]], Tensor],
     wanted: Sequence[Sample],
     out: Path,
-    size: int,
     batch: int = BATCH,
 ) -> list[Tensor]:
-    """The images (3, size, size), as written to ``out``; batches found there are not repeated.
+    """The images (3, H, W), as written to ``out``; batches found there are not repeated.
 
     sample: draws the (B, 3, H, W) of some. The settings are in the folder's name, so that images
     of other ones are never taken for these. Raises UserError where ``out`` cannot be written.
@@ -113,7 +112,7 @@ def draw(
                 for path, image in zip(paths[rows], sample(wanted[rows]), strict=True):
                     write_atomically(path, png(to_pil(image)))
             bar.update(len(paths[rows]))
-    return [read_picture(path, size) for path in paths]
+    return [read_picture(path) for path in paths]
 
 
 @torch.no_grad()

@@ -1,8 +1,17 @@
-"""The figures of each task on hand-made rows."""
+"""The figures of each task on hand-made records."""
 
 from fastdigin import embedded
+from fastdigin.results import (
+    CounterfactualRecord,
+    DisagreementRecord,
+    NeuronCounterfactualRecord,
+    NeuronRecord,
+)
 from fastdigin_bench.figures import at_least
 from fastdigin_bench.truth_figures import (
+    Backgrounds,
+    Inside,
+    Outside,
     counterfactual_figures,
     disagreement_figures,
     neuron_counterfactual_figures,
@@ -21,14 +30,15 @@ def met(figures):
 
 
 def test_counterfactuals():
-    common = {"target": "boot", "target_confidence_before": 0.1, "outside_l1_autoencoder": 0.02}
-    rows = [
-        common | {"flipped": True, "judge_prediction": "boot", "target_confidence": 0.9,
-                  "outside_l1": 0.02, "outside_true_l1": 0.05},
-        common | {"flipped": False, "judge_prediction": "bag", "target_confidence": 0.5,
-                  "outside_l1": 0.03, "outside_true_l1": 0.07},
-    ]  # fmt: skip
-    figures = counterfactual_figures(rows, at_least(0.5))
+    def record(flipped, judged, confidence):
+        return CounterfactualRecord(
+            id=judged, target="boot", flipped=flipped, judge_prediction=judged,
+            target_confidence_before=0.1, target_confidence=confidence,
+        )  # fmt: skip
+
+    records = [record(True, "boot", 0.9), record(False, "bag", 0.5)]
+    looks = [Outside(0.02, 0.02, 0.05), Outside(0.03, 0.02, 0.07)]
+    figures = counterfactual_figures(records, looks, at_least(0.5))
     found = values(figures)
     assert found["flips to the target"] == 0.5
     assert found["judge sees the target"] == 0.5
@@ -41,23 +51,20 @@ def test_counterfactuals():
         "judge sees the target": True,
         "L1 outside both masks, ratio": True,
     }
-    assert "judge sees the target" not in met(counterfactual_figures(rows, None))
+    assert "judge sees the target" not in met(counterfactual_figures(records, looks, None))
 
 
 def test_disagreements():
-    def row(f, g, before, after, name="sneaker"):
-        return {
-            "class": name, "f_confidence": f, "g_confidence": g, "f_confidence_before": 0.6,
-            "g_confidence_before": 0.8, "seen_before": before, "seen": after,
-        }  # fmt: skip
+    def record(f, g, name="sneaker"):
+        return DisagreementRecord(
+            id="x", class_=name, f_confidence=f, g_confidence=g, f_confidence_before=0.6,
+            g_confidence_before=0.8,
+        )  # fmt: skip
 
-    rows = [
-        row(0.9, 0.1, "grass", "brick"),
-        row(0.89, 0.1, "grass", "grass"),
-        row(0.95, 0.44, "brick", "plain"),
-        row(0.95, 0.46, "brick", "gravel", "sandal"),
-    ]
-    found = values(disagreement_figures(rows))
+    records = [record(0.9, 0.1), record(0.89, 0.1), record(0.95, 0.44),
+               record(0.95, 0.46, "sandal")]  # fmt: skip
+    seen = [("grass", "brick"), ("grass", "grass"), ("brick", "plain"), ("brick", "gravel")]
+    found = values(disagreement_figures(records, [Backgrounds(*pair) for pair in seen]))
     assert found["f at least 0.9, g at most 0.1"] == 0.25
     assert found["f leads g by at least 0.5"] == 0.75
     assert found["g before"] == 0.8
@@ -66,12 +73,10 @@ def test_disagreements():
 
 
 def test_neurons():
-    rows = [
-        {"activation": 3.0, "dataset_max_activation": 2.0},
-        {"activation": 1.0, "dataset_max_activation": 2.0},
-        {"activation": 0.5, "dataset_max_activation": 0.0},  # above, but a multiple of nothing
-    ]
-    above, multiple = neuron_figures(rows)
+    pairs = [(3.0, 2.0), (1.0, 2.0), (0.5, 0.0)]  # the last: above, but a multiple of nothing
+    above, multiple = neuron_figures(
+        [NeuronRecord(id="x", activation=a, dataset_max_activation=most) for a, most in pairs]
+    )
     assert (round(above.value, 3), above.n, above.met) == (0.667, 3, False)
     assert (multiple.value, multiple.n) == (1.0, 2)
 
@@ -79,26 +84,25 @@ def test_neurons():
 def test_neuron_counterfactuals():
     grass = embedded.planted_neurons()["grass"][0]
 
-    def row(direction, before, after, background, inside):
-        return {
-            "neuron": grass, "direction": direction, "activation_before": before,
-            "activation": after, "background_after": background, "inside_l1": inside,
-            "inside_l1_inversion": 0.1, "inside_l1_autoencoder": 0.08,
-        }  # fmt: skip
+    def record(direction, before, after, background):
+        return NeuronCounterfactualRecord(
+            id="x", neuron=grass, direction=direction, activation_before=before,
+            activation=after, background_after=background,
+        )  # fmt: skip
 
-    rows = [
-        row("max", 1.0, 2.0, "grass", 0.2),
-        row("max", 1.0, 3.0, "brick", 0.1),
-        row("min", 4.0, 1.0, "brick", 0.1),
-        row("min", 4.0, 5.0, "plain", 0.2),
+    records = [
+        record("max", 1.0, 2.0, "grass"),
+        record("max", 1.0, 3.0, "brick"),
+        record("min", 4.0, 1.0, "brick"),
+        record("min", 4.0, 5.0, "plain"),
     ]
-    figures = neuron_counterfactual_figures(rows)
-    found = values(figures)
+    looks = [Inside(result, autoencoder=0.08, inversion=0.1) for result in (0.2, 0.1, 0.1, 0.2)]
+    found = values(neuron_counterfactual_figures(records, looks))
     assert found["activation moves as asked"] == 0.75
     assert found["raised: planted background appears"] == 0.5
     assert found["raised: activation after"] == 2.5
     assert found["lowered: planted background vanishes"] == 1.0
     assert found["lowered: activation before"] == 4.0
     assert round(found["L1 inside the true mask, ratio"], 6) == 1.5
-    only_raised = values(neuron_counterfactual_figures(rows[:2]))
+    only_raised = values(neuron_counterfactual_figures(records[:2], looks[:2]))
     assert only_raised["lowered: planted background vanishes"] is None

@@ -50,11 +50,11 @@ def test_batches_that_are_there_are_not_drawn_again(tmp_path):
         drawn.append([s.number for s in samples])
         return torch.stack([torch.full((3, 64, 64), s.number / 255) for s in samples])
 
-    images = draw(flat, walk(5), tmp_path, size=64, batch=2)
+    images = draw(flat, walk(5), tmp_path, batch=2)
     assert drawn == [[0, 1], [2, 3], [4]]
     assert [round(float(image.mean()) * 255) for image in images] == [0, 1, 2, 3, 4]
     next(tmp_path.rglob("003-*.png")).unlink()  # killed while writing the second batch
-    again = draw(flat, walk(6), tmp_path, size=64, batch=2)
+    again = draw(flat, walk(6), tmp_path, batch=2)
     assert drawn[3:] == [[2, 3], [4, 5]]
     assert all(torch.equal(a, b) for a, b in zip(images, again, strict=False))
 
