@@ -29,7 +29,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin_bench import account
 from fastdigin_bench.output import conditions, finish, rows_table
-from fastdigin_bench.plots import lines
+from fastdigin_bench.plots import Panel, plot
 from fastdigin_bench.processes import in_processes
 from fastdigin_bench.text_jobs import run_all, text_jobs
 
@@ -63,10 +63,8 @@ def run(options: Namespace) -> int:
         print(rows_table(counted, COUNTS), "\n", flush=True)
     targets = find_targets(rows, budgets, counted)
     print(rows_table(targets, TARGETS), "\n", flush=True)
-    lines(
-        options.results / "memory.png", peak_lines(rows), "DDIM steps",
-        "peak of live tensors, MiB", "Peak memory, no step kept",
-    )  # fmt: skip
+    title, y = "Peak memory, no step kept", "peak of live tensors, MiB"
+    plot(options.results / "memory.png", [Panel(title, "DDIM steps", y, peak_lines(rows))])
     results = {
         "conditions": conditions(),
         "rows": rows,

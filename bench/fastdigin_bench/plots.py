@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-Points = Sequence[tuple[float, float]]
+from fastdigin_bench.output import say
 
 
-def lines(path: Path, series: Mapping[str, Points], x: str, y: str, title: str) -> None:
-    """One line with markers for each name, from zero up."""
-    pyplot = _pyplot(path)
-    if pyplot is None:
-        return
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    _draw(axes, series, x, y, title)
-    axes.legend()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+@dataclass(frozen=True)
+class Panel:
+    """One diagram. x, y: labels of its axes, which begin at zero. series: name -> points."""
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def panels(path: Path, panels: Mapping[str, tuple[str, str, Points]]) -> None:
-    """Side by side, for each title (x label, y label, points): one line from zero up."""
-    pyplot = _pyplot(path)
-    if pyplot is None:
-        return
-    figure, row = pyplot.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False
-    )
-    for axes, (title, (x, y, points)) in zip(row[0], panels.items(), strict=True):
-        _draw(axes, {title: points}, x, y, title)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-
-
-def _draw(axes, series: Mapping[str, Points], x: str, y: str, title: str) -> None:
-    for name, points in series.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    axes.set(xlabel=x, ylabel=y, title=title, xlim=(0, None), ylim=(0, None))
-    axes.grid(alpha=0.3)
-
-
-def _pyplot(path: Path):
-    """matplotlib without a screen. None, and a word on stderr, where it is missing."""
+def plot(path: Path, panels: Sequence[Panel]) -> None:
+    """Draws panels side by side; without matplotlib it says so on stderr and draws nothing."""
     try:
         import matplotlib
     except ImportError:
-        print(f"no {path.name}: pip install matplotlib", file=sys.stderr)
-        return None
-    matplotlib.use("Agg")
+        say(f"no {path.name}: pip install matplotlib")
+        return
+    matplotlib.use("Agg")  # needs no screen
     from matplotlib import pyplot
 
-    return pyplot
+    size = (2 + 4 * len(panels), 4)
+    figure, row = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axes, panel in zip(row[0], panels, strict=True):
+        for name, points in panel.series.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.set(xlabel=panel.x, ylabel=panel.y, title=panel.title, xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.3)
+        if len(panel.series) > 1:
+            axes.legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -21,7 +21,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin_bench.occupancy import measure_occupancy
 from fastdigin_bench.output import conditions, finish, rows_table, say
-from fastdigin_bench.plots import panels
+from fastdigin_bench.plots import Panel, plot
 from fastdigin_bench.text_jobs import run_all, text_jobs
 
 SLOTS = 8
@@ -66,13 +66,11 @@ def run(options: Namespace) -> int:
         found = measure_occupancy(options.jobs)
         print(found, flush=True)
         results["occupancy"] = asdict(found) | {"share": round(found.share, 4)}
-    panels(
-        options.results / "scaling.png",
-        {
-            name: (x, y, [(row[name], row[key]) for row in rows[name]])
-            for name, (x, y, key) in PLOTTED.items()
-        },
-    )
+    panels = [
+        Panel(name, x, y, {name: [(row[name], row[key]) for row in rows[name]]})
+        for name, (x, y, key) in PLOTTED.items()
+    ]
+    plot(options.results / "scaling.png", panels)
     finish(options.results / "scaling.json", results)
     return 0
 

@@ -2,31 +2,12 @@
 
 import subprocess
 import sys
-from argparse import ArgumentParser
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from fastdigin import cli
 from fastdigin_bench import command
-
-
-def parse(*arguments):
-    parser = ArgumentParser()
-    command.add_benches(parser)
-    return parser.parse_args(arguments)
-
-
-def test_arguments_of_truth():
-    found = parse("truth")
-    assert (found.bench, found.out, found.jobs) == ("truth", Path("truth"), None)
-    assert found.results is None and not found.verbose
-    assert tuple(found.only) == command.TRUTH_PARTS
-    found = parse("truth", "--out", "o", "--jobs", "2", "--results", "r", "--only", "neurons",
-                  "world")  # fmt: skip
-    assert (found.out, found.jobs, found.results) == (Path("o"), 2, Path("r"))
-    assert found.only == ["neurons", "world"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from fastdigin.errors import UserError
 from fastdigin_bench import output
-from fastdigin_bench.plots import lines
+from fastdigin_bench.plots import Panel, plot
 from fastdigin_bench.processes import in_processes
 
 
@@ -63,7 +63,8 @@ def test_tables():
 
 def test_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    lines(tmp_path / "plot.png", {"one": [(1, 2), (2, 3)]}, "x", "y", "title")
+    series = {"one": [(1, 2), (2, 3)], "two": [(1, 1), (3, 1)]}
+    plot(tmp_path / "plot.png", [Panel("left", "x", "y", series), Panel("right", "x", "y", series)])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
