@@ -24,12 +24,25 @@ class Cutouts:
         smallest = min(size, min_fraction * full)
         side     = smallest + (full - smallest) * u ** power,     u uniform in [0,1]
 
-    and the crop's place is uniform over the image. ``power`` 0.3 prefers large crops: half of them
-    go at least 81% of the way from ``smallest`` to ``full``. ``min_fraction`` only acts on
-    classifiers nearly as large as the image, where all crops would otherwise be the whole image;
-    0.75 is what the 48 pixels of the packaged classifiers are of their 64 pixel images. Sides and
-    places are not whole pixels. ``noise`` is a standard deviation on the images' scale of [0,1].
-    (DiG-IN; its code takes whole pixels and has no ``min_fraction``.)
+    and the crop lies anywhere in the image with the same probability. Sides and positions are not
+    whole pixels.
+
+    Args:
+        count: crops of an image.
+        power: above 0. 0.3 prefers large crops: half of them go at least 81% of the way from
+            ``smallest`` to ``full``.
+        noise: standard deviation, on the images' scale of [0,1].
+        min_fraction: in (0,1]. It acts on classifiers nearly as large as the image, where all
+            crops would otherwise be the whole image; 0.75 is what the 48 pixels of the packaged
+            classifiers are of their 64 pixel images.
+
+    Raises:
+        UserError: a setting outside its range.
+
+    Example:
+        >>> crops = Cutouts(count=8)(image_3hw, size=224, key=(0, 0, 0))    # (8,3,224,224)
+
+    Source: DiG-IN (arXiv 2311.17833), whose code takes whole pixels and has no ``min_fraction``.
     """
 
     count: int = 16
@@ -45,11 +58,19 @@ class Cutouts:
             )
 
     def __call__(self, image_3hw: Tensor, size: int, key: Key) -> Tensor:
-        """The crops (count,3,size,size) of this key; differentiable in the image, same dtype.
+        """The crops of this key; differentiable in the image.
 
         All randomness is drawn on the CPU from a generator that ``key`` alone seeds, in one
         precision, and cast: crops do not depend on device, dtype, batch or what was drawn before.
         Losses with the same key and size see the same crops.
+
+        Args:
+            image_3hw: (3,H,W) in [0,1].
+            size: side of the crops in pixels.
+            key: (job seed, iteration, loss step).
+
+        Returns:
+            (count,3,size,size), in the image's dtype.
         """
         generator = torch.Generator().manual_seed(_stable_hash(key))
         height, width = image_3hw.shape[-2:]
@@ -71,8 +92,9 @@ def views(
 ) -> Tensor:
     """What the classifier looks at, at its size: the crops of this key, else the plain image.
 
-    (count,3,size,size) crops, or (1,3,size,size) if there is no key or no cutouts. Crops are
-    neither resized nor cropped again.
+    Returns:
+        (count,3,size,size) crops, or (1,3,size,size) if there is no key or no cutouts. Crops are
+        neither resized nor cropped again.
     """
     if cutouts is None or key is None:
         return classifier.prepare(image_3hw.unsqueeze(0))

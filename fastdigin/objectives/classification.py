@@ -26,10 +26,24 @@ class ClassConfidence:
         log_conf    -log p  (cross-entropy)       -log(1 - p)
         logits      max_{j != c} z_j - z_c        z_c - max_{j != c} z_j
 
-    index: the class, as an index or a name. cutouts: None looks at the plain image always.
-    (DiG-IN's code takes "log_conf" for counterfactuals and "conf" for disagreement.)
+    Args:
+        classifier: on the device of the images.
+        index: the class, as an index or a name.
+        form: "conf", "log_conf" or "logits".
+        maximise: whether the confidence shall rise.
+        weight: of this loss in the total.
+        cutouts: the crops; None looks at the plain image always.
+        name: in the history.
 
-    Raises UserError for a class the classifier does not have and for an unknown form.
+    Raises:
+        UserError: a class that the classifier does not have, or an unknown form.
+
+    Example:
+        >>> loss = ClassConfidence(classifier, "robin", cutouts=Cutouts())
+        >>> job = Job("id", z, text, null, losses=[loss])
+
+    Source: DiG-IN, sections 4.1 and 4.2. Its code takes "log_conf" for counterfactuals and
+    "conf" for disagreement.
     """
 
     classifier: Classifier

@@ -16,11 +16,25 @@ from fastdigin.objectives.augmentation import Cutouts, views
 class NeuronActivation:
     """Raises (``maximise``) or lowers the activation of a neuron, as a mean over the crops.
 
-    Minimised: -activation / scale, or activation / scale. scale: the neuron's largest activation
-    over the data set, so that one weight suits all neurons. Neurons are looked at on the plain
-    image unless cutouts are given. (DiG-IN's neuron visualisations and neuron counterfactuals.)
+    Minimised: -activation / scale, or activation / scale.
 
-    Raises UserError for a neuron the classifier's layer does not have and for a scale not above 0.
+    Args:
+        classifier: its ``layer`` holds the neurons; see ``Classifier.at_layer``.
+        neuron: an index.
+        maximise: whether the activation shall rise.
+        scale: the neuron's largest activation over a data set, above 0, so that one weight suits
+            all neurons.
+        weight: of this loss in the total.
+        cutouts: the crops; None looks at the plain image, as the paper does for neurons.
+        name: in the history.
+
+    Raises:
+        UserError: a neuron that the layer does not have, or a scale not above 0.
+
+    Example:
+        >>> loss = NeuronActivation(classifier, 565, scale=3.2)
+
+    Source: DiG-IN, sections 4.3 and 4.4.
     """
 
     classifier: Classifier

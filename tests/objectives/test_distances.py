@@ -1,86 +1,109 @@
+"""Distances to a reference: pixels, latents, LPIPS and the features of an embedding."""
+
+from __future__ import annotations
+
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import build_classifier, uniform
 from torch.nn import functional as F
 
+from fastdigin.engine.job import Candidate
 from fastdigin.errors import UserError
-from fastdigin.objectives import Distance, LpipsDistance, load_lpips
+from fastdigin.objectives import Distance, FeatureDistance, LpipsDistance, load_lpips
 
 
-def rand(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def candidate(image=None, latents=None):
-    return SimpleNamespace(image=image, latents=latents, key=(0, 0, 0))
+def of_image(loss, image):
+    return loss(Candidate(image, None))
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("region", ["all", "foreground", "background"])
 def test_mean_over_all_elements(norm, region):
-    x, reference, mask = rand(3, 6, 8), rand(3, 6, 8, seed=1), rand(6, 8, seed=2)
+    x, reference, mask = uniform(3, 6, 8), uniform(3, 6, 8, seed=1), uniform(6, 8, seed=2)
     weight = {"all": torch.ones(6, 8), "foreground": mask, "background": 1 - mask}[region]
     errors = (x - reference).abs() ** {"l1": 1, "l2": 2}[norm]
     loss = Distance(reference, norm=norm, region=region, mask=mask)
-    torch.testing.assert_close(loss(candidate(x)), (weight * errors).sum() / errors.numel())
-    assert loss(candidate(reference)) == 0
-
-
-def test_foreground_and_background_add_up():
-    x, reference, mask = rand(3, 6, 6), rand(3, 6, 6, seed=1), rand(6, 6, seed=2)
-    parts = (Distance(reference, region=r, mask=mask) for r in ("foreground", "background"))
-    total = sum(part(candidate(x)) for part in parts)
-    torch.testing.assert_close(total, Distance(reference)(candidate(x)))
+    torch.testing.assert_close(of_image(loss, x), (weight * errors).sum() / errors.numel())
+    assert of_image(loss, reference) == 0
 
 
 def test_latents_with_a_mask_in_pixels():
-    latents, reference, mask = rand(4, 4, 4), rand(4, 4, 4, seed=1), rand(32, 32, seed=2)
+    latents, reference, mask = uniform(4, 4, 4), uniform(4, 4, 4, seed=1), uniform(32, 32, seed=2)
     loss = Distance(reference, space="latents", region="background", mask=mask)
     pooled = F.avg_pool2d(mask[None, None], 8)[0]
     expected = ((1 - pooled) * (latents - reference) ** 2).mean()
-    torch.testing.assert_close(loss(candidate(rand(3, 32, 32), latents)), expected)
+    torch.testing.assert_close(loss(Candidate(uniform(3, 32, 32), latents)), expected)
 
 
 def test_boolean_mask():
-    mask = rand(5, 5) > 0.5
-    x, reference = rand(3, 5, 5, seed=1), rand(3, 5, 5, seed=2)
+    mask, x, reference = uniform(5, 5) > 0.5, uniform(3, 5, 5, seed=1), uniform(3, 5, 5, seed=2)
     losses = (Distance(reference, region="foreground", mask=m) for m in (mask, mask.double()))
-    assert len({float(loss(candidate(x))) for loss in losses}) == 1
+    assert len({float(of_image(loss, x)) for loss in losses}) == 1
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_gradients(norm):
-    mask = rand(5, 5, seed=2)
-    loss = Distance(rand(3, 5, 5), norm=norm, region="background", mask=mask)
-    x = rand(3, 5, 5, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda image: loss(candidate(image)), x, fast_mode=True)
+MISTAKES = [
+    *[
+        (
+            lambda reference, s=setting: Distance(reference, **s),
+            f"{next(iter(setting))} must be one",
+        )
+        for setting in ({"space": "pixel"}, {"norm": "l3"}, {"region": "bg"})
+    ],
+    (lambda reference: Distance(reference, region="background"), "needs a mask"),
+    *[
+        (
+            lambda reference, b=bad: Distance(reference, region="background", mask=b),
+            r"mask must be \(H,W\) with values in \[0,1\]",
+        )
+        for bad in (uniform(4, 4) * 3, uniform(4, 4)[None], uniform(4, 4) * float("nan"))
+    ],
+    (
+        lambda reference: of_image(Distance(reference), uniform(3, 5, 5)),
+        r"'distance' is \(3, 4, 4\).*\(3, 5, 5\)",
+    ),
+    (lambda x: FeatureDistance(lambda y: y, x), r"must be \(B,D\), got \(1, 3, 4, 4\).*pool"),
+    (lambda x: FeatureDistance(lambda y: y[:, 0, 0], x, norm="l1"), "norm must be one of cosine"),
+]
 
 
-def test_reference_is_fixed():
-    reference = rand(3, 4, 4).requires_grad_()
-    loss = Distance(reference)
-    before = loss(candidate(rand(3, 4, 4, seed=1)))
-    with torch.no_grad():
-        reference += 1
-    assert not before.requires_grad
-    assert torch.equal(loss(candidate(rand(3, 4, 4, seed=1))), before)
+@pytest.mark.parametrize(("make", "message"), MISTAKES)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make(uniform(3, 4, 4))
 
 
-def test_mistakes_are_named():
-    reference, mask = rand(3, 4, 4), rand(4, 4)
-    for setting in ({"space": "pixel"}, {"norm": "l3"}, {"region": "bg"}):
-        with pytest.raises(UserError, match=f"{next(iter(setting))} must be one of"):
-            Distance(reference, **setting)
-    with pytest.raises(UserError, match="needs a mask"):
-        Distance(reference, region="background")
-    for bad in (mask * 3, mask[None], mask * float("nan")):
-        with pytest.raises(UserError, match=r"mask must be \(H,W\) with values in \[0,1\]"):
-            Distance(reference, region="background", mask=bad)
-    with pytest.raises(UserError, match=r"'distance' is \(3, 4, 4\).*\(3, 5, 5\)"):
-        Distance(reference)(candidate(rand(3, 5, 5)))
+@pytest.mark.parametrize("norm", ["cosine", "l2"])
+def test_features_of_a_classifier(norm):
+    """By the formula; with a region the rest is the reference's and has no gradient."""
+    classifier, reference = build_classifier(), uniform(3, 16, 16)
+    x = uniform(3, 16, 16, seed=1).requires_grad_()
+    mask = torch.zeros(16, 16)
+    mask[:, :8] = 1
+    made = {
+        region: FeatureDistance(classifier.activations, reference, norm, region, mask)
+        for region in ("all", "foreground", "background")
+    }
+    mixed = torch.cat([x[..., :8], reference[..., 8:]], dim=-1)
+    for loss, image in ((made["all"], x), (made["foreground"], mixed)):
+        a, b = (classifier.activations(y[None])[0] for y in (image, reference))
+        cosine = 1 - (a * b).sum() / (a.norm() * b.norm())
+        expected = cosine if norm == "cosine" else (a - b).square().mean()
+        torch.testing.assert_close(of_image(loss, x), expected)
+        assert of_image(loss, reference).abs() < 1e-12 < expected
+    for region, outside in (("foreground", slice(8, None)), ("background", slice(0, 8))):
+        (gradient,) = torch.autograd.grad(of_image(made[region], x), x)
+        assert gradient.abs().sum() > 0 and gradient[..., outside].abs().sum() == 0
+
+
+def test_features_of_the_reference_are_computed_once():
+    calls = []
+    loss = FeatureDistance(lambda x: (calls.append(len(x)), x.flatten(1))[1], uniform(3, 4, 4))
+    for seed in (1, 2):
+        of_image(loss, uniform(3, 4, 4, seed=seed))
+    assert calls == [1, 1, 1]
 
 
 @pytest.fixture
@@ -112,17 +135,17 @@ def test_lpips_reads_backbone_and_heads(random_backbone):
 
 def test_lpips_distance_and_its_region(random_backbone):
     pytest.importorskip("lpips")
-    network, reference = load_lpips("alex"), rand(3, 64, 64).float()
+    network, reference = load_lpips("alex"), uniform(3, 64, 64).float()
     mask = torch.zeros(64, 64)
     mask[:, :32] = 1
     everywhere = LpipsDistance(network, reference)
     foreground = LpipsDistance(network, reference, region="foreground", mask=mask)
-    x = rand(3, 64, 64, seed=1).float().requires_grad_()
-    assert everywhere(candidate(reference)) == 0
+    x = uniform(3, 64, 64, seed=1).float().requires_grad_()
+    assert of_image(everywhere, reference) == 0
     expected = network(x[None] * 2 - 1, reference[None] * 2 - 1).squeeze()
-    torch.testing.assert_close(everywhere(candidate(x)), expected)
-    assert 0 < foreground(candidate(x)) < everywhere(candidate(x))
-    (gradient,) = torch.autograd.grad(foreground(candidate(x)), x)
+    torch.testing.assert_close(of_image(everywhere, x), expected)
+    assert 0 < of_image(foreground, x) < of_image(everywhere, x)
+    (gradient,) = torch.autograd.grad(of_image(foreground, x), x)
     assert gradient[:, :, :32].abs().sum() > 0 and gradient[:, :, 32:].abs().sum() == 0
 
 

@@ -1,0 +1,86 @@
+"""What holds for every loss: its gradient, its precision, and that its reference stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import IMAGE_SHAPE, LATENT_SHAPE, build_classifier, uniform
+
+from fastdigin.engine.job import Candidate
+from fastdigin.objectives import (
+    ClassConfidence,
+    Cutouts,
+    Distance,
+    FeatureDistance,
+    NeuronActivation,
+)
+
+KEY = (7, 3, 1)
+MASK = uniform(*IMAGE_SHAPE[1:], seed=2)
+
+
+def confidence(dtype, **options):
+    return ClassConfidence(build_classifier().to(dtype=dtype), 2, **options)
+
+
+def neuron(dtype, **options):
+    return NeuronActivation(build_classifier().to(dtype=dtype), 5, scale=4.0, **options)
+
+
+def distance(dtype, shape=IMAGE_SHAPE, **options):
+    return Distance(uniform(*shape, seed=1).to(dtype), mask=MASK, **options)
+
+
+def features(dtype, **options):
+    network = build_classifier().to(dtype=dtype)
+    reference = uniform(*IMAGE_SHAPE, seed=1).to(dtype)
+    return FeatureDistance(network.activations, reference, mask=MASK, **options)
+
+
+CROPS = Cutouts(count=2)
+LOSSES = {
+    **{
+        f"{form} {'up' if up else 'down'}": (confidence, {"form": form, "maximise": up})
+        for form in ("conf", "log_conf", "logits")
+        for up in (True, False)
+    },
+    "confidence of crops": (confidence, {"cutouts": CROPS}),
+    "neuron up": (neuron, {}),
+    "neuron down, of crops": (neuron, {"maximise": False, "cutouts": CROPS}),
+    "l1": (distance, {"norm": "l1", "region": "background"}),
+    "l2": (distance, {"norm": "l2", "region": "foreground"}),
+    "latents": (distance, {"shape": LATENT_SHAPE, "space": "latents", "region": "background"}),
+    "cosine of features": (features, {"region": "foreground"}),
+    "l2 of features": (features, {"norm": "l2", "region": "background"}),
+}
+
+
+def value(loss, image, latents):
+    return loss(Candidate(image, latents, KEY))
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_gradient_and_precision(case):
+    """By finite differences in fp64; fp32 agrees with it."""
+    make, options = LOSSES[case]
+    inputs = uniform(*IMAGE_SHAPE), uniform(*LATENT_SHAPE, seed=3)
+    loss = make(torch.float64, **options)
+    exact = value(loss, *inputs)
+    assert exact.shape == () and exact.abs() > 1e-4
+    single = value(make(torch.float32, **options), *(x.float() for x in inputs))
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-6)
+    for x in inputs:
+        x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: value(loss, *given), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("make", [Distance, lambda x: FeatureDistance(lambda y: y.flatten(1), x)])
+def test_the_reference_is_kept_as_it_was(make):
+    reference, image = uniform(*IMAGE_SHAPE).requires_grad_(), uniform(*IMAGE_SHAPE, seed=1)
+    loss = make(reference)
+    before = value(loss, image, None)
+    with torch.no_grad():
+        reference.mul_(-1)
+    assert not before.requires_grad
+    assert torch.equal(value(loss, image, None), before)
