@@ -61,6 +61,13 @@ FAMILIES = {  # name: (U-Net, scheduler's class and settings, pipeline's class)
          "prediction_type": "v_prediction"},
         "StableDiffusionPipeline",
     ),
+    # stabilityai/stable-diffusion-2-1 with the solver that its model card recommends
+    "multistep": (
+        _SD1,
+        "DPMSolverMultistepScheduler",
+        {**_NOISE, "final_sigmas_type": "sigma_min", "lower_order_final": False},
+        "StableDiffusionPipeline",
+    ),
     # stabilityai/stable-diffusion-xl-base-1.0
     "sdxl": (
         _XL,

@@ -58,6 +58,22 @@ def record_maps(unet, z, t, text):
     unet(z, t, text)
 
 
+def multistep_step(scheduler, i, z, output, previous_x0):
+    """(z_prev, x0) of DPM-Solver++(2M) that predicts noise (Lu et al. 2022, algorithm 2).
+
+    previous_x0: of the step before; None, as in the first step, makes a step of first order.
+    """
+    signal = 1 / (1 + scheduler.sigmas.double() ** 2).sqrt()
+    noise = scheduler.sigmas.double() * signal
+    log_snr = torch.log(signal) - torch.log(noise)
+    x0 = data = (z - noise[i] * output) / signal[i]
+    h = log_snr[i + 1] - log_snr[i]
+    if previous_x0 is not None:
+        r = (log_snr[i] - log_snr[i - 1]) / h
+        data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous_x0
+    return noise[i + 1] / noise[i] * z - signal[i + 1] * torch.expm1(-h) * data, x0
+
+
 def sample(
     unet, scheduler, z, conditioning, null_text, guidance, injection=None, self_injection=None,
     blend=None,
@@ -93,7 +109,10 @@ def sample(
         if guidance != 1.0:
             null = unet(z, t, null_text[i]).sample
             output = null + guidance * (output - null)
-        z, x0 = ddim_step(scheduler, i, z, output)
+        if "solver_order" in scheduler.config:
+            z, x0 = multistep_step(scheduler, i, z, output, x0s[-1] if x0s else None)
+        else:
+            z, x0 = ddim_step(scheduler, i, z, output)
         x0s.append(x0)
     return z, x0s
 

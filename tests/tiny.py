@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -29,6 +35,12 @@ from fastdigin.objectives import Distance
 LATENT_SHAPE = (4, 8, 8)
 IMAGE_SHAPE = (3, 16, 16)
 CLASSES = ("sneaker", "boot", "bag")
+SD_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,21 @@ def build_tiny(prediction_type: str = "epsilon", levels: int = 2) -> Tiny:
     """
     model, pipe = _networks(prediction_type, levels), _networks(prediction_type, levels)
     return Tiny(LatentDiffusion(**vars(model), name="tiny"), pipe)
+
+
+def with_scheduler(tiny: Tiny, scheduler: SchedulerMixin) -> Tiny:
+    """The same networks with another scheduler."""
+    names = ("unet", "vae", "text_encoder", "tokenizer")
+    networks = {name: getattr(tiny.model, name) for name in names}
+    pipe = SimpleNamespace(**vars(tiny.pipe) | {"scheduler": scheduler})
+    return Tiny(LatentDiffusion(**networks, scheduler=scheduler, name="tiny"), pipe)
+
+
+def multistep_scheduler(**options) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++(2M) of second order up to its last step, with Stable Diffusion's noise."""
+    return DPMSolverMultistepScheduler(**SD_NOISE | {
+        "final_sigmas_type": "sigma_min", "lower_order_final": False, **options,
+    })  # fmt: skip
 
 
 def _networks(prediction_type: str, levels: int) -> SimpleNamespace:
@@ -91,13 +118,7 @@ def _networks(prediction_type: str, levels: int) -> SimpleNamespace:
         draw_weights(network, seed)
     vae.decoder.conv_out.weight *= 0.8  # few pixels leave [0, 1] and are clamped
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
+        **SD_NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type
     )
     tokenizer = CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
     return SimpleNamespace(

@@ -22,7 +22,13 @@ from torch import Tensor
 
 from fastdigin.editing.noise_inversion import noise_inversion
 from fastdigin.engine.batch import padded
-from fastdigin.engine.sampler import Step, StepFunctions
+from fastdigin.engine.sampler import (
+    Step,
+    StepFunctions,
+    initial_state,
+    latents_of,
+    solver_step,
+)
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
@@ -202,18 +208,19 @@ def ddim_inversion(
 
 def _unguided_trajectory(functions, z, texts: _Texts, steps) -> Tensor:
     table = functions.model.ddim_table(steps)
-    path = [z]
+    path, rows = [z], table.step.to(z)
+    state = initial_state(z, _step(table, 0, z, rows[0], texts.vector))
     for i in range(steps):
-        step = _step(table, i, z, table.step[i].to(z), texts.vector)
-        z, _ = functions.forward(z, texts.cond, None, step)
-        path.append(z)
+        step = _step(table, i, z, rows[i], texts.vector)
+        state, _ = functions.forward(state, texts.cond, None, step)
+        path.append(latents_of(state, step))
     return torch.stack(path, dim=1)
 
 
 def _step(table: DDIMTable, i: int, z: Tensor, row: Tensor, vector: Tensor | None) -> Step:
-    """Step i of all samples, unguided, with coefficients ``row`` (4,)."""
+    """Step i of all samples, unguided, with coefficients ``row``."""
     t = table.timesteps[i].to(z.device).expand(len(z))
-    return Step(t, row.expand(len(z), 4), None, vector=vector)
+    return Step(t, row.expand(len(z), -1), None, vector=vector)
 
 
 def null_text_optimisation(
@@ -232,6 +239,7 @@ def null_text_optimisation(
     null = texts.null.clone()
     optimisers = [_Adam(settings.learning_rate) for _ in range(batch)]
     z, trajectory = upward[:, 0].clone(), upward.clone()
+    previous_x0 = torch.zeros_like(z)
     nulls = null[:, None].repeat(1, steps, 1, 1)
     at, tries = [0] * batch, [0] * batch
     cond_output = torch.empty_like(z)
@@ -241,7 +249,7 @@ def null_text_optimisation(
     while any(i < steps for i in at):
         # Samples that are through stay in the batch at their last step; nothing of them is kept.
         now = torch.tensor([min(i, steps - 1) for i in at])
-        t, (a, b) = timesteps[now], coefficients[now, :2, None, None, None].unbind(1)
+        t = timesteps[now]
         if any(n == 0 and i < steps for n, i in zip(tries, at, strict=True)):
             step = Step(t, just_output, None, vector=texts.vector)
             cond_output, _ = functions.forward(z, texts.cond, None, step)
@@ -257,7 +265,7 @@ def null_text_optimisation(
             null_output, _ = functions.forward(z, null, None, step)
         with torch.set_grad_enabled(wanted):
             output = null_output + guidance * (cond_output - null_output)
-            z_prev = a * z + b * output
+            z_prev, x0 = solver_step(coefficients[now], z, output, previous_x0)
             goal = upward[torch.arange(batch), now + 1]
             losses = (z_prev - goal).square().flatten(1).mean(1)
         if wanted:
@@ -271,6 +279,7 @@ def null_text_optimisation(
             close = distances[s] < settings.tolerance * (1 + 2 * i)
             if close or tries[s] >= settings.null_text_steps:
                 nulls[s, i], z[s] = null[s], z_prev[s].detach()
+                previous_x0[s] = x0[s].detach()
                 trajectory[s, i + 1] = z[s]
                 at[s], tries[s] = i + 1, 0
                 optimisers[s] = _Adam(settings.learning_rate * (1 - 0.5 * (i + 1) / steps))

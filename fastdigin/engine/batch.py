@@ -70,7 +70,7 @@ class BatchSteps(Sequence[Step]):
         batch = len(self._jobs)
         return Step(
             timestep=self._timesteps[i].expand(batch),
-            coefficients=self._coefficients[i].expand(batch, 4),
+            coefficients=self._coefficients[i].expand(batch, -1),
             guidance=self._guidance,
             injected=self._injected(i),
             injected_self=self._injected_self(i),

@@ -28,7 +28,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdigin.engine.sampler import Step, StepFunctions, StepGraph, guided_step, rescaled
+from fastdigin.engine.sampler import (
+    Step,
+    StepFunctions,
+    StepGraph,
+    guided_step,
+    latents_of,
+    rescaled,
+)
 from fastdigin.models.diffusion import LatentDiffusion
 
 log = logging.getLogger(__name__)
@@ -82,7 +89,8 @@ class CompiledStepFunctions(StepFunctions):
         if len(z) not in self.rows:
             return super().joint(z, cond, null, step, grad_z_prev, grad_x0)
         function = self._function("joint", z, null, step)
-        gradients = [torch.zeros_like(z) if g is None else g for g in (grad_z_prev, grad_x0)]
+        outputs = (z, grad_z_prev), (latents_of(z, step), grad_x0)
+        gradients = [torch.zeros_like(x) if g is None else g for x, g in outputs]
         with torch.no_grad():
             return function(
                 self.model, *_plain(z, cond, null), _filled(step, z), *_plain(*gradients)
@@ -137,6 +145,7 @@ _ROLES = {"forward": guided_step, "kept": guided_step, "joint": _joint}
 
 def _filled(step: Step, z: Tensor) -> Step:
     """The step with the tensors that a graph always has, with strides that say nothing."""
+    z = latents_of(z, step)
     weight, source = step.blend or (z.new_zeros(len(z), 1, *z.shape[2:]), torch.zeros_like(z))
     names = ("timestep", "coefficients", "guidance", "vector")
     plain = dict(zip(names, _plain(*(getattr(step, name) for name in names)), strict=True))

@@ -12,7 +12,7 @@ import torch
 from fastdigin.engine.batch import padded, step_vector
 from fastdigin.engine.job import Job
 from fastdigin.engine.memory import measure
-from fastdigin.engine.sampler import Step, pull_back, record_step
+from fastdigin.engine.sampler import Step, initial_state, pull_back, record_step
 from fastdigin.models.diffusion import LatentDiffusion
 
 # A slot's copies of the (T, L, D) text: base, delta, gradient and two moments of Adam, the best
@@ -88,8 +88,9 @@ def step_inputs(model: LatentDiffusion, slots: int, guided: bool, text_length: i
     guidance = torch.ones(rows, **place)
     step = Step(
         timestep=torch.full((rows,), 500, device=model.device),
-        coefficients=torch.ones(rows, 4, **place),
+        coefficients=torch.ones(rows, model.ddim_table(1).step.shape[1], **place),
         guidance=guidance if guided else None,
         vector=step_vector(model, pooled, guidance, guided),
     )
-    return torch.zeros(rows, *model.latent_shape, **place), text, text if guided else None, step
+    state = initial_state(torch.zeros(rows, *model.latent_shape, **place), step)
+    return state, text, text if guided else None, step

@@ -159,7 +159,7 @@ class Engine:
         constants = [
             Step(
                 timestep=table.timesteps[i].to(latents.device).expand(batch),
-                coefficients=coefficients[i].expand(batch, 4),
+                coefficients=coefficients[i].expand(batch, -1),
                 guidance=guidance if guided else None,
                 vector=vector,
                 noise=None if added is None else added[:, i],

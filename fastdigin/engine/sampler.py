@@ -23,7 +23,8 @@ from fastdigin.models.diffusion import LatentDiffusion
 class Step:
     """The constants of one step for a batch of B samples.
 
-    timestep: (B,). coefficients: (B, 4), a row (a, b, c, d) each (models/ddim.py).
+    timestep: (B,). coefficients: (B, 4), a row (a, b, c, d) each (models/ddim.py), or (B, 5) for a
+        multistep solver. Its state is z and the previous x0, one behind the other as (B, 2C, h, w).
     guidance: (B,), or None where no sample uses a null branch.
     vector: what ``LatentDiffusion.vector`` made, (B, E), or where there is a null branch
         (2B, E), its rows first; None for models that take none.
@@ -41,11 +42,21 @@ class Step:
     vector: Tensor | None = None
     noise: Tensor | None = None
 
+    @property
+    def is_multistep(self) -> bool:
+        return self.coefficients.shape[1] == 5
+
 
 def guided_step(
     model: LatentDiffusion, z_bchw: Tensor, cond_bld: Tensor, null_bld: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor]:
-    """One blended, guided, injected DDIM step: (z_prev, x0), both (B, C, h, w)."""
+    """One blended, guided, injected step: (z_prev, x0), both (B, C, h, w).
+
+    Of a multistep solver z_bchw and z_prev are states (B, 2C, h, w).
+    """
+    previous = None
+    if step.is_multistep:
+        z_bchw, previous = z_bchw.chunk(2, dim=1)
     if step.blend is not None:
         weight, source = step.blend
         z_bchw = weight * source + (1 - weight) * z_bchw
@@ -64,9 +75,29 @@ def guided_step(
         )
         null, cond = both.chunk(2)
         output = null + step.guidance[:, None, None, None] * (cond - null)
-    a, b, c, d = step.coefficients[:, :, None, None, None].unbind(1)
-    z_prev, x0 = a * z_bchw + b * output, c * z_bchw + d * output
+    z_prev, x0 = solver_step(step.coefficients, z_bchw, output, previous)
+    if previous is not None:
+        return torch.cat([z_prev, x0], dim=1), x0
     return z_prev if step.noise is None else z_prev + step.noise, x0
+
+
+def solver_step(
+    coefficients: Tensor, z_bchw: Tensor, output_bchw: Tensor, previous_x0: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(z_prev, x0) of the network's output; coefficients (B, 4), or (B, 5) with a previous x0."""
+    a, b, c, d, *g = coefficients[:, :, None, None, None].unbind(1)
+    z_prev, x0 = a * z_bchw + b * output_bchw, c * z_bchw + d * output_bchw
+    return z_prev + g[0] * previous_x0 if g else z_prev, x0
+
+
+def initial_state(z_bchw: Tensor, step: Step) -> Tensor:
+    """What the first step reads: z_T, with zeros where a multistep solver has a previous x0."""
+    return torch.cat([z_bchw, torch.zeros_like(z_bchw)], dim=1) if step.is_multistep else z_bchw
+
+
+def latents_of(state: Tensor, step: Step) -> Tensor:
+    """The z of a state."""
+    return state.chunk(2, dim=1)[0] if step.is_multistep else state
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,7 @@ class StepFunctions:
 
 @dataclass(frozen=True)
 class Forward:
-    """What the loop leaves behind: inputs (T of (B, C, h, w)), the last K x0, and the last z.
+    """What the loop leaves behind: inputs (T states), the last K x0, and the last z.
 
     kept: the graphs of the last steps, in order, as many as were asked for.
     """
@@ -138,6 +169,7 @@ def unrolled_forward(
     graph holds, and the graphs that are made last are the first to be consumed.
     """
     inputs, x0s, kept = [], [], []
+    z_bchw = initial_state(z_bchw, steps[0])
     for i, step in enumerate(steps):
         inputs.append(z_bchw)
         step_inputs = z_bchw, cond_btld[:, i], _at(null_btld, i), step
@@ -149,7 +181,7 @@ def unrolled_forward(
             z_bchw, x0 = functions.forward(*step_inputs)
         if i >= len(steps) - last_steps:
             x0s.append(x0)
-    return Forward(inputs, x0s, z_bchw, kept)
+    return Forward(inputs, x0s, latents_of(z_bchw, steps[0]), kept)
 
 
 def unrolled_backward(
@@ -168,7 +200,7 @@ def unrolled_backward(
     """
     grad_cond = torch.zeros_like(cond_btld)
     grad_null = None if null_btld is None else torch.zeros_like(null_btld)
-    grad_z = grad_last
+    grad_z = None if grad_last is None else initial_state(grad_last, steps[0])
     first_loss_step = len(steps) - len(grad_x0s)
     first_kept_step = len(steps) - len(kept)
     for i in reversed(range(len(steps))):
@@ -181,7 +213,7 @@ def unrolled_backward(
         grad_z, grad_cond[:, i], *null_part = found
         if grad_null is not None:
             grad_null[:, i] = null_part[0]
-    return grad_z, grad_cond, grad_null
+    return latents_of(grad_z, steps[0]), grad_cond, grad_null
 
 
 @torch.enable_grad()

@@ -8,8 +8,13 @@ sigma = noise / signal.) With model output m (noise or velocity) and fresh noise
 
 where kept^2 + s^2 is the variance of the noise after the step. DDIM (Song et al. 2021, eq. 12 with
 sigma = 0) and Euler keep all of their noise; an ancestral step of Euler replaces some of it, a
-consistency model (Luo et al. 2023, algorithm 1 of LCM) all of it. So the engine never branches on
-solver, prediction type or step number, and samples of one batch may stand at different steps.
+consistency model (Luo et al. 2023, algorithm 1 of LCM) all of it. A step of DPM-Solver++(2M) (Lu
+et al. 2022, arXiv 2211.01095, algorithm 2) looks at the x0 of the step before as well:
+
+    z_prev = a z + b m + g x0_before
+
+So the engine never branches on solver, prediction type or step number, and samples of one batch
+may stand at different steps.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
@@ -29,7 +35,13 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 
-Solver = DDIMScheduler | EulerDiscreteScheduler | EulerAncestralDiscreteScheduler | LCMScheduler
+Solver = (
+    DDIMScheduler
+    | DPMSolverMultistepScheduler
+    | EulerDiscreteScheduler
+    | EulerAncestralDiscreteScheduler
+    | LCMScheduler
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +50,10 @@ class DDIMTable:
 
     timesteps: (T,) descending, the numbers the U-Net is conditioned on: int64, or float32 for
         Euler, whose timesteps may lie between whole numbers.
-    step: (T, 4) float64, the columns a, b, c, d above.
+    step: (T, 4) float64, the columns a, b, c, d above; (T, 5) with g for a multistep solver.
     inverse: (T, 2) float64, the columns of z = e z_prev + f m: the step run backwards with the
         output taken at the lower noise level (DDIM inversion, Dhariwal & Nichol 2021, app. F).
-        None where the solver adds noise.
+        None where the solver adds noise; of a multistep solver that of its first order.
     noise: (T,) float64, s above; None where the solver adds none.
     levels: (T, 2) float64, signal and noise of the latent that each step reads.
     initial_scale: what standard normal noise is multiplied with to become z_T, as diffusers'
@@ -62,13 +74,16 @@ class DDIMTable:
 def choose_solver(config: dict) -> Solver:
     """The solver for the contents of a scheduler_config.json.
 
-    Few-step models keep their own. Others get the deterministic solver of the same noise schedule
-    and timesteps, so that images can be inverted: Euler for both kinds of Euler, DDIM for the rest.
+    Few-step models keep their own. Others get a deterministic solver of the same noise schedule
+    and timesteps, so that images can be inverted: Euler for both kinds of Euler, DPM-Solver++ of
+    first or second order for itself, DDIM for the rest.
     Raises AttributeError or KeyError for a scheduler that diffusers does not know.
     """
     # Here it gets the defaults of its own class, which are not always those of DDIM.
     theirs = getattr(diffusers, config["_class_name"]).from_config(config)
     if isinstance(theirs, (DDIMScheduler, EulerDiscreteScheduler)) or is_few_step(theirs):
+        return theirs
+    if isinstance(theirs, DPMSolverMultistepScheduler) and _is_affine(theirs.config):
         return theirs
     if isinstance(theirs, EulerAncestralDiscreteScheduler):
         return EulerDiscreteScheduler.from_config(theirs.config)
@@ -117,6 +132,8 @@ def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
         c, d = skip + out * c, out * d
     step = torch.stack([after[0] * c + kept * e, after[0] * d + kept * f, c, d], dim=1)
     a, b = step[:, :2].unbind(1)
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        step = _multistep(scheduler, step, now, after)
     stochastic = bool((fresh > 0).any())
     return DDIMTable(
         timesteps=timesteps,
@@ -142,6 +159,11 @@ def _check(scheduler: Solver, steps: int) -> None:
         raise UserError(
             "the scheduler clips x0 (clip_sample or thresholding), which a latent diffusion model "
             "does not need: set both to false in scheduler_config.json"
+        )
+    if isinstance(scheduler, DPMSolverMultistepScheduler) and not _is_affine(config):
+        raise UserError(
+            f"the scheduler is {config.algorithm_type!r} of order {config.solver_order}; of the "
+            "multistep solvers only 'dpmsolver++' of order 1 or 2 is supported"
         )
     if config.get("timestep_type", "discrete") != "discrete":
         raise UserError(
@@ -183,6 +205,43 @@ def _euler_levels(scheduler, ancestral: bool):
     return now, after, kept, fresh, scale
 
 
+def _is_affine(config) -> bool:
+    """Whether DPM-Solver's steps are rows of the table: deterministic, and one x0 before."""
+    flows = config.get("use_flow_sigmas", False)
+    return config.algorithm_type == "dpmsolver++" and config.solver_order <= 2 and not flows
+
+
+def _dpm_levels(scheduler: DPMSolverMultistepScheduler):
+    """As ``_ddim_levels``: DPM-Solver++ of first order is DDIM."""
+    now, after, kept, fresh, _ = _euler_levels(scheduler, ancestral=False)
+    return now, after, kept, fresh, 1.0
+
+
+def _multistep(scheduler, step: Tensor, now: _Levels, after: _Levels) -> Tensor:
+    """(T, 5) from the rows of first order: the second-order steps of DPM-Solver++(2M).
+
+    They add slope * (x0 - x0_before) to z_prev. h is the difference of log(signal / noise) over a
+    step.
+    """
+    steps, config = len(step), scheduler.config
+    slope = torch.zeros_like(step[:, 0])
+    if config.solver_order == 2 and steps > 1:
+        ratio = now[0] / now[1]
+        h = torch.log(after[0] / after[1]) - torch.log(ratio)
+        shrunk = torch.expm1(-h)
+        slope = -0.5 * after[0] * shrunk
+        if config.solver_type == "heun":
+            slope = after[0] * (shrunk / h + 1)
+        slope[1:] *= h[1:] / h[:-1]
+        first_order_last = config.euler_at_final or config.final_sigmas_type == "zero"
+        if first_order_last or (config.lower_order_final and steps < 15):
+            slope[-1] = 0
+        slope[0] = 0
+    c, d = step[:, 2:].unbind(1)
+    moved = step[:, :2] + slope[:, None] * torch.stack([c, d], dim=1)
+    return torch.cat([moved, step[:, 2:], -slope[:, None]], dim=1)
+
+
 def _lcm_levels(scheduler: LCMScheduler):
     """As ``_ddim_levels``; the last step ends at the consistency function's own value."""
     now = scheduler.alphas_cumprod.double()[scheduler.timesteps]
@@ -199,6 +258,7 @@ def _consistency_scalings(scheduler: LCMScheduler, timesteps: Tensor) -> tuple[T
 
 _LEVELS = {
     DDIMScheduler: _ddim_levels,
+    DPMSolverMultistepScheduler: _dpm_levels,
     EulerDiscreteScheduler: partial(_euler_levels, ancestral=False),
     EulerAncestralDiscreteScheduler: partial(_euler_levels, ancestral=True),
     LCMScheduler: _lcm_levels,

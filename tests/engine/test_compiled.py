@@ -15,7 +15,9 @@ from tiny import (
     make_job,
     make_self_injection,
     make_source,
+    multistep_scheduler,
     normal,
+    with_scheduler,
 )
 
 from fastdigin.engine.batch import BatchSteps
@@ -104,6 +106,22 @@ def test_injected_self_attention_is_a_graph_of_its_own(compiled, model):
         eager.joint(*step_inputs(model), step, *gradients(model)),
     )
     assert compiled.graphs[GraphKey("joint", ROWS, True, False, injected_self=True)] == 1
+
+
+@pytest.mark.parametrize("missing", [None, 0, 1])
+def test_a_multistep_solver_agrees_too(tiny, missing):
+    """Its state has twice the channels, its x0 has not."""
+    model = with_scheduler(tiny, multistep_scheduler()).model
+    step, (z, cond, null) = batch_steps(model)[1], step_inputs(model)
+    state, incoming = torch.cat([z, z.flip(0)], dim=1), gradients(model)
+    incoming[0] = torch.cat([incoming[0], incoming[1].flip(0)], dim=1)
+    if missing is not None:
+        incoming[missing] = None
+    compiled, eager = CompiledStepFunctions(model, [ROWS], "aot_eager"), StepFunctions(model)
+    inputs = state, cond, null, step
+    assert_same(compiled.forward(*inputs), eager.forward(*inputs))
+    assert_same(compiled.joint(*inputs, *incoming), eager.joint(*inputs, *incoming))
+    assert set(compiled.graphs.values()) == {1}
 
 
 def test_a_loop_without_guidance_agrees_too(compiled, model):

@@ -19,8 +19,10 @@ from tiny import (
     make_job,
     make_self_injection,
     make_source,
+    multistep_scheduler,
     normal,
     reference_editing,
+    with_scheduler,
 )
 
 from fastdigin.engine.batch import BatchSteps
@@ -151,6 +153,32 @@ def test_gradients_equal_plain_autograd(either, kept_steps, edit, guidance, last
         assert_near(gradients[1][i], expected[1], 1e-9)
         if guidance != 1:
             assert_near(gradients[2][i], expected[2], 1e-9)
+
+
+@pytest.mark.parametrize("kept_steps", [0, 3])
+@pytest.mark.parametrize("edit", ["none", "everything"])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_gradients_of_a_multistep_solver(tiny, kept_steps, edit, guidance):
+    """Whose steps carry the x0 before along, as written out in the reference."""
+    two = with_scheduler(tiny, multistep_scheduler())
+    two.pipe.scheduler.set_timesteps(STEPS)
+    job, source = edited_job(two.model, edit, seed=0, guidance=guidance)
+    steps = BatchSteps(two.model, [job], torch.float64)
+    assert steps[0].is_multistep and two.model.ddim_table(STEPS).step[1:, 4].abs().min() > 0.1
+    texts = job.conditioning[None], job.null_text[None] if guidance != 1 else None
+    functions = StepFunctions(two.model)
+    run = unrolled_forward(functions, job.latents[None], *texts, steps, 3, kept_steps)
+    outputs = [*run.x0s, run.last]
+    *incoming, of_last = (p[None] for p in probes(LATENT_SHAPE, 4))
+    gradients = unrolled_backward(
+        functions, run.inputs, *texts, steps, incoming, of_last, kept=run.kept
+    )
+    expected_outputs, expected = reference_gradients(two.pipe, job, source, 3)
+    for actual, wanted in zip(outputs, expected_outputs, strict=True):
+        assert_near(actual, wanted, 1e-9)
+    expected = [expected[0], *(x[None] for x in expected[1:])]
+    for actual, wanted in zip(filter(torch.is_tensor, gradients), expected, strict=True):
+        assert_near(actual, wanted, 1e-9)
 
 
 def test_edits_change_the_sample(tiny):

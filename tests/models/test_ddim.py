@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import normal
+from tiny import multistep_scheduler, normal
 
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import ddim_table
@@ -58,6 +58,41 @@ def test_steps_equal_those_of_diffusers(kind, steps, changes):
         torch.testing.assert_close(a * z + b * output, expected.prev_sample, rtol=1e-9, atol=1e-9)
         x0 = expected.pred_original_sample
         torch.testing.assert_close(c * z + d * output, x0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"final_sigmas_type": "zero"},
+        {"lower_order_final": True},
+        {"euler_at_final": True, "timestep_spacing": "trailing"},
+        {"solver_type": "heun", "use_karras_sigmas": True, "final_sigmas_type": "zero"},
+        {"solver_order": 1},
+    ],
+    ids=str,
+)
+def test_multistep_solvers_equal_those_of_diffusers(changes, kind, steps):
+    """All steps in order, because each looks at the x0 before."""
+    scheduler = multistep_scheduler(prediction_type=kind, **changes)
+    table = ddim_table(scheduler, steps)
+    assert table.step.shape == (steps, 5) and table.initial_scale == scheduler.init_noise_sigma
+    scheduler.set_timesteps(steps)
+    assert torch.equal(table.timesteps, scheduler.timesteps)
+    z = expected = normal(4, 8, 8)
+    x0 = torch.full_like(z, torch.nan)
+    for i, (a, b, c, d, g) in enumerate(table.step):
+        output = normal(4, 8, 8, seed=1 + i)
+        expected = scheduler.step(output, scheduler.timesteps[i], expected).prev_sample
+        z, x0 = a * z + b * output + (g * x0 if g else 0), c * z + d * output
+        torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+    # Else the solver would be of first order everywhere.
+    last_is_first_order = scheduler.config.lower_order_final or scheduler.config.euler_at_final
+    last_is_first_order |= scheduler.config.final_sigmas_type == "zero"
+    second = table.step[1 : steps - last_is_first_order, 4]
+    assert (second != 0).all() if scheduler.config.solver_order == 2 else (second == 0).all()
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20, 999])
@@ -142,3 +177,11 @@ def test_the_scheduler_is_left_alone():
 def test_what_is_refused(changes, steps, message):
     with pytest.raises(UserError, match=message):
         ddim_table(make_scheduler(**changes), steps)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"solver_order": 3}, {"algorithm_type": "sde-dpmsolver++"}], ids=str
+)
+def test_other_multistep_solvers_are_refused(changes):
+    with pytest.raises(UserError, match="only 'dpmsolver..' of order 1 or 2"):
+        ddim_table(multistep_scheduler(**changes), 5)

@@ -22,6 +22,7 @@ EXPECTED = {
     "sd1": ("DDIMScheduler", 20, 3.0, False, 0),
     "sd2": ("DDIMScheduler", 20, 3.0, False, 0),
     "sd2-v": ("DDIMScheduler", 20, 3.0, False, 0),
+    "multistep": ("DPMSolverMultistepScheduler", 20, 3.0, False, 0),
     "sdxl": ("EulerDiscreteScheduler", 20, 3.0, False, 12),
     "sd-turbo": ("EulerDiscreteScheduler", 4, 1.0, True, 0),
     "sdxl-turbo": ("EulerAncestralDiscreteScheduler", 4, 1.0, True, 12),
