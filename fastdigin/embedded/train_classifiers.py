@@ -189,7 +189,8 @@ def augment(images_b3hw: Tensor) -> Tensor:
     """
     side, top, left = torch.rand(3).tolist()
     side = 50 + 14 * side
-    images = resample(images_b3hw, SIZE, top * (64 - side), left * (64 - side), side)
+    box = (top * (64 - side), left * (64 - side), side, side)
+    images = resample(images_b3hw, SIZE, box=box)
     count = len(images)
     gain = 1 + 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
     noise = 0.03 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastdigin.errors import UserError
-from fastdigin.models.filters import INTERPOLATIONS, filter_resize
-from fastdigin.models.resampling import resample
+from fastdigin.models.resampling import INTERPOLATIONS, resample
 
 FITS = ("squash", "shortest", "longest")
 
@@ -19,17 +18,24 @@ FITS = ("squash", "shortest", "longest")
 class Resizing:
     """How the reference transform of a classifier resizes and crops.
 
-    fit: "squash" takes both edges to ``edge`` pixels; "shortest" and "longest" that edge, keeping
-        the proportions. Then the centre is cut out at the classifier's size, and what a "longest"
-        image leaves empty has the colour ``fill``.
-    edge: None is the classifier's size, so that nothing is cut off; size / edge is what timm calls
-        crop_pct.
-    interpolation: "area" averages exactly (:func:`fastdigin.models.resampling.resample`, only with
-        "squash" and no ``edge``; the embedded classifiers were trained with it), the others are
-        Pillow's filters.
-    fill: three numbers in [0,1].
+    Args:
+        fit: "squash" takes both edges to ``edge`` pixels; "shortest" and "longest" that edge,
+            keeping the proportions. Then the centre is cut out at the classifier's size, and what a
+            "longest" image leaves empty has the colour ``fill``.
+        edge: None is the classifier's size, so that nothing is cut off; size / edge is what timm
+            calls crop_pct.
+        interpolation: "area" averages exactly (only with "squash" and no ``edge``; the embedded
+            classifiers were trained with it), "bilinear", "bicubic" and "lanczos" are Pillow's
+            filters (:func:`fastdigin.models.resampling.resample`).
+        fill: Three numbers in [0,1].
 
-    Raises UserError for an unknown fit or interpolation.
+    Raises:
+        UserError: Fit or interpolation is unknown, or they do not go together.
+
+    Example:
+        >>> resizing = Resizing("shortest", edge=256, interpolation="bicubic")
+        >>> resizing(torch.rand(1, 3, 300, 400), 224).shape
+        torch.Size([1, 3, 224, 224])
     """
 
     fit: Literal["squash", "shortest", "longest"] = "squash"
@@ -40,24 +46,29 @@ class Resizing:
     def __post_init__(self) -> None:
         if self.fit not in FITS:
             raise UserError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
-        if self.interpolation not in ("area", *INTERPOLATIONS):
+        if self.interpolation not in INTERPOLATIONS:
             raise UserError(
-                f"interpolation must be area or one of {', '.join(INTERPOLATIONS)}, got "
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got "
                 f"{self.interpolation!r}"
             )
         if self.interpolation == "area" and (self.fit != "squash" or self.edge is not None):
-            raise UserError("interpolation 'area' goes with fit 'squash' and without an edge")
+            raise UserError(
+                f"interpolation 'area' goes with fit 'squash' and no edge, got {self.fit!r} and "
+                f"{self.edge}: choose bilinear, bicubic or lanczos"
+            )
 
     def __call__(self, images_b3hw: Tensor, size: int) -> Tensor:
         """(B,3,size,size) of images in [0,1]; differentiable, same dtype."""
         if self.interpolation == "area":
             return resample(images_b3hw, size)
-        height, width = self._resized(*images_b3hw.shape[-2:], self.edge or size)
-        top, rows, above = _centre(height, size)
-        left, columns, before = _centre(width, size)
-        resized = filter_resize(
-            images_b3hw, (height, width), self.interpolation, (top, left, rows, columns)
-        )
+        height, width = images_b3hw.shape[-2:]
+        new_height, new_width = self._resized(height, width, self.edge or size)
+        top, rows, above = _centre(new_height, size)
+        left, columns, before = _centre(new_width, size)
+        # What is kept of the resized image, in pixels of the image as it is.
+        down, across = height / new_height, width / new_width
+        box = (top * down, left * across, rows * down, columns * across)
+        resized = resample(images_b3hw, (rows, columns), self.interpolation, box)
         if (rows, columns) == (size, size):
             return resized
         borders = (before, size - columns - before, above, size - rows - above)

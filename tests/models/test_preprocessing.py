@@ -61,7 +61,7 @@ def test_gradients(fit):
     ("settings", "words"),
     [
         ({"fit": "stretch"}, "fit must be one of squash, shortest, longest, got 'stretch'"),
-        ({"interpolation": "cubic"}, "interpolation must be area or one of .* got 'cubic'"),
+        ({"interpolation": "cubic"}, "interpolation must be one of area, .* got 'cubic'"),
         ({"fit": "shortest"}, "'area' goes with fit 'squash'"),
     ],
 )

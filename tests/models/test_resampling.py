@@ -1,8 +1,14 @@
+import numpy as np
 import pytest
 import torch
+from photos import as_tensor, photo
+from PIL import Image
 from torch.nn import functional as F
 
-from fastdigin.models.resampling import resample, resample_crops
+from fastdigin.models.resampling import INTERPOLATIONS, resample, resample_crops
+
+FILTERS = ("bilinear", "bicubic", "lanczos")
+SHAPES = [((37, 53), (16, 24)), ((20, 31), (47, 40)), ((64, 64), (64, 32)), ((30, 20), (31, 31))]
 
 
 def random_images(*shape, dtype=torch.float64):
@@ -25,7 +31,7 @@ def test_whole_ratios_equal_adaptive_avg_pool(ratio):
 def test_crop_at_whole_ratio_equals_pooled_crop():
     images = random_images(2, 3, 31, 29)
     expected = F.adaptive_avg_pool2d(images[:, :, 5:23, 7:25], 6)
-    torch.testing.assert_close(resample(images, 6, top=5, left=7, side=18), expected)
+    torch.testing.assert_close(resample(images, 6, box=(5, 7, 18, 18)), expected)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,7 @@ def test_shrinking_is_the_exact_area_average(size, top, left, side):
     image = random_images(13, 13)
     # side * 40 must be a multiple of size for the brute force to be exact
     side = round(side * 40 / size) * size / 40
-    actual = resample(image[None, None], size, top=top, left=left, side=side)[0, 0]
+    actual = resample(image[None, None], size, box=(top, left, side, side))[0, 0]
     torch.testing.assert_close(actual, brute_force(image, size, top, left, side))
 
 
@@ -53,15 +59,18 @@ def test_rectangles_and_rectangular_sizes():
     assert resample(images, 4).shape == (1, 1, 4, 4)
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("side", [3.3, 6.0, 9.7])
-def test_a_constant_image_stays_constant_up_to_its_border(side):
-    output = resample(torch.full((1, 3, 10, 10), 0.7).double(), 6, top=10 - side, side=side)
+def test_a_constant_image_stays_constant_up_to_its_border(side, interpolation):
+    output = resample(
+        torch.full((1, 3, 10, 10), 0.7).double(), 6, interpolation, (10 - side, 0, side, side)
+    )
     torch.testing.assert_close(output, torch.full((1, 3, 6, 6), 0.7).double())
 
 
 def test_continuous_where_shrinking_turns_into_enlarging():
     images = random_images(1, 3, 12, 12)
-    below, above = (resample(images, 6, top=2.3, side=6 + e) for e in (-1e-9, 1e-9))
+    below, above = (resample(images, 6, box=(2.3, 0, 6 + e, 6 + e)) for e in (-1e-9, 1e-9))
     torch.testing.assert_close(below, above, rtol=0, atol=1e-8)
 
 
@@ -72,7 +81,7 @@ def test_crops_equal_single_crops():
     sides = torch.tensor([15.0, 11.3, 4.0]).double()
     crops = resample_crops(image, tops, lefts, sides, 6)
     for crop, top, left, side in zip(crops, tops, lefts, sides, strict=True):
-        single = resample(image[None], 6, top=float(top), left=float(left), side=float(side))
+        single = resample(image[None], 6, box=(float(top), float(left), float(side), float(side)))
         torch.testing.assert_close(crop, single[0])
 
 
@@ -80,14 +89,62 @@ def test_gradients():
     image = random_images(2, 7, 7).requires_grad_()
     tops, sides = torch.tensor([0.0, 1.7]).double(), torch.tensor([7.0, 4.2]).double()
     assert torch.autograd.gradcheck(lambda x: resample_crops(x, tops, tops, sides, 5), image)
-    assert torch.autograd.gradcheck(lambda x: resample(x[None], 3), image)
+    for interpolation in INTERPOLATIONS:
+        assert torch.autograd.gradcheck(
+            lambda x, kind=interpolation: resample(x[None], 3, kind, (1, 0.5, 5, 6)), image
+        )
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_keeps_the_dtype_and_repeats_exactly(dtype):
+def test_keeps_the_dtype_and_repeats_exactly(dtype, interpolation):
     images = random_images(2, 3, 20, 20, dtype=torch.float64).to(dtype)
-    first, second = resample(images, 7), resample(images, 7)
+    first, second = (resample(images, 7, interpolation) for _ in range(2))
     assert first.dtype == dtype
     assert torch.equal(first, second)
-    exact = resample(images.double(), 7)
+    exact = resample(images.double(), 7, interpolation)
     torch.testing.assert_close(first.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("before", "after"), SHAPES)
+def test_equals_pillow_on_floating_point_images(interpolation, before, after):
+    """Pillow rounds no image of mode F. Within 0.4..0.6 nothing overshoots."""
+    image = 0.4 + 0.2 * torch.rand(1, 3, *before, generator=torch.Generator().manual_seed(1))
+    filter = getattr(Image.Resampling, interpolation.upper())
+    expected = [
+        np.array(Image.fromarray(channel.numpy()).resize(after[::-1], filter))
+        for channel in image[0]
+    ]
+    actual = resample(image, after, interpolation)[0]
+    np.testing.assert_allclose(actual, np.stack(expected), atol=3e-7)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_is_within_pillows_rounding_of_8_bit_images(interpolation):
+    image = photo(61, 83)
+    filter = getattr(Image.Resampling, interpolation.upper())
+    expected = as_tensor(image.resize((30, 40), filter))
+    actual = resample(as_tensor(image), (40, 30), interpolation)
+    assert (actual - expected).abs().max() <= 1.5 / 255
+
+
+def test_overshoot_is_cut_off():
+    edge = torch.zeros(1, 3, 8, 8)
+    edge[..., 4:] = 1
+    resized = resample(edge, 32, "bicubic")
+    assert resized.min() == 0 and resized.max() == 1
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_box_is_a_crop_of_the_whole(interpolation):
+    image = as_tensor(photo(30, 45))
+    full = resample(image, (20, 30), interpolation)
+    part = resample(image, (11, 9), interpolation, (4.5, 7.5, 16.5, 13.5))
+    torch.testing.assert_close(part, full[..., 3:14, 5:14])
+
+
+@pytest.mark.parametrize("interpolation", ["area", "bilinear", "bicubic"])
+def test_same_size_is_the_image_itself(interpolation):
+    image = as_tensor(photo(16, 16))
+    assert torch.equal(resample(image, 16, interpolation), image)
