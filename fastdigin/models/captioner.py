@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastdigin.errors import UserError
-from fastdigin.models.missing import LOAD_ERRORS, first_sentence, missing_weights
+from fastdigin.models.missing import is_folder, loading
+from fastdigin.models.weights import check_weights
 from fastdigin.storage import weights_fingerprint
 
 MOST_TOKENS = 30
@@ -51,14 +50,21 @@ class Captioner:
             AutoTokenizer,
         )
 
-        try:
+        owner = f"captioner {source!r}"
+        files = "config.json, preprocessor_config.json, the tokenizer's files and model.safetensors"
+        where = (f"a hub id or a folder with {files} of an image-to-text model", None)
+        if source.count("/") == 1 and not is_folder(source):
+            where = (f"{files} of {source}", f"hf download {source}")
+        with loading(owner, *where):
             # First, because it knows best what is wrong with a model.
-            network = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
-            image_processor = AutoImageProcessor.from_pretrained(source)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            processor = AutoProcessor.from_pretrained(source)
-        except (*LOAD_ERRORS, KeyError, TypeError) as error:
-            raise _cannot_load(source, error) from error
+            network, info = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
+            image_processor, tokenizer, processor = (
+                kind.from_pretrained(source, trust_remote_code=False)
+                for kind in (AutoImageProcessor, AutoTokenizer, AutoProcessor)
+            )
+        check_weights(owner, network, info["missing_keys"], info["unexpected_keys"])
         asked = getattr(processor, "chat_template", None) and hasattr(processor, "image_processor")
         return cls(network, image_processor, tokenizer, processor if asked else None, source)
 
@@ -117,15 +123,3 @@ def _picture(image_3hw: Tensor) -> Image.Image:
     """The processors of transformers take 8 bits."""
     pixels = (255 * image_3hw).round().clamp(0, 255).byte().permute(1, 2, 0)
     return Image.fromarray(pixels.cpu().numpy())
-
-
-def _cannot_load(source: str, error: Exception) -> UserError:
-    local = Path(source).expanduser().exists() or source.count("/") != 1
-    files = "config.json, preprocessor_config.json, the tokenizer's files and model.safetensors"
-    if isinstance(error, OSError) and not local:
-        what = f"{files} of {source}"
-        return missing_weights(source, what, f"hf download {source}", error, "captioner")
-    return UserError(
-        f"captioner {source!r} could not be loaded ({first_sentence(error)}): give a hub id or a "
-        f"folder with {files} of an image-to-text model of transformers"
-    )

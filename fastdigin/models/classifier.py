@@ -96,10 +96,7 @@ class Classifier:
         if templates:
             all_templates = "\n".join(templates)
             by = f" with {len(templates)} templates {text_hash(all_templates, 8)}"
-        classifier = cls(
-            loaded.network, name=spec + by, size=loaded.size, mean=loaded.mean, std=loaded.std,
-            resizing=loaded.resizing, classes=loaded.classes, head=loaded.head,
-        )  # fmt: skip
+        classifier = cls(**vars(loaded), name=spec + by)
         if classes is None or is_zero_shot(spec):
             return classifier
         return classifier.with_classes(classes)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from safetensors import SafetensorError
 
 from fastdigin.errors import MissingFiles, MissingPackage, UserError
 
-_DAMAGED = (SafetensorError, pickle.UnpicklingError)
-LOAD_ERRORS = (OSError, RuntimeError, ValueError, *_DAMAGED)
-"""What the libraries raise where weights are missing, foreign or damaged."""
+_DAMAGED = (SafetensorError, pickle.UnpicklingError, EOFError)
+_WRONG = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What libraries raise for files of another kind; most of the rest means that there are none."""
 
 
-def require(module: str, extra: str, spec: str) -> ModuleType:
-    """The imported module; UserError that names the extra to install where it is missing."""
+def require(module: str, extra: str, owner: str) -> ModuleType:
+    """The imported module; MissingPackage that names the extra to install where it is missing.
+
+    owner: what needs it, like "classifier 'timm:resnet18'".
+    """
     try:
         return import_module(module)
     except ImportError as error:
@@ -28,37 +31,52 @@ def require(module: str, extra: str, spec: str) -> ModuleType:
         if error.name not in (package, module):
             raise
         command = f"pip install 'fastdigin[{extra}]'"
-        raise MissingPackage(
-            f"classifier {spec!r} needs the package {package}: {command}.", command
-        ) from None
+        raise MissingPackage(f"{owner} needs the package {package}: {command}.", command) from None
 
 
-def unknown(spec: str, owner: str, name: str, known: Iterable[str], see: str) -> UserError:
-    """The error for a name that ``owner`` does not have, with near matches."""
+def unknown(owner: str, library: str, name: str, known: Iterable[str], see: str) -> UserError:
+    """The error for a name that ``library`` does not have, with near matches."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3)
     close = close or [k for k in known if name.split(".")[0].casefold() in k.casefold()][:3]
     hint = f"; did you mean {', '.join(close)}?" if close else f": see {see}."
-    return UserError(f"classifier {spec!r} is not a model of {owner}{hint}")
+    return UserError(f"{owner} is not a model of {library}{hint}")
 
 
-def missing_weights(
-    spec: str, what: str, command: str, cause: Exception | None, kind: str = "classifier"
-) -> MissingFiles:
-    """The error for weights that are neither on this machine nor to be had from the network.
+@contextmanager
+def loading(owner: str, files: str, command: str | None = None) -> Iterator[None]:
+    """Around the loading of a network: the one error for whatever a library raises there.
 
-    what: the files and where they belong. command: fetches them on a machine with a connection.
+    files: what is read, and where it belongs. command: fetches them where there is a connection;
+    None for files of the user's own.
+    Raises MissingFiles where they could not be fetched, UserError where they are wrong.
     """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise cannot_load(owner, files, command, error) from error
+
+
+def cannot_load(
+    owner: str, files: str, command: str | None, cause: Exception | None = None
+) -> UserError:
+    """What ``loading`` raises; without a cause for what was not tried, because nothing may."""
+    reason = f" ({first_sentence(cause)})" if cause else ""
+    # What open_clip raises for a failed download is a RuntimeError that an OSError led to.
+    wrong = isinstance(cause, _WRONG) and not isinstance(cause.__context__, OSError)
+    if command is None or wrong:
+        return UserError(f"{owner} cannot be loaded{reason}: give {files}.")
     if isinstance(cause, _DAMAGED):
         why = "are damaged"
     elif offline():
         why = "are not on this machine and HF_HUB_OFFLINE forbids fetching"
     else:
         why = "are not on this machine and could not be fetched"
-    reason = f" ({first_sentence(cause)})" if cause else ""
     return MissingFiles(
-        f"the weights of {kind} {spec!r} {why}: {what}{reason}. With a connection, "
-        f"'{command}' fetches them.",
+        f"the files of {owner} {why}: {files}{reason}. With a connection, '{command}' fetches "
+        "them.",
         command,
     )
 
@@ -68,24 +86,31 @@ def kept_offline() -> Iterator[None]:
     """Nothing that is loaded within tries the network; for a look at what is on this machine."""
     from huggingface_hub import constants
 
-    before = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
-    os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE = "1", True
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before[1]
-        if before[0] is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before[0]
+        constants.HF_HUB_OFFLINE = before
+
+
+def is_folder(source: str) -> bool:
+    """Whether a text names a folder of this machine, there or not, and not a hub id."""
+    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
 
 
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids every access to the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def first_sentence(error: Exception) -> str:
-    """Of an error of another library, whose texts can be long; without the full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".")
+    """Of an error of another library, whose texts can be long; without the full stop.
+
+    A heading ("Error(s) in loading state_dict for ResNet:") says nothing without what follows it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
+    heading = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return heading.split(". ")[0].rstrip(".")

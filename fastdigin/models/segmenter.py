@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fastdigin.errors import MissingFiles, MissingPackage, UserError
+from fastdigin.errors import UserError
+from fastdigin.models.missing import loading, require
+from fastdigin.models.weights import check_weights, read_weights
 from fastdigin.storage import weights_fingerprint
 
 KINDS = ("vit_tiny", "vit_b", "vit_l", "vit_h")
@@ -132,63 +132,32 @@ def _registry() -> dict:
 
     Its import registers networks of its own under names of timm's; timm gets its own back.
     """
-    try:
-        from timm.models import register_model, tiny_vit
+    for package in ("timm", "torchvision"):
+        require(package, "segment", "HQ-SAM")
+    from timm.models import register_model, tiny_vit
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from segment_anything_hq import sam_model_registry
-
-            for name in dir(tiny_vit):
-                if name.startswith("tiny_vit_"):
-                    register_model(getattr(tiny_vit, name))
-    except ImportError as error:
-        command = "pip install 'fastdigin[segment]'"
-        raise MissingPackage(
-            f"HQ-SAM needs the package {error.name}: {command}", command
-        ) from error
-    return sam_model_registry
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = require("segment_anything_hq", "segment", "HQ-SAM")
+        for name in dir(tiny_vit):
+            if name.startswith("tiny_vit_"):
+                register_model(getattr(tiny_vit, name))
+    return library.sam_model_registry
 
 
 def _download(kind: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name = f"sam_hq_{kind}.pth"
-    try:
+    files = f"{name} of {HUB}, or any file given by --segmenter-weights (checkpoint=)"
+    with loading(f"segmenter 'hq-sam:{kind}'", files, f"hf download {HUB} {name}"):
         return Path(hf_hub_download(HUB, name))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        command = f"hf download {HUB} {name}"
-        raise MissingFiles(
-            f"the weights of hq-sam:{kind} are not on this machine and cannot be fetched: run "
-            f"'{command}' where there is a connection, or name the file with "
-            "--segmenter-weights (checkpoint=)",
-            command,
-        ) from error
 
 
 def _load_weights(network: nn.Module, path: Path, spec: str) -> None:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"segmenter weights '{path}' do not exist: check the path") from None
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError,
-            SafetensorError) as error:  # fmt: skip
-        raise UserError(
-            f"segmenter weights '{path}' cannot be read as tensors ({type(error).__name__})"
-        ) from error
-    try:
-        missing = network.load_state_dict(state, strict=False).missing_keys
-    except (RuntimeError, TypeError, AttributeError):
-        raise UserError(f"segmenter weights '{path}' are not those of {spec}") from None
-    missing = [name for name in missing if not name.startswith(_UNUSED)]
-    if missing:
-        raise UserError(
-            f"segmenter weights '{path}' are not those of {spec}: {len(missing)} tensors are "
-            f"missing, like {missing[0]}"
-        )
+    state = read_weights(path, "segmenter weights")
+    owner = f"segmenter {spec!r} with weights '{path}'"
+    with loading(owner, f"the weights of {spec}"):
+        found = network.load_state_dict(state, strict=False)
+    missing = [name for name in found.missing_keys if not name.startswith(_UNUSED)]
+    check_weights(owner, network, missing, found.unexpected_keys)

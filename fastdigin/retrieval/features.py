@@ -37,16 +37,9 @@ def load_embedding(spec: str) -> Classifier:
     open_clip:MODEL/PRETRAINED gives CLIP's image features; every other kind of classifier those
     before its head. Raises UserError as ``Classifier.load`` does.
     """
-    kind, _, name = spec.partition(":")
-    if kind != "open_clip" or not name:
-        return Classifier.load(spec)
-    from fastdigin.models.classifiers.open_clip_models import load_image_tower
+    from fastdigin.models.classifiers import load_features
 
-    tower = load_image_tower(name)
-    return Classifier(
-        tower.network, name=spec, size=tower.size, mean=tower.mean, std=tower.std, classes=(),
-        resizing=tower.resizing, head=tower.head,
-    )  # fmt: skip
+    return Classifier(**vars(load_features(spec)), name=spec)
 
 
 def photo_files(arguments: Sequence[str]) -> list[ImageInput]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork
+from fastdigin.models.weights import check_weights
 
-__all__ = ["KINDS", "LoadedNetwork", "is_zero_shot", "load_network"]
+__all__ = ["KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_network"]
 
 KINDS = {
     "embedded": "embedded:NAME",
@@ -19,30 +22,53 @@ KINDS = {
 }
 """Kind -> how it is written."""
 
+_MODULES = {
+    "embedded": "loaded",
+    "timm": "timm_models",
+    "torchvision": "torchvision_models",
+    "hf": "transformers_models",
+    "open_clip": "open_clip_models",
+    "file": "weight_files",
+}
+
 
 def load_network(
     spec: str, classes: Sequence[str] | None = None, templates: Sequence[str] | None = None
 ) -> LoadedNetwork:
     """What ``Classifier.load`` builds on; it says what the texts mean.
 
-    classes are for zero-shot classifiers only. Raises UserError if the spec is not understood or
-    cannot be had.
+    classes are for zero-shot classifiers only. Raises UserError if the spec is not understood, or
+    the network cannot be had, or is not all of what its file holds.
     """
-    kind, _, name = spec.partition(":")
-    if kind not in KINDS or not name:
-        raise UserError(
-            f"classifier {spec!r} is not understood: write one of {', '.join(KINDS.values())}."
-        )
-    if kind == "open_clip":
-        from fastdigin.models.classifiers.open_clip_models import load_open_clip
-
-        return load_open_clip(name, classes, templates)
-    if templates is not None:
+    kind, name = _parse(spec)
+    if is_zero_shot(spec):
+        loaded = library(kind).load(name, classes, templates)
+    elif templates is not None:
         raise UserError(
             f"templates were given for classifier {spec!r}, which reads no text: leave them out, "
             f"or use a zero-shot classifier, {KINDS['open_clip']}."
         )
-    return _loader(kind)(name)
+    else:
+        loaded = library(kind).load(name)
+    if not loaded.classes:
+        raise UserError(
+            f"classifier {spec!r} has no head, so it tells no classes apart: choose weights that "
+            "were trained to classify."
+        )
+    check_weights(f"classifier {spec!r}", loaded.network)
+    return loaded
+
+
+def load_features(spec: str) -> LoadedNetwork:
+    """A network for what goes into its head, which may be missing; without classes.
+
+    Raises UserError as :func:`load_network`.
+    """
+    kind, name = _parse(spec)
+    module = library(kind)
+    loaded = getattr(module, "load_features", module.load)(name)
+    check_weights(f"classifier {spec!r}", loaded.network)
+    return loaded
 
 
 def is_zero_shot(spec: str) -> bool:
@@ -50,16 +76,15 @@ def is_zero_shot(spec: str) -> bool:
     return spec.startswith("open_clip:")
 
 
-def _loader(kind: str) -> Callable[[str], LoadedNetwork]:
-    # Imported on use: each of these libraries takes a second or more.
-    if kind == "embedded":
-        from fastdigin.models.classifiers.embedded import load_embedded as load
-    elif kind == "timm":
-        from fastdigin.models.classifiers.timm_models import load_timm as load
-    elif kind == "torchvision":
-        from fastdigin.models.classifiers.torchvision_models import load_torchvision as load
-    elif kind == "hf":
-        from fastdigin.models.classifiers.transformers_models import load_transformers as load
-    else:
-        from fastdigin.models.classifiers.weight_files import load_file as load
-    return load
+def library(kind: str) -> ModuleType:
+    """The module that loads this kind; imported on use, because that takes a second or more."""
+    return import_module(f"fastdigin.models.classifiers.{_MODULES[kind]}")
+
+
+def _parse(spec: str) -> tuple[str, str]:
+    kind, _, name = spec.partition(":")
+    if kind not in KINDS or not name:
+        raise UserError(
+            f"classifier {spec!r} is not understood: write one of {', '.join(KINDS.values())}."
+        )
+    return kind, name

@@ -1,4 +1,4 @@
-"""What every source of classifiers gives."""
+"""What every source of classifiers gives; and embedded:NAME, the packaged ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdigin.models.preprocessing import Resizing
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network with its own preprocessing and class names; see ``Classifier`` for the fields."""
+    """A network with its own preprocessing and class names: arguments of ``Classifier``."""
 
     network: nn.Module
     size: int
@@ -21,6 +21,17 @@ class LoadedNetwork:
     classes: tuple[str, ...]
     resizing: Resizing = Resizing()
     head: str | None = None
+
+
+def load(name: str) -> LoadedNetwork:
+    """A packaged classifier; they were trained on exact area averages of the images."""
+    from fastdigin.embedded import networks
+
+    network, config = networks.load_network(name)
+    return LoadedNetwork(
+        network, config["size"], tuple(config["mean"]), tuple(config["std"]),
+        tuple(config["classes"]),
+    )  # fmt: skip
 
 
 def numbered(count: int) -> tuple[str, ...]:

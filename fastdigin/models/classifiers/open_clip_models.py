@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, square
-from fastdigin.models.missing import (
-    LOAD_ERRORS,
-    first_sentence,
-    missing_weights,
-    require,
-    unknown,
-)
+from fastdigin.models.missing import loading, require, unknown
 from fastdigin.models.preprocessing import Resizing
+from fastdigin.models.weights import check_weights
 from fastdigin.storage import TensorCache, cache_folder, cache_key, cached
 
 TEMPLATES = ("a photo of a {}.",)
@@ -53,7 +48,7 @@ def image_features(visual: nn.Module, pixels_b3hw: Tensor) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def load_open_clip(
+def load(
     name: str, classes: Sequence[str] | None, templates: Sequence[str] | None
 ) -> LoadedNetwork:
     """A zero-shot classifier of ``classes`` (default: ImageNet's).
@@ -65,7 +60,7 @@ def load_open_clip(
     be had.
     """
     spec = f"open_clip:{name}"
-    open_clip = require("open_clip", "clip", spec)
+    open_clip = require("open_clip", "clip", f"classifier {spec!r}")
     templates = tuple(TEMPLATES if templates is None else templates)
     for template in templates or ("",):
         if "{}" not in template:
@@ -96,13 +91,13 @@ class ImageTower(nn.Module):
         return self.head(image_features(self.visual, pixels_b3hw))
 
 
-def load_image_tower(name: str) -> LoadedNetwork:
+def load_features(name: str) -> LoadedNetwork:
     """The image features of a model of open_clip with its preprocessing, and without classes.
 
-    Raises UserError as :func:`load_open_clip`.
+    Raises UserError as :func:`load`.
     """
     spec = f"open_clip:{name}"
-    model, _ = _load(require("open_clip", "clip", spec), name, spec)
+    model, _ = _load(require("open_clip", "clip", f"classifier {spec!r}"), name, spec)
     return _described(model, ImageTower(model.visual), (), spec)
 
 
@@ -131,21 +126,19 @@ def _described(
 def _load(open_clip: Any, name: str, spec: str) -> tuple[Any, Any]:
     """The model in fp32 and its tokenizer."""
     architecture, pretrained = _names(open_clip, name, spec)
-    try:
+    repository = _repository(open_clip, architecture, pretrained)
+    wanted = "open_clip_model.safetensors (or open_clip_pytorch_model.bin) of "
+    where = (wanted + str(repository), f"hf download {repository}")
+    if repository is None:
+        wanted = "a file with the weights of the model, or a folder with open_clip_config.json and"
+        where = (f"{wanted} weights", None)
+    with loading(f"classifier {spec!r}", *where):
         model = open_clip.create_model(
             architecture, pretrained=pretrained, require_pretrained=True, weights_only=True
         )
-        return model.eval(), open_clip.get_tokenizer(architecture)
-    except LOAD_ERRORS as error:
-        local = architecture.startswith("local-dir:")
-        if local or (pretrained and Path(pretrained).is_file()):
-            raise UserError(
-                f"classifier {spec!r} could not be loaded ({first_sentence(error)}): give a file "
-                "with the weights of the model, or a folder with open_clip_config.json and weights."
-            ) from error
-        repository = _repository(open_clip, architecture, pretrained)
-        what = f"open_clip_model.safetensors (or open_clip_pytorch_model.bin) of {repository}"
-        raise missing_weights(spec, what, f"hf download {repository}", error) from error
+        tokenizer = open_clip.get_tokenizer(architecture)
+    check_weights(f"classifier {spec!r}", model)
+    return model.eval(), tokenizer
 
 
 def _names(open_clip: Any, name: str, spec: str) -> tuple[str, str | None]:
@@ -156,8 +149,8 @@ def _names(open_clip: Any, name: str, spec: str) -> tuple[str, str | None]:
         return f"local-dir:{name}", None
     architecture, _, pretrained = name.partition("/")
     if architecture not in open_clip.list_models():
-        known = open_clip.list_models()
-        raise unknown(spec, "open_clip", architecture, known, "open_clip.list_models()")
+        owner, see = f"classifier {spec!r}", "open_clip.list_models()"
+        raise unknown(owner, "open_clip", architecture, open_clip.list_models(), see)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained in tags or Path(pretrained).is_file():
         return architecture, pretrained
@@ -167,9 +160,13 @@ def _names(open_clip: Any, name: str, spec: str) -> tuple[str, str | None]:
     )
 
 
-def _repository(open_clip: Any, architecture: str, pretrained: str | None) -> str:
+def _repository(open_clip: Any, architecture: str, pretrained: str | None) -> str | None:
+    """Where the weights come from; None for files of the user's own."""
     if pretrained is None:
-        return architecture.removeprefix("hf-hub:")
+        kind, _, source = architecture.partition(":")
+        return source if kind == "hf-hub" else None
+    if Path(pretrained).is_file():
+        return None
     cfg = open_clip.get_pretrained_cfg(architecture, pretrained)
     return cfg.get("hf_hub", "").strip("/") or cfg.get("url", "")
 

@@ -10,33 +10,23 @@ from torch import nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
-from fastdigin.models.missing import (
-    LOAD_ERRORS,
-    first_sentence,
-    missing_weights,
-    offline,
-    require,
-    unknown,
-)
+from fastdigin.models.missing import cannot_load, loading, offline, require, unknown
 from fastdigin.models.preprocessing import Resizing
 
 
-def load_timm(name: str) -> LoadedNetwork:
+def load(name: str) -> LoadedNetwork:
     """A pretrained model of timm by its name, ``local-dir:FOLDER`` or ``hf-hub:ID``.
 
     timm takes safetensors where they exist and unpickles nothing but tensors otherwise.
     Raises UserError for an unknown name and where the weights cannot be had.
     """
     timm = _timm(name)
-    _refuse_download(timm, name)
-    try:
-        network = timm.create_model(name, pretrained=True)
-    except LOAD_ERRORS as error:
-        raise _cannot_load(timm, name, error) from error
-    return _described(timm, name, network)
+    where = f"classifier 'timm:{name}'", *_files(timm, name)
+    with loading(*where):
+        return _described(timm, name, timm.create_model(name, pretrained=True))
 
 
-def build_timm(name: str, num_classes: int | None = None) -> LoadedNetwork:
+def build(name: str, num_classes: int | None = None) -> LoadedNetwork:
     """The architecture called ``name`` without its weights."""
     timm = _timm(name)
     options = {} if num_classes is None else {"num_classes": num_classes}
@@ -44,15 +34,41 @@ def build_timm(name: str, num_classes: int | None = None) -> LoadedNetwork:
 
 
 def _timm(name: str) -> Any:
-    timm = require("timm", "timm", f"timm:{name}")
-    if ":" in name or timm.is_model(name):
-        # A tag is looked up when the weights are: timm.is_model sees the architecture alone.
-        tagged = name.partition(".")[2]
-        known = timm.list_pretrained() if tagged and ":" not in name else [name]
-        if name in known:
-            return timm
-        raise unknown(f"timm:{name}", "timm", name, known, "timm.list_pretrained()")
-    raise unknown(f"timm:{name}", "timm", name, timm.list_models(), "timm.list_models()")
+    owner = f"classifier 'timm:{name}'"
+    timm = require("timm", "timm", owner)
+    if ":" in name:
+        return timm
+    if not timm.is_model(name):
+        raise unknown(owner, "timm", name, timm.list_models(), "timm.list_models()")
+    # A tag is looked up when the weights are: timm.is_model sees the architecture alone.
+    known = timm.list_pretrained() if "." in name else [name]
+    if name not in known:
+        raise unknown(owner, "timm", name, known, "timm.list_pretrained()")
+    return timm
+
+
+def _files(timm: Any, name: str) -> tuple[str, str | None]:
+    """The files of a model, and the command that fetches them."""
+    kind, _, source = name.partition(":")
+    if kind == "local-dir":
+        wanted = "a folder with config.json and model.safetensors, as timm.models.save_for_hf"
+        return f"{wanted} writes it", None
+    cfg = None if source else timm.get_pretrained_cfg(name)
+    if source or (cfg and cfg.hf_hub_id):
+        repository = source or cfg.hf_hub_id
+        return f"model.safetensors of {repository}", f"hf download {repository}"
+    owner = f"classifier 'timm:{name}'"
+    if not cfg or not cfg.url:
+        raise UserError(
+            f"{owner} has no pretrained weights: choose one of timm.list_pretrained(), or give "
+            f"your own as file:PATH@timm:{name}."
+        )
+    file = Path(timm.models._hub.get_cache_dir()) / Path(cfg.url).name
+    where = f"'{file}'", f"curl -L -o {file} {cfg.url}"
+    # A few old weights come from plain addresses, which HF_HUB_OFFLINE does not hold back.
+    if offline() and not file.is_file():
+        raise cannot_load(owner, *where)
+    return where
 
 
 def _described(timm: Any, name: str, network: nn.Module) -> LoadedNetwork:
@@ -89,38 +105,3 @@ def _classes(timm: Any, network: nn.Module) -> tuple[str, ...]:
     if subset:
         return tuple(timm.data.ImageNetInfo(subset).label_descriptions())
     return numbered(network.num_classes)
-
-
-def _refuse_download(timm: Any, name: str) -> None:
-    """A few old weights come from plain addresses, which HF_HUB_OFFLINE does not hold back."""
-    cfg = None if ":" in name else timm.get_pretrained_cfg(name)
-    if not offline() or cfg is None or cfg.hf_hub_id or not cfg.url:
-        return
-    if not timm.models._hub.check_cached_file(cfg.url):
-        raise _cannot_load(timm, name, None)
-
-
-def _cannot_load(timm: Any, name: str, error: Exception | None) -> UserError:
-    spec = f"timm:{name}"
-    kind, _, place = name.partition(":")
-    if kind == "local-dir":
-        return UserError(
-            f"classifier {spec!r} could not be loaded ({first_sentence(error)}): give a folder "
-            "with config.json and model.safetensors, as timm.models.save_for_hf writes it."
-        )
-    if kind in ("hf-hub", "hf_hub"):
-        repository = place
-    else:
-        cfg = timm.get_pretrained_cfg(name)
-        if not cfg or not (cfg.hf_hub_id or cfg.url):
-            return UserError(
-                f"classifier {spec!r} has no pretrained weights: choose one of "
-                "timm.list_pretrained(), or give your own as file:PATH@" + spec + "."
-            )
-        if not cfg.hf_hub_id:
-            file = Path(timm.models._hub.get_cache_dir()) / Path(cfg.url).name
-            return missing_weights(spec, f"'{file}'", f"curl -L -o {file} {cfg.url}", error)
-        repository = cfg.hf_hub_id
-    return missing_weights(
-        spec, f"model.safetensors of {repository}", f"hf download {repository}", error
-    )

@@ -9,13 +9,7 @@ import torch
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
-from fastdigin.models.missing import (
-    LOAD_ERRORS,
-    missing_weights,
-    offline,
-    require,
-    unknown,
-)
+from fastdigin.models.missing import cannot_load, loading, offline, require, unknown
 from fastdigin.models.preprocessing import Resizing
 
 # What their builders set where they load weights themselves.
@@ -25,36 +19,42 @@ _WITH_WEIGHTS = {
 }
 
 
-def load_torchvision(name: str) -> LoadedNetwork:
+def load(name: str) -> LoadedNetwork:
     """A pretrained model of torchvision by its name; without WEIGHTS its newest ones.
 
     Raises UserError for an unknown name or weights and where they cannot be had.
     """
     models, architecture, weights = _find(name)
     loaded = _build(models, architecture, weights, None)
-    loaded.network.load_state_dict(_state_dict(name, weights))
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    where = f"classifier 'torchvision:{name}'", f"'{file}'", f"curl -L -o {file} {weights.url}"
+    if offline() and not file.is_file():
+        raise cannot_load(*where)
+    with loading(*where):
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        loaded.network.load_state_dict(state)
     return loaded
 
 
-def build_torchvision(name: str, num_classes: int | None = None) -> LoadedNetwork:
+def build(name: str, num_classes: int | None = None) -> LoadedNetwork:
     """The architecture called ``name`` without its weights, prepared as for its weights."""
     return _build(*_find(name), num_classes)
 
 
 def _find(name: str) -> tuple[Any, str, Any]:
     """torchvision.models, the architecture and the weights that ``name`` means."""
-    spec = f"torchvision:{name}"
-    models = require("torchvision.models", "torchvision", spec)
+    owner = f"classifier 'torchvision:{name}'"
+    models = require("torchvision.models", "torchvision", owner)
     architecture, _, tag = name.partition(".")
     known = models.list_models(module=models)
     if architecture not in known:
-        raise unknown(spec, "torchvision", architecture, known, "torchvision.models.list_models()")
+        raise unknown(owner, "torchvision", architecture, known, "torchvision.models.list_models()")
     choices = models.get_model_weights(architecture)
     if not tag:
         return models, architecture, choices.DEFAULT
     if tag not in choices.__members__:
         raise UserError(
-            f"classifier {spec!r}: {architecture} has no weights {tag!r}; its weights are "
+            f"{owner}: {architecture} has no weights {tag!r}; its weights are "
             f"{', '.join(choices.__members__)}."
         )
     return models, architecture, choices[tag]
@@ -77,15 +77,3 @@ def _build(models: Any, architecture: str, weights: Any, num_classes: int | None
         classes=names if num_classes in (None, len(names)) else numbered(num_classes),
         resizing=Resizing("shortest", transform.resize_size[0], transform.interpolation.value),
     )
-
-
-def _state_dict(name: str, weights: Any) -> dict[str, torch.Tensor]:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    spec = f"torchvision:{name}"
-    missing = (spec, f"'{file}'", f"curl -L -o {file} {weights.url}")
-    if offline() and not file.is_file():
-        raise missing_weights(*missing, None)
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except LOAD_ERRORS as error:
-        raise missing_weights(*missing, error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,33 +9,52 @@ from PIL import Image
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
-from fastdigin.models.filters import INTERPOLATIONS
-from fastdigin.models.missing import LOAD_ERRORS, first_sentence, missing_weights
+from fastdigin.models.layers import find_head
+from fastdigin.models.missing import is_folder, loading
 from fastdigin.models.preprocessing import Resizing
+from fastdigin.models.resampling import INTERPOLATIONS, resample
+from fastdigin.models.weights import check_weights
 
 
-def load_transformers(source: str) -> LoadedNetwork:
+def load(source: str) -> LoadedNetwork:
     """A model for image classification and its image processor, from a hub id or a folder.
 
     Weights are read from safetensors where they exist, and otherwise as nothing but tensors.
     Raises UserError where they cannot be had, and for an image processor that does something else
     than resize, crop the centre, and normalise.
     """
+    loaded, headless = _load(source)
+    if headless:
+        raise UserError(
+            f"classifier 'hf:{source}' has no head, which transformers makes up at random "
+            f"({', '.join(headless)} are missing): choose weights that were trained to classify."
+        )
+    return loaded
+
+
+def load_features(source: str) -> LoadedNetwork:
+    """The same for what goes into the head, which may be missing."""
+    return _load(source)[0]
+
+
+def _load(source: str) -> tuple[LoadedNetwork, list[str]]:
+    """The network, and the tensors of its head that its file lacks."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     spec = f"hf:{source}"
-    try:
-        processor = AutoImageProcessor.from_pretrained(source)
-        network = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
-    except LOAD_ERRORS as error:
-        if _is_folder(source):
-            raise UserError(
-                f"classifier {spec!r} could not be loaded ({first_sentence(error)}): the folder "
-                "must hold config.json, preprocessor_config.json and model.safetensors of an image "
-                "classifier."
-            ) from error
-        what = f"config.json, preprocessor_config.json and model.safetensors of {source}"
-        raise missing_weights(spec, what, f"hf download {source}", error) from error
+    files = "config.json, preprocessor_config.json and model.safetensors of "
+    where = (f"a folder with {files}an image classifier", None)
+    if not is_folder(source):
+        where = (files + source, f"hf download {source}")
+    with loading(f"classifier {spec!r}", *where):
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        network, info = AutoModelForImageClassification.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    head = find_head(network)
+    headless = sorted(name for name in info["missing_keys"] if name.startswith(f"{head}."))
+    missing = set(info["missing_keys"]).difference(headless)
+    check_weights(f"classifier {spec!r}", network, missing, info["unexpected_keys"])
     size, resizing = _resizing(processor, spec)
     normalises = processor.do_normalize
     loaded = LoadedNetwork(
@@ -48,11 +66,7 @@ def load_transformers(source: str) -> LoadedNetwork:
         resizing=resizing,
     )
     _check_processor(processor, loaded, spec)
-    return loaded
-
-
-def _is_folder(source: str) -> bool:
-    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    return loaded, headless
 
 
 def _resizing(processor: Any, spec: str) -> tuple[int, Resizing]:
@@ -79,8 +93,7 @@ def _check_processor(processor: Any, loaded: LoadedNetwork, spec: str) -> None:
     """Compares with the processor itself on one image, since every kind has its own habits."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 9, 9, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, size=(330, 410), mode="bilinear")
-    bytes_hw3 = (smooth[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+    bytes_hw3 = (resample(coarse, (330, 410))[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
     expected = processor(images=Image.fromarray(bytes_hw3.numpy()), return_tensors="pt")
     image_b3hw = bytes_hw3.permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (loaded.mean, loaded.std))

@@ -5,31 +5,25 @@ Robust and shape-biased ResNet-50s come this way.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from fastdigin.errors import UserError
+from fastdigin.models.classifiers import library
 from fastdigin.models.classifiers.loaded import LoadedNetwork
 from fastdigin.models.layers import find_head
-from fastdigin.models.missing import first_sentence
-
-ENTRIES = ("state_dict", "model", "model_state_dict")
-"""Where training programs keep the weights within a checkpoint."""
+from fastdigin.models.weights import check_weights, read_weights
 
 
-def load_file(name: str) -> LoadedNetwork:
+def load(name: str) -> LoadedNetwork:
     """Weights from PATH in the network that ARCHITECTURE, timm:NAME or torchvision:NAME, builds.
 
     PATH: safetensors, or a checkpoint that holds only tensors and plain values, the weights
-    themselves or an entry of ENTRIES. Whatever stands before the architecture's names, like
-    "module." or "model.", is stripped; weights beside them are not read. The number of classes is
-    that of the file's head; preprocessing is the architecture's.
+    themselves or under an entry like "state_dict". Whatever stands before the architecture's names,
+    like "module." or "model.", is stripped; weights beside them are not read. The number of classes
+    is that of the file's head; preprocessing is the architecture's.
 
     Raises UserError for a missing or foreign file and for weights of another architecture.
     """
@@ -42,10 +36,7 @@ def load_file(name: str) -> LoadedNetwork:
             "file:robust.pth@torchvision:resnet50."
         )
     state = read_weights(Path(path))
-    if kind == "timm":
-        from fastdigin.models.classifiers.timm_models import build_timm as build
-    else:
-        from fastdigin.models.classifiers.torchvision_models import build_torchvision as build
+    build = library(kind).build
     loaded = build(model)
     prefix = _prefix(state, loaded.network, path, architecture)
     count = _num_classes(state, prefix, loaded)
@@ -54,46 +45,9 @@ def load_file(name: str) -> LoadedNetwork:
     own = {k: state[prefix + k] for k in loaded.network.state_dict() if prefix + k in state}
     _check_shapes(own, loaded.network, path, architecture)
     loaded.network.load_state_dict(own, strict=False)
+    beside = {k.removeprefix(prefix) for k in state if k.startswith(prefix)}.difference(own)
+    check_weights(f"classifier 'file:{name}'", loaded.network, unexpected=beside)
     return loaded
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file or of a checkpoint."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.load_file(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"weights '{path}' do not exist: check the path") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"weights '{path}' hold more than tensors, and unpickling them could run any program. "
-            "If you trust the file, convert it once: torch.save(torch.load(PATH, "
-            "weights_only=False)['state_dict'], 'weights.pth')"
-        ) from error
-    except Exception as error:  # a file of another kind breaks the readers in many ways
-        raise UserError(
-            f"weights '{path}' cannot be read ({first_sentence(error)}): give a safetensors file "
-            "or a checkpoint of torch.save"
-        ) from error
-    found = _named_tensors(checkpoint)
-    if found is None:
-        raise UserError(
-            f"weights '{path}' hold no named tensors: they should be a state dict, or have one "
-            f"under {', '.join(ENTRIES)}"
-        )
-    return found
-
-
-def _named_tensors(checkpoint: Any) -> dict[str, Tensor] | None:
-    if not isinstance(checkpoint, Mapping):
-        return None
-    for entry in ENTRIES:
-        inner = checkpoint.get(entry)
-        if isinstance(inner, Mapping):
-            return _named_tensors(inner)
-    tensors = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
-    return tensors or None
 
 
 def _prefix(state: Mapping[str, Tensor], network: nn.Module, path: str, architecture: str) -> str:

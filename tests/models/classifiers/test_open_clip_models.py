@@ -71,7 +71,7 @@ def test_built_in_architecture_with_a_file_of_weights(folder, tmp_path, monkeypa
     with pytest.raises(UserError, match="'openai' is neither a file nor weights of Tiny-Test"):
         Classifier.load("open_clip:Tiny-Test/openai", classes=CLASSES)
     (tmp_path / "broken.safetensors").write_text("hello")
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         Classifier.load(f"open_clip:Tiny-Test/{tmp_path}/broken.safetensors", classes=CLASSES)
 
 
@@ -100,13 +100,6 @@ def test_other_templates_make_another_name(folder):
     assert len(names) == 3
 
 
-def test_differentiable(folder):
-    classifier = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
-    image = as_tensor(photo(40, 40)).requires_grad_()
-    classifier.logits(image)[0, 0].backward()
-    assert image.grad.abs().sum() > 0
-
-
 def test_errors(folder, tmp_path):
     for spec, options, words in (
         (f"open_clip:{folder}", {"classes": ["cat"]}, "at least two classes"),
@@ -115,18 +108,7 @@ def test_errors(folder, tmp_path):
         ("open_clip:ViT-B-33/openai", {}, "not a model of open_clip; did you mean .*ViT-B-32"),
         ("open_clip:ViT-B-32", {}, "neither a file nor weights of ViT-B-32; write .*openai"),
         ("open_clip:ViT-B-32/openAI", {}, "neither a file nor weights of ViT-B-32; write .*openai"),
-        (f"open_clip:{tmp_path}", {}, "could not be loaded .*open_clip_config.json"),
+        (f"open_clip:{tmp_path}", {}, "cannot be loaded .*open_clip_config.json"),
     ):
         with pytest.raises(UserError, match=words):
             Classifier.load(spec, **options)
-
-
-def test_weights_that_cannot_be_had(no_network):
-    for spec, repository in (
-        ("open_clip:ViT-B-32/openai", "timm/vit_base_patch32_clip_224.openai"),
-        ("open_clip:hf-hub:someone/net", "someone/net"),
-    ):
-        with pytest.raises(UserError) as error:
-            Classifier.load(spec)
-        assert f"'hf download {repository}' fetches them" in str(error.value)
-        assert f"of {repository}" in str(error.value)

@@ -67,17 +67,8 @@ def test_unknown_name_suggests(spec, near):
         Classifier.load(spec)
 
 
-def test_weights_that_cannot_be_had(tmp_path, no_network):
-    with pytest.raises(UserError) as error:
-        Classifier.load("timm:resnet18.a1_in1k")
-    for words in ("'timm:resnet18.a1_in1k' are not on this machine", "HF_HUB_OFFLINE",
-                  "'hf download timm/resnet18.a1_in1k'", "model.safetensors"):  # fmt: skip
-        assert words in str(error.value)
+def test_weights_that_cannot_be_had(tmp_path):
     with pytest.raises(UserError, match="config.json and model.safetensors"):
         Classifier.load(f"timm:local-dir:{tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match="'hf download someone/net' fetches them"):
-        Classifier.load("timm:hf-hub:someone/net")
     with pytest.raises(UserError, match="has no pretrained weights: .*file:PATH@timm:coat"):
         Classifier.load("timm:coatnet_0_224")
-    with pytest.raises(UserError, match="curl -L -o .*gcvit_.*http"):  # from a plain address
-        Classifier.load("timm:gcvit_xxtiny.in1k")

@@ -64,23 +64,3 @@ def test_unknown_names_suggest():
         Classifier.load("torchvision:resnet5O")
     with pytest.raises(UserError, match="no weights 'V3'; its weights are IMAGENET1K_V1, IMAGENET"):
         Classifier.load("torchvision:resnet50.V3")
-
-
-def test_missing_weights_name_the_file_and_the_command(no_network):
-    with pytest.raises(UserError) as error:
-        Classifier.load("torchvision:resnet50")
-    assert "hub/checkpoints/resnet50-11ad3fa6.pth'" in str(error.value)
-    assert "'curl -L -o " in str(error.value)
-    assert "https://download.pytorch.org/models/resnet50-11ad3fa6.pth'" in str(error.value)
-
-
-def test_nothing_is_unpickled(checkpoints):
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-
-    class Evil:
-        def __reduce__(self):
-            return (pytest.fail, ("unpickled",))
-
-    torch.save({"conv1.weight": Evil()}, checkpoints / Path(weights.url).name)
-    with pytest.raises(UserError, match="are damaged.*Weights only load failed"):
-        Classifier.load("torchvision:resnet18")
