@@ -164,11 +164,11 @@ def _text_encoder(kind, tokenizer: CLIPTokenizer, width: int, projection: int = 
     )
 
 
-def load_pipeline(folder: Path):
+def load_pipeline(folder: Path, keep_scheduler: bool = False):
     """diffusers' own pipeline of a saved family; sd1 and sd2 with DDIM in place of PNDM."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    if type(pipeline.scheduler) is diffusers.PNDMScheduler:
+    if type(pipeline.scheduler) is diffusers.PNDMScheduler and not keep_scheduler:
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(
             pipeline.scheduler.config, clip_sample=False
         )

@@ -70,7 +70,7 @@ def _architecture(model: str) -> tuple[Architecture | None, int]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     pooled = None
-    if files.is_xl:
+    if "text_encoder_2" in files.variants:
         sizes = 6 * unet["addition_time_embed_dim"]
         pooled = unet["projection_class_embeddings_input_dim"] - sizes
     architecture = Architecture(

@@ -21,15 +21,21 @@ __all__ = ["EMBEDDED", "LatentDiffusion"]
 class LatentDiffusion:
     """Stable Diffusion 1.x, 2.x or XL, their Turbo and LCM models, or anything of the same classes.
 
-    The networks are used as they are: frozen, in evaluation mode. ``load`` prepares them; whoever
-    passes networks of their own prepares them (the engine refuses trainable weights).
+    Made by :meth:`from_pretrained` or :meth:`from_pipe`; the constructor takes networks, and
+    prepares them in place: frozen, in evaluation mode, with layers that keep less for the backward,
+    with channels last.
 
-    text_encoder_2, tokenizer_2: SDXL's, whose embeddings stand beside those of the first.
-    size: side of the images in pixels; None takes that of the U-Net's training.
-    zero_empty_prompt: the embeddings of the empty prompt are zeros (SDXL).
-    attention: the U-Net's implementation of attention (fastdigin_kernels.attention): "auto" times
-    those there are, once per shape; a name ("sdpa", "triton", "cpp", "reference") pins one, and
-    raises UserError where it cannot run.
+    Args:
+        unet, vae, text_encoder, tokenizer, scheduler: The components of diffusers' pipelines.
+        text_encoder_2, tokenizer_2: SDXL's, whose embeddings stand beside those of the first.
+        size: Side of the images in pixels; None takes that of the U-Net's training.
+        zero_empty_prompt: Whether the embeddings of the empty prompt are zeros (SDXL).
+        name: What results and errors call the model.
+        attention: The U-Net's implementation of attention (fastdigin_kernels.dispatch): "auto"
+            times those there are, once per shape; the name of one pins it.
+
+    Raises:
+        UserError: ``size`` is none that the U-Net can halve, or ``attention`` cannot run.
     """
 
     def __init__(
@@ -37,6 +43,9 @@ class LatentDiffusion:
         tokenizer_2=None, size: int | None = None, zero_empty_prompt: bool = False,
         name: str = "model", attention: str = "auto",
     ):  # fmt: skip
+        # Here, because diffusers and transformers take seconds to import.
+        from fastdigin.models.loading import prepare
+
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, name
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
@@ -49,10 +58,11 @@ class LatentDiffusion:
                 f"size must be a multiple of {smallest} pixels for model {name!r}, got {size}"
             )
         self.attention = attention
+        prepare(unet, vae, text_encoder, text_encoder_2)
         install_processors(unet, attention)
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls,
         source: str = EMBEDDED,
         *,
@@ -61,18 +71,71 @@ class LatentDiffusion:
         size: int | None = None,
         attention: str = "auto",
     ) -> LatentDiffusion:
-        """Loads ``"embedded"``, a local diffusers folder or a hub id (safetensors only).
+        """Loads a model from its files (safetensors only; no code of others runs).
 
         What kind of model it is, its solver included, is read from the files (models/ddim.py tells
-        which solvers are kept). device: default is CUDA where there is one. size: side of the
-        images in pixels, for example 256 to run Stable Diffusion 1.4 on a small machine; models
-        draw best at the size they were trained for. Raises UserError if nothing can be loaded.
+        which solvers are kept).
+
+        Args:
+            source: ``"embedded"``, a hub id like "CompVis/stable-diffusion-v1-4", or a local folder
+                as diffusers' ``save_pretrained`` writes it.
+            device: Default is CUDA where there is one.
+            dtype: Of the networks; latents, embeddings and optimisers stay in single precision.
+            size: Side of the images in pixels, for example 256 to run Stable Diffusion 1.4 on a
+                small machine; models draw best at the size they were trained for.
+            attention: As for the constructor.
+
+        Returns:
+            The model, ready for ``Engine``.
+
+        Raises:
+            MissingFiles: Files are not here and cannot be fetched; it names the command.
+            UserError: The model is of another kind, or its weights are not whole or not finite.
+
+        Example:
+            >>> model = LatentDiffusion.from_pretrained("embedded", device="cpu")
+            >>> model.image_size
+            64
         """
-        # Here, because diffusers and transformers take seconds to import.
         from fastdigin.models.loading import load_parts
 
         parts = load_parts(source, device, dtype)
         return cls(**parts, size=size, name=source, attention=attention)
+
+    load = from_pretrained
+
+    @classmethod
+    def from_pipe(
+        cls, pipe, *, size: int | None = None, name: str | None = None, attention: str = "auto"
+    ) -> LatentDiffusion:
+        """The model of a pipeline of diffusers, on its device and in its dtype.
+
+        The pipeline stays as it is and can be used on. Its weights are shared, but for those of
+        convolutions, which are copied in another order. What the pipeline does around its networks
+        (safety checker, IP adapters) is left out.
+
+        Args:
+            pipe: A StableDiffusionPipeline (1.x, 2.x, SD-Turbo), StableDiffusionXLPipeline
+                (SDXL, SDXL-Turbo) or LatentConsistencyModelPipeline.
+            size: Side of the images in pixels; None takes that of the U-Net's training.
+            name: What results and errors call the model; None takes the one it was loaded by.
+            attention: As for the constructor.
+
+        Returns:
+            The same model as ``from_pretrained`` would load from ``pipe.save_pretrained(folder)``.
+
+        Raises:
+            UserError: The pipeline, or a component of it, is of another kind.
+
+        Example:
+            >>> pipe = StableDiffusionPipeline.from_pretrained("CompVis/stable-diffusion-v1-4")
+            >>> engine = Engine(LatentDiffusion.from_pipe(pipe))
+        """
+        from fastdigin.models.loading import pipeline_parts
+
+        parts = pipeline_parts(pipe)
+        name = name or str(pipe.name_or_path or type(pipe).__name__)
+        return cls(**parts, size=size, name=name, attention=attention)
 
     @property
     def device(self) -> torch.device:

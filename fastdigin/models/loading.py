@@ -1,90 +1,130 @@
-"""From a model's files to its frozen networks."""
+"""From a model's files, or from a pipeline of diffusers, to the parts of a LatentDiffusion."""
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import is_accelerate_available
-from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTokenizer
 
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import choose_solver
 from fastdigin.models.frozen import freeze_aware
-from fastdigin.models.missing import first_sentence
-from fastdigin.models.model_files import ModelFiles, find_model
-
-_CLASSES = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-}
+from fastdigin.models.missing import loading
+from fastdigin.models.model_files import NETWORKS, ModelFiles, components, find_model
+from fastdigin.models.weights import check_weights
 
 
 def load_parts(
     source: str, device: str | torch.device | None, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """LatentDiffusion's arguments, the networks frozen and on the device.
+    """LatentDiffusion's arguments, from files.
 
     Raises UserError if anything is missing, broken or of a kind that is not supported.
     """
+    owner = f"model {source!r}"
     files = find_model(source, half=dtype in (torch.float16, torch.bfloat16))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            parts = _read(files, dtype)
-    except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"model {source!r} cannot be loaded: {first_sentence(error)}. Its files are broken, or "
-            "not those of a Stable Diffusion with safetensors weights: fetch or save it again"
-        ) from error
-    _check_kind(source, parts)
+    wanted = "the files of a Stable Diffusion, whole, with safetensors weights"
+    with loading(owner, wanted), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        parts = _read(files, dtype, owner)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for name in files.variants:
-        parts[name].to(device).eval().requires_grad_(False)
-    # Convolutions on CPU and on tensor cores are faster with channels last.
-    for name in ("unet", "vae"):
-        parts[name].to(memory_format=torch.channels_last)
-        freeze_aware(parts[name])
-    if files.is_xl:
-        parts["zero_empty_prompt"] = bool(files.index.get("force_zeros_for_empty_prompt", True))
-        if dtype is torch.float16 and parts["vae"].config.force_upcast:
-            parts["vae"].float()  # SDXL's own VAE overflows in half precision
-    return parts
+        parts[name].to(device)
+    return _finished(owner, parts, files.index)
 
 
-def _read(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
+def pipeline_parts(pipe: Any) -> dict[str, Any]:
+    """LatentDiffusion's arguments, from a pipeline of diffusers, which is left as it is.
+
+    Raises UserError for a pipeline, or a component of one, that is not supported.
+    """
+    owner = "pipe"
+    parts = {name: getattr(pipe, name, None) for name in components(owner, type(pipe).__name__)}
+    for name, network in parts.items():
+        if name in NETWORKS:
+            parts[name] = _own_modules(owner, name, network)
+    scheduler = {**parts["scheduler"].config, "_class_name": type(parts["scheduler"]).__name__}
+    with loading(owner, "a scheduler of diffusers"):
+        parts["scheduler"] = choose_solver(scheduler)
+    return _finished(owner, parts, pipe.config)
+
+
+def prepare(unet: nn.Module, vae: nn.Module, *text_encoders: nn.Module | None) -> None:
+    """Makes networks, in place, what the engine takes: frozen, and frugal in their backward."""
+    for network in filter(None, (unet, vae, *text_encoders)):
+        network.eval().requires_grad_(False)
+    for network in (unet, vae):
+        # Convolutions on CPU and on tensor cores are faster with channels last.
+        network.to(memory_format=torch.channels_last)
+        freeze_aware(network)
+
+
+def _read(files: ModelFiles, dtype: torch.dtype, owner: str) -> dict[str, Any]:
     """Networks, tokenizers and the solver, as they are on disk but for the dtype."""
     parts: dict[str, Any] = {}
     for name, variant in files.variants.items():
+        library, kind, _ = NETWORKS[name]
         # Said, because diffusers warns where it would like to and cannot.
-        lean = {"low_cpu_mem_usage": is_accelerate_available()} if name in ("unet", "vae") else {}
-        parts[name] = _CLASSES[name].from_pretrained(
+        lean = {"low_cpu_mem_usage": is_accelerate_available()} if library == "diffusers" else {}
+        parts[name], info = getattr(import_module(library), kind).from_pretrained(
             files.folder,
             subfolder=name,
             variant=variant,
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
             **lean,
         )
-    for name in ("tokenizer", "tokenizer_2") if files.is_xl else ("tokenizer",):
-        parts[name] = CLIPTokenizer.from_pretrained(files.folder, subfolder=name)
-        if len(parts[name]) < 3:  # transformers makes an empty one up where there is none
-            raise ValueError(f"its {name} has no vocabulary.")
+        check_weights(
+            f"the {name} of {owner}", parts[name], info["missing_keys"], info["unexpected_keys"]
+        )
+    for name in components(owner, files.index["_class_name"]):
+        if name.startswith("tokenizer"):
+            parts[name] = CLIPTokenizer.from_pretrained(files.folder, subfolder=name)
+            if len(parts[name]) < 3:  # transformers makes an empty one up where there is none
+                raise ValueError(f"its {name} has no vocabulary.")
     config = json.loads((files.folder / "scheduler" / "scheduler_config.json").read_text())
     parts["scheduler"] = choose_solver(config)
     return parts
 
 
-def _check_kind(source: str, parts: dict[str, Any]) -> None:
+def _own_modules(owner: str, name: str, network: nn.Module) -> nn.Module:
+    """Modules of our own on a network's weights, so that its own can stay as they are."""
+    library, kind, _ = NETWORKS[name]
+    if not isinstance(network, getattr(import_module(library), kind)):
+        raise UserError(
+            f"{owner} is not supported: its {name} is a {type(network).__name__}, and only {kind} "
+            "can be used (before it is compiled)"
+        )
+    if any(hasattr(module, "_hf_hook") for module in network.modules()):
+        raise UserError(
+            f"{owner} moves its {name} between devices: call pipe.remove_all_hooks() and "
+            "pipe.to(DEVICE) first"
+        )
+    ours = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, ours | {id(buffer): buffer for buffer in network.buffers()})
+
+
+def _finished(owner: str, parts: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """config: model_index.json's entries, or the pipeline's own."""
+    _check_kind(owner, parts)
+    if "text_encoder_2" in parts:
+        parts["zero_empty_prompt"] = bool(config.get("force_zeros_for_empty_prompt", True))
+        if parts["unet"].dtype is torch.float16 and parts["vae"].config.force_upcast:
+            parts["vae"].float()  # SDXL's own VAE overflows in half precision
+    return parts
+
+
+def _check_kind(owner: str, parts: Mapping[str, Any]) -> None:
     """Raises UserError for relatives of Stable Diffusion that need inputs of another kind."""
     unet, vae = parts["unet"].config, parts["vae"].config
     wanted = {
@@ -100,6 +140,6 @@ def _check_kind(source: str, parts: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise UserError(
-                f"model {source!r} is not supported: its {name} is {found[name]!r}, and only "
-                f"models with {value!r} are (text to image, no inpainting, depth or refiner)"
+                f"{owner} is not supported: its {name} is {found[name]!r}, and only models with "
+                f"{value!r} are (text to image, no inpainting, depth or refiner)"
             )

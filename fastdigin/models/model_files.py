@@ -13,24 +13,24 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdigin.errors import MissingFiles, UserError
-from fastdigin.models.missing import first_sentence
+from fastdigin.errors import UserError
+from fastdigin.models.missing import cannot_load, loading, offline
 
 EMBEDDED = "embedded"
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "LatentConsistencyModelPipeline",
-)
-"""``_class_name`` in model_index.json of what can be loaded."""
-
-_INDEX, _HALF = "model_index.json", "fp16"
-_NETWORKS = {  # component: stem of its weights
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
+INDEX = "model_index.json"
+NETWORKS = {  # component: (library, class, stem of its weights)
+    "unet": ("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model"),
+    "vae": ("diffusers", "AutoencoderKL", "diffusion_pytorch_model"),
+    "text_encoder": ("transformers", "CLIPTextModel", "model"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", "model"),
 }
+_ONE_TEXT_ENCODER = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+PIPELINES = {
+    "StableDiffusionPipeline": _ONE_TEXT_ENCODER,
+    "StableDiffusionXLPipeline": (*_ONE_TEXT_ENCODER, "text_encoder_2", "tokenizer_2"),
+    "LatentConsistencyModelPipeline": _ONE_TEXT_ENCODER,
+}
+"""``_class_name`` in model_index.json of what can be loaded -> its components that are used."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ class ModelFiles:
     index: dict
     variants: dict[str, str | None]
 
-    @property
-    def is_xl(self) -> bool:
-        return self.index["_class_name"] == "StableDiffusionXLPipeline"
-
 
 def find_model(source: str, *, half: bool = False) -> ModelFiles:
     """The files of ``"embedded"``, a local folder or a hub id, fetched where they must be.
 
-    A folder is one as ``pipeline.save_pretrained`` writes it, or one of the hub's cache
-    (models--OWNER--NAME). half: prefers weights saved in half precision (*.fp16.safetensors) where
-    there are both. Raises UserError if the source is none of these or files cannot be had.
+    Args:
+        source: A folder is one as ``pipeline.save_pretrained`` writes it, or one of the hub's
+            cache (models--OWNER--NAME).
+        half: Prefers weights saved in half precision (*.fp16.safetensors) where there are both.
+
+    Raises:
+        UserError: The source is none of these, or of a pipeline that is not supported.
+        MissingFiles: Files are not here and cannot be fetched.
     """
     if source == EMBEDDED:
         from fastdigin.embedded import model_folder
@@ -77,50 +78,49 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
     return _from_hub(source, half)
 
 
+def components(owner: str, pipeline: str) -> tuple[str, ...]:
+    """The components of a pipeline's class that are used. UserError for an unknown one."""
+    if pipeline not in PIPELINES:
+        raise UserError(
+            f"{owner} is a {pipeline}; only {', '.join(PIPELINES)} (Stable Diffusion 1.x, 2.x and "
+            "XL, their Turbo and LCM models) are supported"
+        )
+    return PIPELINES[pipeline]
+
+
 def _from_hub(source: str, half: bool) -> ModelFiles:
     """From the hub's cache where that is complete, else from the hub."""
-    from huggingface_hub import (
-        constants,
-        list_repo_files,
-        snapshot_download,
-        try_to_load_from_cache,
-    )
+    from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(source, _INDEX)
-    folder = Path(cached).parent if isinstance(cached, str) else None
-    if constants.HF_HUB_OFFLINE:
-        if folder is None:
-            raise MissingFiles(
-                f"model {source!r} cannot be loaded: it is not in the hub's cache "
-                f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set. Fetch it with "
-                f"`{_fetch_all(source, half)}` where there is a connection",
-                _fetch_all(source, half),
-            )
+    owner, command = f"model {source!r}", _fetch_all(source, half)
+    files = "model_index.json and the safetensors, configurations and vocabularies that it names"
+    cached = try_to_load_from_cache(source, INDEX)
+    if isinstance(cached, str):
+        folder = Path(cached).parent
         missing = _missing(folder, _read_index(source, folder), half)
+        if not missing:
+            return _in_folder(source, folder, half, "")
+        files = ", ".join(missing)
         command = f"hf download {source} {' '.join(map(shlex.quote, missing))}"
-        return _in_folder(source, folder, half, f"fetch with `{command}`", command)
-    if folder is not None and not _missing(folder, _read_index(source, folder), half):
-        return _in_folder(source, folder, half, "")
-    try:
-        names = list_repo_files(source)
-        first = snapshot_download(source, allow_patterns=[_INDEX])
-        index = _read_index(source, Path(first))
-        wanted = _required(names, index, half)
-        extra = [
-            n for n in names
-            if n.split("/")[0] in index and n.endswith((".json", ".txt")) and n.count("/") == 1
-        ]  # fmt: skip
-        folder = Path(snapshot_download(source, allow_patterns=[_INDEX, *wanted, *extra]))
-    except UserError:
-        raise
-    except Exception as error:
-        raise MissingFiles(
-            f"model {source!r} cannot be loaded: it is not complete in the hub's cache and cannot "
-            f"be fetched ({first_sentence(error)}). Fetch it with `{_fetch_all(source, half)}` "
-            "where there is a connection",
-            _fetch_all(source, half),
-        ) from error
+    if offline():
+        raise cannot_load(owner, files, command)
+    with loading(owner, files, command):
+        folder = _fetch(source, half)
     return _in_folder(source, folder, half, "its repository does not hold them as safetensors")
+
+
+def _fetch(source: str, half: bool) -> Path:
+    """Fetches what a model needs and nothing else: no pickles, other precisions or copies."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    folder = Path(snapshot_download(source, allow_patterns=[INDEX]))
+    index = _read_index(source, folder)
+    texts = [f"{part}/*.{kind}" for part in _parts(index) for kind in ("json", "txt")]
+    required = _required(list_repo_files(source), index, half)
+    snapshot_download(source, allow_patterns=[*texts, *required])
+    if shards := _missing(folder, index, half):
+        snapshot_download(source, allow_patterns=shards)
+    return folder
 
 
 def _fetch_all(source: str, half: bool) -> str:
@@ -131,7 +131,7 @@ def _fetch_all(source: str, half: bool) -> str:
 
 def _snapshot(path: Path) -> Path:
     """The folder itself, or the newest snapshot of one in the hub's cache layout."""
-    if not (path / "snapshots").is_dir() or (path / _INDEX).is_file():
+    if not (path / "snapshots").is_dir() or (path / INDEX).is_file():
         return path
     main = path / "refs" / "main"
     if main.is_file():
@@ -139,30 +139,22 @@ def _snapshot(path: Path) -> Path:
     return max((path / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, default=path)
 
 
-def _in_folder(
-    source: str, folder: Path, half: bool, mend: str, command: str | None = None
-) -> ModelFiles:
-    """Raises UserError, with what to do, unless everything is there.
-
-    command: fetches what is missing, where one can.
-    """
+def _in_folder(source: str, folder: Path, half: bool, mend: str) -> ModelFiles:
+    """Raises UserError, with what to do, unless everything is there."""
     index = _read_index(source, folder)
     missing = _missing(folder, index, half)
     if missing:
-        message = (
+        raise UserError(
             f"model {source!r} cannot be loaded: {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing; {mend}"
         )
-        raise MissingFiles(message, command) if command else UserError(message)
     names = _names(folder)
-    variants = {
-        part: _variant(names, part, half) for part in _NETWORKS if part in _components(index)
-    }
+    variants = {part: _variant(names, part, half) for part in _parts(index) if part in NETWORKS}
     return ModelFiles(folder, index, variants)
 
 
 def _read_index(source: str, folder: Path) -> dict:
-    path = folder / _INDEX
+    path = folder / INDEX
     if not path.is_file():
         raise UserError(
             f"model folder {source!r} has no model_index.json: it must be a diffusers folder "
@@ -170,24 +162,23 @@ def _read_index(source: str, folder: Path) -> dict:
         )
     try:
         index = json.loads(path.read_text())
-        name = index["_class_name"]
+        pipeline = str(index["_class_name"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"model folder {source!r}: model_index.json is not an index of a diffusers pipeline"
         ) from error
-    if name not in PIPELINES:
-        raise UserError(
-            f"model {source!r} is a {name}; only {', '.join(PIPELINES)} (Stable Diffusion 1.x, "
-            "2.x and XL, their Turbo and LCM models) are supported"
-        )
+    for part in components(f"model {source!r}", pipeline):
+        wanted = list(NETWORKS.get(part, ())[:2])
+        if wanted and index.get(part) != wanted:
+            raise UserError(
+                f"model {source!r} is not supported: its {part} is {index.get(part)} in "
+                f"model_index.json, and only {wanted} can be used"
+            )
     return index
 
 
-def _components(index: dict) -> list[str]:
-    parts = ["unet", "vae", "scheduler", "text_encoder", "tokenizer"]
-    if index["_class_name"] == "StableDiffusionXLPipeline":
-        parts += ["text_encoder_2", "tokenizer_2"]
-    return parts
+def _parts(index: dict) -> tuple[str, ...]:
+    return PIPELINES[index["_class_name"]]
 
 
 def _missing(folder: Path, index: dict, half: bool) -> list[str]:
@@ -197,7 +188,7 @@ def _missing(folder: Path, index: dict, half: bool) -> list[str]:
     for name in [n for n in required if ".safetensors.index." in n and n in names]:
         shards = json.loads((folder / name).read_text())["weight_map"].values()
         required += sorted({f"{name.split('/')[0]}/{shard}" for shard in shards})
-    return [name for name in dict.fromkeys(required) if name not in names]
+    return [name for name in required if name not in names]
 
 
 def _names(folder: Path) -> set[str]:
@@ -205,36 +196,30 @@ def _names(folder: Path) -> set[str]:
 
 
 def _required(names: Collection[str], index: dict, half: bool) -> list[str]:
-    """Files a model needs, chosen among ``names`` where there is a choice."""
+    """Files a model needs but for shards, chosen among ``names`` where there is a choice."""
     required = []
-    for part in _components(index):
+    for part in _parts(index):
         if part.startswith("tokenizer"):
             whole = f"{part}/tokenizer.json"
             required += [whole] if whole in names else [f"{part}/vocab.json", f"{part}/merges.txt"]
         elif part == "scheduler":
             required.append("scheduler/scheduler_config.json")
         else:
-            required.append(f"{part}/config.json")
             single, sharded = _weights(part, _variant(names, part, half))
-            required.append(sharded if sharded in names and single not in names else single)
-            shards = [n for n in names if n.startswith(f"{part}/") and "-of-" in n]
-            if required[-1] == sharded:
-                fp16 = _variant(names, part, half) is not None
-                required += sorted(
-                    n for n in shards if n.endswith(".safetensors") and (_HALF in n) == fp16
-                )
+            is_sharded = sharded in names and single not in names
+            required += [f"{part}/config.json", sharded if is_sharded else single]
     return required
 
 
 def _weights(part: str, variant: str | None) -> tuple[str, str]:
     """(single file, index of shards) of a network's weights."""
-    stem, dot = f"{part}/{_NETWORKS[part]}", f".{variant}" if variant else ""
+    stem, dot = f"{part}/{NETWORKS[part][2]}", f".{variant}" if variant else ""
     return f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
 
 
 def _variant(names: Collection[str], part: str, half: bool) -> str | None:
     """The preferred variant if it is there, the other one if that is, None if neither is."""
-    for variant in (_HALF, None) if half else (None, _HALF):
+    for variant in ("fp16", None) if half else (None, "fp16"):
         if any(name in names for name in _weights(part, variant)):
             return variant
     return None

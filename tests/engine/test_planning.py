@@ -105,7 +105,7 @@ def test_live_bytes_follow_storages():
 @pytest.mark.parametrize("edited", [False, True])
 @pytest.mark.parametrize(("slots", "kept"), [(1, 0), (2, 3), (4, 0), (4, STEPS)])
 def test_the_predicted_peak_is_the_measured_one(model, slots, kept, edited):
-    """And with it as the budget, the very same plan is made."""
+    """And with it as the budget, no fewer steps are kept: the first may cost nothing more."""
     edits = {}
     if edited:
         source = make_source(model, "a photo of a red sneaker", STEPS)
@@ -116,11 +116,12 @@ def test_the_predicted_peak_is_the_measured_one(model, slots, kept, edited):
     with LiveBytes() as live:
         results = list(planned.run(jobs(model, slots, **edits)))
     assert [r.status for r in results] == ["done"] * slots
-    assert planned.plan.predicted == pytest.approx(live.peak, rel=0.1)
+    assert planned.plan.predicted == pytest.approx(live.peak, rel=0.12)
 
     again = Engine(model, memory=planned.plan.predicted, slots=slots)
     list(again.run(jobs(model, slots, **edits)))
-    assert (again.plan.slots, again.plan.kept_steps) == (slots, kept)
+    assert again.plan.slots == slots and kept <= again.plan.kept_steps <= max(kept, 1)
+    assert again.plan.predicted == planned.plan.predicted
 
 
 def test_peak_does_not_grow_with_the_steps(embedded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import torch
 from families import FAMILIES, SIZE, load_pipeline, save_family
@@ -43,7 +44,7 @@ def folders(tmp_path_factory):
 
 
 def load(folder, dtype=torch.float32, **options):
-    return LatentDiffusion.load(str(folder), device="cpu", dtype=dtype, **options)
+    return LatentDiffusion.from_pretrained(str(folder), device="cpu", dtype=dtype, **options)
 
 
 def sampled(model, prompt, steps, guidance_scale, seed):
@@ -72,6 +73,76 @@ def test_the_sampler_equals_the_pipeline(folders, name, steps):
         generator=torch.Generator().manual_seed(3),
     ).images  # fmt: skip
     assert_near(sampled(load(folders(name)), PROMPT, steps, guidance, 3), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipeline_gives_the_model_of_its_folder_and_stays_as_it_is(folders, name):
+    """diffusers' pipeline draws the same before and after, and keeps its trainable layers."""
+    pipeline = load_pipeline(folders(name), keep_scheduler=True)
+    model, expected = LatentDiffusion.from_pipe(pipeline), load(folders(name))
+    assert model.name == str(folders(name))
+    assert type(model.scheduler) is type(expected.scheduler)
+    assert model.scheduler.config == expected.scheduler.config
+    for ours, theirs in zip(model.networks, expected.networks, strict=True):
+        for a, b in zip(ours.modules(), theirs.modules(), strict=True):
+            assert type(a) is type(b)
+        assert not ours.training and not any(p.requires_grad for p in ours.parameters())
+    assert model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    steps, guidance = model.usual_steps, model.usual_guidance_scale
+    latents = [sampled(m, PROMPT, steps, guidance, 3) for m in (model, expected)]
+    assert torch.equal(*latents)
+    assert torch.equal(model.decode(latents[0]), expected.decode(latents[0]))
+
+    untouched = load_pipeline(folders(name), keep_scheduler=True)
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        assert all(p.requires_grad for p in network.parameters())
+    images = [
+        p(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(3),
+          output_type="pt").images
+        for p in (pipeline, untouched)
+    ]  # fmt: skip
+    assert torch.equal(*images)
+
+
+def test_a_pipelines_weights_are_shared(folders):
+    pipeline = load_pipeline(folders("sd1"))
+    model = LatentDiffusion.from_pipe(pipeline)
+    for name in ("unet", "vae", "text_encoder"):
+        theirs = dict(getattr(pipeline, name).named_parameters())
+        for key, weight in getattr(model, name).named_parameters():
+            assert weight.ndim == 4 or weight.data_ptr() == theirs[key].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"in_channels": 9}, "in_channels is 9, and only models with 4"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1"),
+    ],
+)
+def test_relatives_of_another_kind(folders, part, change, message):
+    pipeline = load_pipeline(folders("sd1"))
+    getattr(pipeline, part).register_to_config(**change)
+    with pytest.raises(UserError, match=message):
+        LatentDiffusion.from_pipe(pipeline)
+
+
+def test_pipelines_that_cannot_be_used(folders):
+    pipeline = load_pipeline(folders("sd1"))
+    other = diffusers.StableDiffusionInpaintPipeline(
+        **pipeline.components, requires_safety_checker=False
+    )
+    with pytest.raises(UserError, match="is a StableDiffusionInpaintPipeline; only StableDiff"):
+        LatentDiffusion.from_pipe(other)
+    with pytest.raises(UserError, match="pipe is a NoneType; only StableDiffusionPipeline"):
+        LatentDiffusion.from_pipe(None)
+    pipeline.vae.decoder._hf_hook = object()
+    with pytest.raises(UserError, match="moves its vae between devices: call pipe.remove_all"):
+        LatentDiffusion.from_pipe(pipeline)
+    pipeline.vae = diffusers.AutoencoderTiny()
+    with pytest.raises(UserError, match="its vae is a AutoencoderTiny, and only AutoencoderKL"):
+        LatentDiffusion.from_pipe(pipeline)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
