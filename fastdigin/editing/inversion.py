@@ -38,14 +38,22 @@ Method = Literal["null-text", "negative-prompt"]
 
 @dataclass(frozen=True)
 class InversionSettings:
-    """steps and guidance_scale: those of the sampler that shall reproduce the image.
+    """How images are inverted.
 
-    null_text_steps: most updates per timestep and image. learning_rate: of Adam; it falls
-    linearly to half over the timesteps. An image goes on to its next timestep as soon as the mean
-    squared distance to the inverted trajectory is below tolerance * (1 + 2 i) at step i.
-    method: "null-text" optimises; "negative-prompt" takes the prompt as null text, without the
-    work and without what null_text_steps, learning_rate and tolerance say. Where there is no null
-    branch, or the solver adds noise, nothing is optimised.
+    Args:
+        steps, guidance_scale: those of the sampler that shall reproduce the image.
+        null_text_steps: the most updates per timestep and image, at least 0.
+        learning_rate: of Adam; it falls linearly to half over the timesteps.
+        tolerance: an image goes on to its next timestep as soon as the mean squared distance to
+            the inverted trajectory is below tolerance * (1 + 2 i) at step i.
+        method: "null-text" optimises; "negative-prompt" takes the prompt as null text, and what
+            concerns updates has no meaning. Where there is no null branch, or the solver adds
+            noise, nothing is optimised.
+
+    Raises:
+        UserError: a negative null_text_steps, or an unknown method.
+
+    Source: Mokady et al. 2023, section 3 and its code's tolerance.
     """
 
     steps: int = 20
@@ -69,13 +77,16 @@ class InversionSettings:
 class Inversion:
     """What reproduces one image.
 
-    trajectory: (T + 1, C, h, w), the reconstruction's latent at the input of each step, and the
-        last z; trajectory[0] is z_T.
-    conditioning: (L, D) of the prompt. null_text: (T, L, D), or None without a null branch.
-    encoded: (C, h, w), the image's own latent, which the reconstruction aims at.
-    vector: (E,), see ``LatentDiffusion.vector``, of the prompt. null_pooled: (P,), the pooled
-        embedding of the null text. Both None for models that take none.
-    noise: (T, C, h, w) for a Job, None where the solver adds none.
+    Args:
+        prompt: in words.
+        trajectory: (T + 1, C, h, w), the reconstruction's latent at the input of each step, and the
+            last z; trajectory[0] is z_T.
+        conditioning: (L, D) of the prompt.
+        null_text: (T, L, D), or None without a null branch.
+        encoded: (C, h, w), the image's own latent, which the reconstruction aims at.
+        vector: (E,), see ``LatentDiffusion.vector``, of the prompt; None for models that take none.
+        null_pooled: (P,), the pooled embedding of the null text, or None likewise.
+        noise: (T, C, h, w) for a Job, None where the solver adds none.
     """
 
     prompt: str
@@ -98,11 +109,21 @@ def invert(
     functions: StepFunctions | None = None,
     on_step: Callable[[float], None] | None = None,
 ) -> list[Inversion]:
-    """Inverts images (3, H, W) in [0, 1], ``batch`` of them at a time.
+    """Finds what reproduces each image.
 
     A last batch that is not full is padded, so that an image's inversion does not depend on how
-    many others there are. functions: of the model's steps, compiled perhaps (Engine.functions).
-    on_step: called with the number of images' worth of work just done.
+    many others there are.
+
+    Args:
+        images: (3, H, W) in [0, 1], at the model's size.
+        prompts: what each image shows, in words.
+        batch: images that are inverted side by side.
+        functions: of the model's steps, compiled perhaps (Engine.functions).
+        on_step: called with the number of images' worth of work just done.
+
+    Example:
+        >>> (found,) = invert(model, [photo], ["a photo of a cat"], InversionSettings(), batch=1)
+        >>> job = Job("again", found.trajectory[0], found.conditioning, found.null_text, losses)
     """
     functions = functions or StepFunctions(model)
     inversions = []
@@ -246,17 +267,15 @@ def null_text_optimisation(
     # A step whose z_prev is the U-Net's output: conditional and null rows are predicted apart.
     just_output = z.new_tensor([0.0, 1.0, 0.0, 0.0]).expand(batch, 4)
 
-    while any(i < steps for i in at):
+    while working := [s for s in range(batch) if at[s] < steps]:
         # Samples that are through stay in the batch at their last step; nothing of them is kept.
         now = torch.tensor([min(i, steps - 1) for i in at])
         t = timesteps[now]
-        if any(n == 0 and i < steps for n, i in zip(tries, at, strict=True)):
+        if any(tries[s] == 0 for s in working):
             step = Step(t, just_output, None, vector=texts.vector)
             cond_output, _ = functions.forward(z, texts.cond, None, step)
         # The prediction after the last update is accepted whatever it is: it needs no gradient.
-        wanted = any(
-            n < settings.null_text_steps for n, i in zip(tries, at, strict=True) if i < steps
-        )
+        wanted = any(tries[s] < settings.null_text_steps for s in working)
         step = Step(t, just_output, None, vector=texts.null_vector)
         if wanted:
             graph = functions.record(z, null, None, step)
@@ -272,10 +291,8 @@ def null_text_optimisation(
             (on_output,) = torch.autograd.grad(losses.sum(), null_output)
             _, gradient = functions.pull_back(graph, on_output, None)
         distances = losses.tolist()
-        for s in range(batch):
+        for s in working:
             i = at[s]
-            if i == steps:
-                continue
             close = distances[s] < settings.tolerance * (1 + 2 * i)
             if close or tries[s] >= settings.null_text_steps:
                 nulls[s, i], z[s] = null[s], z_prev[s].detach()
