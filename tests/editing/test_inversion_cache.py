@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import IMAGE_SHAPE, build_tiny, uniform
+from tiny import build_tiny
 
 from fastdigin.editing.inversion import InversionSettings, invert
 from fastdigin.editing.inversion_cache import InversionCache
@@ -14,20 +14,6 @@ from fastdigin.editing.inversion_cache import InversionCache
 SETTINGS = InversionSettings(steps=3, null_text_steps=2)
 PROMPTS = ["a photo of a red sneaker", "a blue bag on grass", "a cat"]
 FIELDS = ("trajectory", "conditioning", "null_text", "encoded")
-
-
-@pytest.fixture
-def images():
-    return [uniform(*IMAGE_SHAPE, seed=s) for s in range(3)]
-
-
-@pytest.fixture
-def calls(tiny, monkeypatch):
-    """The calls of the U-Net."""
-    counted = []
-    original = tiny.model.predict
-    monkeypatch.setattr(tiny.model, "predict", lambda *args: counted.append(1) or original(*args))
-    return counted
 
 
 def assert_same(found, expected):
@@ -72,23 +58,30 @@ def test_a_damaged_file_is_made_anew(tiny, images, tmp_path, calls):
     assert path.read_bytes() == whole
 
 
-def test_anything_else_is_inverted_itself(tiny, images, tmp_path, calls):
-    """Another pixel, prompt, setting, width of the batch or model is another inversion."""
-    InversionCache(tiny.model, tmp_path).invert(images[:1], PROMPTS[:1], SETTINGS, batch=1)
-    other = images[0].clone()
-    other[0, 0, 0] += 1e-6
-    changes = [
-        (other, PROMPTS[0], SETTINGS, 1),
-        (images[0], PROMPTS[1], SETTINGS, 1),
-        (images[0], PROMPTS[0], replace(SETTINGS, steps=2), 1),
-        (images[0], PROMPTS[0], replace(SETTINGS, tolerance=1e-6), 1),
-        (images[0], PROMPTS[0], replace(SETTINGS, method="negative-prompt"), 1),
-        (images[0], PROMPTS[0], SETTINGS, 2),
-    ]
-    for count, (image, prompt, settings, batch) in enumerate(changes, start=2):
-        cache = InversionCache(tiny.model, tmp_path)
-        cache.invert([image], [prompt], settings, batch=batch)
-        assert len(list(tmp_path.iterdir())) == count
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": PROMPTS[1:2]},
+        {"settings": replace(SETTINGS, steps=2)},
+        {"settings": replace(SETTINGS, tolerance=1e-6)},
+        {"settings": replace(SETTINGS, method="negative-prompt")},
+        {"batch": 2},
+        {"images": "another pixel"},
+    ],
+    ids=str,
+)
+def test_anything_else_is_inverted_itself(tiny, images, tmp_path, calls, change):
+    given = {"images": images[:1], "prompts": PROMPTS[:1], "settings": SETTINGS, "batch": 1}
+    cache = InversionCache(tiny.model, tmp_path)
+    cache.invert(**given)
+    calls.clear()
+    cache.invert(**given)
+    assert calls == [] and len(list(tmp_path.iterdir())) == 1
+    if "images" in change:
+        change = {"images": [images[0].clone()]}
+        change["images"][0][0, 0, 0] += 1e-6
+    cache.invert(**given | change)
+    assert calls and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])

@@ -1,139 +1,164 @@
-"""Word mapping of prompt-to-prompt, with the packaged tokenizer."""
+"""Word mapping of prompt-to-prompt, with the packaged tokenizer and with CLIP's own vocabulary."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 
 import pytest
 import torch
+from clip_vocabulary import LENGTH as CLIP_LENGTH
+from clip_vocabulary import clip_tokenizer
 
 from fastdigin.editing.prompts import phrase_tokens, replace_phrase, token_mapping
 from fastdigin.errors import UserError
 
 LENGTH = 16
+END, PAD_OF_2 = 49407, 0
+
+
+def reading_with_clip(tiny, folder, **options):
+    """The tiny model, reading with CLIP's tokenizer."""
+    other = copy.copy(tiny.model)
+    other.tokenizer = clip_tokenizer(folder, **options)
+    return other
+
+
+@pytest.fixture(scope="module")
+def clip(tiny, tmp_path_factory):
+    return reading_with_clip(tiny, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def clip_2(tiny, tmp_path_factory):
+    """With the pad token of Stable Diffusion 2.x."""
+    return reading_with_clip(tiny, tmp_path_factory.mktemp("tokenizer"), pad_token="!")
 
 
 def tokens(model, text):
-    return model.tokenizer.convert_ids_to_tokens(
-        model.tokenizer(text, add_special_tokens=False, padding=False).input_ids
-    )
+    return model.tokenizer.convert_ids_to_tokens(model.tokenizer(text).input_ids)[1:-1]
 
 
-def rows_of(mapping, column):
-    """{target token: share} of one source token."""
-    return {int(r): float(mapping[r, column]) for r in mapping[:, column].nonzero()[:, 0]}
+def even(*rows):
+    """The mass of a source token, divided evenly."""
+    return dict.fromkeys(rows, 1 / len(rows))
 
 
-def test_the_tokenizer_splits_unknown_words(tiny):
-    """What the tests below rely on."""
-    assert tokens(tiny.model, "a red sneaker") == ["a</w>", "red</w>", "sneaker</w>"]
-    assert tokens(tiny.model, "cat") == ["c", "a", "t</w>"]
-    assert tokens(tiny.model, "zebra") == ["z", "e", "br", "a</w>"]
+def columns(mapping, wanted):
+    """{source token: {target token: share}} of the wanted source tokens."""
+    return {
+        column: {int(r): float(mapping[r, column]) for r in mapping[:, column].nonzero()[:, 0]}
+        for column in wanted
+    }
 
 
-def test_unchanged_prompts_map_to_themselves(tiny):
-    for prompt in ("a photo of a red sneaker on grass", "a zebra", ""):
-        assert torch.equal(token_mapping(tiny.model, prompt, prompt), torch.eye(LENGTH))
+def assert_maps(mapping, expected):
+    found = columns(mapping, expected)
+    for column, rows in expected.items():
+        assert found[column] == pytest.approx(rows), column
 
 
-def test_one_token_by_one_token(tiny):
-    mapping = token_mapping(tiny.model, "a photo of a sneaker", "a photo of a boot")
-    assert torch.equal(mapping, torch.eye(LENGTH))
+def moved_by(shift, *source_tokens):
+    return {n: {n + shift: 1} for n in source_tokens}
 
 
-def test_as_many_tokens_map_one_by_one(tiny):
-    mapping = token_mapping(tiny.model, "a cat on grass", "a dog on grass")
-    assert len(tokens(tiny.model, "dog")) == 3
-    assert torch.equal(mapping, torch.eye(LENGTH))
+@pytest.mark.parametrize(
+    ("which", "text", "expected"),
+    [
+        ("tiny", "a red sneaker", ["a</w>", "red</w>", "sneaker</w>"]),
+        ("tiny", "cat", ["c", "a", "t</w>"]),
+        ("tiny", "zebra", ["z", "e", "br", "a</w>"]),
+        ("clip", "cat dog", ["cat</w>", "dog</w>"]),
+        ("clip", "schipperke", ["schi", "pper", "ke</w>"]),
+        ("clip", "cat, it's", ["cat</w>", ",</w>", "it</w>", "'s</w>"]),
+    ],
+)
+def test_what_the_tests_below_rely_on(request, which, text, expected):
+    found = request.getfixturevalue(which)
+    assert tokens(getattr(found, "model", found), text) == expected
 
 
-def test_one_token_becomes_several(tiny):
-    """The mass of "boot" is divided evenly; what follows moves by two."""
-    mapping = token_mapping(tiny.model, "a boot on grass", "a cat on grass")
-    assert rows_of(mapping, 0) == {0: 1}  # start of text
-    assert rows_of(mapping, 1) == {1: 1}  # a
-    assert rows_of(mapping, 2) == pytest.approx({2: 1 / 3, 3: 1 / 3, 4: 1 / 3})
-    assert rows_of(mapping, 3) == {5: 1}  # on
-    assert rows_of(mapping, 4) == {6: 1}  # grass
-    for column in range(5, LENGTH):  # end of text and padding, in order, the last ones together
-        assert rows_of(mapping, column) == {min(column + 2, LENGTH - 1): 1}
+@pytest.mark.parametrize(
+    "text",
+    ["a photo of a cat", "An Egyptian cat, sitting; it's 42!", "hummingbird's déjà-vu", "  a\n b "],
+)
+def test_the_vocabulary_is_clips(clip, text):
+    """As open_clip's own tokenizer splits it."""
+    from open_clip import SimpleTokenizer
+
+    assert clip.tokenize(text) == [
+        int(n) or END for n in SimpleTokenizer(context_length=CLIP_LENGTH)(text)[0]
+    ]  # which pads with 0
 
 
-def test_several_tokens_become_one(tiny):
-    mapping = token_mapping(tiny.model, "a cat on grass", "a boot on grass")
-    for column in (2, 3, 4):
-        assert rows_of(mapping, column) == {2: 1}
-    assert rows_of(mapping, 5) == {3: 1} and rows_of(mapping, 6) == {4: 1}
-    for column in range(7, LENGTH):
-        assert rows_of(mapping, column) == {column - 2: 1}
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a photo of a red sneaker on grass", "a photo of a red sneaker on grass"),
+        ("a zebra", "a zebra"),
+        ("", ""),
+        ("a photo of a sneaker", "a photo of a boot"),  # one token by one token
+        ("a cat on grass", "a dog on grass"),  # three by three
+        ("A Red bag", "a red bag"),
+    ],
+)
+def test_as_many_tokens_map_one_by_one(tiny, source, target):
+    assert torch.equal(token_mapping(tiny.model, source, target), torch.eye(LENGTH))
 
 
-def test_several_tokens_become_another_number(tiny):
-    """cat (3) to zebra (4): every token of the one to all of the other."""
-    mapping = token_mapping(tiny.model, "a cat", "a zebra")
-    for column in (2, 3, 4):
-        assert rows_of(mapping, column) == pytest.approx(dict.fromkeys((2, 3, 4, 5), 1 / 4))
+TO_SEVERAL, TO_ONE = even(2, 3, 4), {2: 1}
+MAPPINGS = {
+    "one token becomes several, and what follows moves, the last ones together": (
+        "a boot on grass", "a cat on grass",
+        {0: {0: 1}, 1: {1: 1}, 2: TO_SEVERAL}
+        | {n: {min(n + 2, LENGTH - 1): 1} for n in range(3, LENGTH)},
+    ),
+    "several become one": (
+        "a cat on grass", "a boot on grass",
+        {2: TO_ONE, 3: TO_ONE, 4: TO_ONE} | moved_by(-2, *range(5, LENGTH)),
+    ),
+    "several become another number": (
+        "a cat", "a zebra", dict.fromkeys((2, 3, 4), even(2, 3, 4, 5))
+    ),
+    "phrases of unequal length": (
+        "a red sneaker on grass", "a bag on grass", {2: TO_ONE, 3: TO_ONE} | moved_by(-1, 4, 5)
+    ),
+    "two changes do not mix": (
+        "a boot on grass", "a cat on brick", {2: TO_SEVERAL} | moved_by(2, 4)
+    ),
+    "an inserted word shares with the next": (
+        "a photo of a bag on grass", "a photo of a red bag on grass",
+        {4: {4: 1}, 5: even(5, 6), 6: {7: 1}},
+    ),
+    "a word inserted at the end shares with the one before": (
+        "a bag", "a bag on grass", {2: TO_SEVERAL, 3: {5: 1}}
+    ),
+    "a deleted word gives its mass to the next": (
+        "a photo of a red bag", "a photo of a bag", {5: {5: 1}, 6: {5: 1}}
+    ),
+    "a word deleted at the end gives its mass to the one before": (
+        "a bag on grass", "a bag", dict.fromkeys((2, 3, 4), TO_ONE)
+    ),
+    "nothing in common": ("red bag", "boot on grass", dict.fromkeys((1, 2), even(1, 2, 3))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MAPPINGS)
+def test_mappings(tiny, case):
+    source, target, expected = MAPPINGS[case]
+    assert_maps(token_mapping(tiny.model, source, target), expected)
 
 
 def test_a_word_inside_a_phrase_stays(tiny):
     """with glasses -> without glasses: only the first word is replaced."""
     source, target = "with glasses", "without glasses"
-    mapping = token_mapping(tiny.model, source, target)
     old, new = tokens(tiny.model, "with"), tokens(tiny.model, "without")
     assert len(old) != len(new) > 1
-    for column in range(1, 1 + len(old)):
-        expected = dict.fromkeys(range(1, 1 + len(new)), 1 / len(new))
-        assert rows_of(mapping, column) == pytest.approx(expected)
-    shift = len(new) - len(old)
-    for column in range(1 + len(old), 1 + len(tokens(tiny.model, source))):
-        assert rows_of(mapping, column) == {column + shift: 1}
-
-
-def test_phrases_of_unequal_length(tiny):
-    mapping = token_mapping(tiny.model, "a red sneaker on grass", "a bag on grass")
-    assert rows_of(mapping, 2) == {2: 1} and rows_of(mapping, 3) == {2: 1}
-    assert rows_of(mapping, 4) == {3: 1} and rows_of(mapping, 5) == {4: 1}
-
-
-def test_two_changes_do_not_mix(tiny):
-    mapping = token_mapping(tiny.model, "a boot on grass", "a cat on brick")
-    assert rows_of(mapping, 2) == pytest.approx({2: 1 / 3, 3: 1 / 3, 4: 1 / 3})
-    assert rows_of(mapping, 4) == {6: 1}
-
-
-def test_an_inserted_word_shares_with_the_next(tiny):
-    mapping = token_mapping(
-        tiny.model, "a photo of a bag on grass", "a photo of a red bag on grass"
-    )
-    assert rows_of(mapping, 5) == {5: 0.5, 6: 0.5}
-    assert rows_of(mapping, 4) == {4: 1} and rows_of(mapping, 6) == {7: 1}
-
-
-def test_a_word_inserted_at_the_end_shares_with_the_one_before(tiny):
-    mapping = token_mapping(tiny.model, "a bag", "a bag on grass")
-    assert rows_of(mapping, 2) == pytest.approx({2: 1 / 3, 3: 1 / 3, 4: 1 / 3})
-    assert rows_of(mapping, 3) == {5: 1}
-
-
-def test_a_deleted_word_gives_its_mass_to_the_next(tiny):
-    mapping = token_mapping(tiny.model, "a photo of a red bag", "a photo of a bag")
-    assert rows_of(mapping, 5) == {5: 1} and rows_of(mapping, 6) == {5: 1}
-
-
-def test_a_word_deleted_at_the_end_gives_its_mass_to_the_one_before(tiny):
-    mapping = token_mapping(tiny.model, "a bag on grass", "a bag")
-    assert [rows_of(mapping, column) for column in (2, 3, 4)] == [{2: 1}] * 3
-
-
-def test_nothing_in_common(tiny):
-    mapping = token_mapping(tiny.model, "red bag", "boot on grass")
-    for column in (1, 2):
-        assert rows_of(mapping, column) == pytest.approx({1: 1 / 3, 2: 1 / 3, 3: 1 / 3})
-
-
-def test_case_does_not_matter(tiny):
-    assert torch.equal(token_mapping(tiny.model, "A Red bag", "a red bag"), torch.eye(LENGTH))
+    rest = range(1 + len(old), 1 + len(tokens(tiny.model, source)))
+    expected = dict.fromkeys(range(1, 1 + len(old)), even(*range(1, 1 + len(new))))
+    expected |= moved_by(len(new) - len(old), *rest)
+    assert_maps(token_mapping(tiny.model, source, target), expected)
 
 
 def test_columns_sum_to_one_for_any_prompts(tiny):
@@ -141,26 +166,62 @@ def test_columns_sum_to_one_for_any_prompts(tiny):
     words, rng = ["a", "red", "cat", "bag", "on", "zebra"], random.Random(0)
     prompts = [" ".join(rng.choices(words, k=rng.randint(0, 4))) for _ in range(40)]
     prompts = [p for p in prompts if len(tokens(tiny.model, p)) <= LENGTH - 2]
-    for source, target in itertools.product(prompts, filter(None, prompts[:12])):
+    full = " ".join(["a"] * (LENGTH - 2))  # no padding at all on one side
+    pairs = [*itertools.product(prompts, filter(None, prompts[:12])), (full, "a"), ("a", full)]
+    for source, target in pairs:
         mapping = token_mapping(tiny.model, source, target)
         assert torch.allclose(mapping.sum(0), torch.ones(LENGTH)), (source, target)
         assert (mapping >= 0).all()
-        if source:
+        if source not in ("", full) and target != full:
             used = mapping[1 : 1 + len(tokens(tiny.model, target))].sum(1)
             assert (used > 0).all(), (source, target)
-
-
-def test_a_full_prompt_keeps_its_columns(tiny):
-    """No padding at all on one side."""
-    full = " ".join(["a"] * (LENGTH - 2))
-    for source, target in ((full, "a"), ("a", full), (full, full)):
-        mapping = token_mapping(tiny.model, source, target)
-        assert torch.allclose(mapping.sum(0), torch.ones(LENGTH))
 
 
 def test_prompts_that_are_too_long_are_refused(tiny):
     with pytest.raises(UserError, match="takes 17 tokens, the text encoder reads 16"):
         token_mapping(tiny.model, "a bag", " ".join(["a"] * 15))
+
+
+def test_words_of_clips_vocabulary(clip):
+    """A word of three tokens there and back, and every occurrence of a repeated one."""
+    there = {2: TO_SEVERAL} | moved_by(2, 3, 4, 5)
+    assert_maps(token_mapping(clip, "a cat on grass", "a schipperke on grass"), there)
+    back = {3: {2: 1}, 4: {2: 1}, 5: {3: 1}}
+    assert_maps(token_mapping(clip, "a schipperke on grass", "a cat on grass"), back)
+    source = "a cat and a cat near a cat"
+    twice = token_mapping(clip, source, replace_phrase(source, "cat", "Egyptian cat"))
+    assert_maps(twice, {2: even(2, 3), 5: even(6, 7), 8: even(10, 11)})
+
+
+@pytest.mark.parametrize("mark", [",", ".", "!", "?!", ";", "'s", '"', ")"])
+def test_punctuation_keeps_to_itself(clip, mark):
+    """It stands for itself, whatever happens to the word before it."""
+    extra = len(tokens(clip, "cat" + mark)) - 1
+    mapping = token_mapping(clip, f"a cat{mark} on grass", f"a schipperke{mark} on grass")
+    assert_maps(mapping, {2: TO_SEVERAL} | moved_by(2, *range(3, 3 + extra)))
+    assert phrase_tokens(clip, f'a "schipperke{mark} on grass', "schipperke") == [3, 4, 5]
+
+
+@pytest.mark.parametrize(("which", "pad"), [("clip", END), ("clip_2", PAD_OF_2)])
+def test_77_tokens_are_the_most(request, which, pad):
+    """75 words fit, one more does not; a target that grows too long is refused as well."""
+    model = request.getfixturevalue(which)
+    assert model.tokenize("cat")[2:] == [END] + [pad] * (CLIP_LENGTH - 3)
+    full = " ".join(["cat"] * (CLIP_LENGTH - 2))
+    assert torch.equal(token_mapping(model, full, full), torch.eye(CLIP_LENGTH))
+    with pytest.raises(UserError, match="takes 78 tokens, the text encoder reads 77: shorten it"):
+        token_mapping(model, full, full + " cat")
+    with pytest.raises(UserError, match="takes 79 tokens"):
+        token_mapping(model, full, "schipperke" + full.removeprefix("cat"))
+
+
+def test_padding_moves_to_the_end_and_does_not_change_the_mapping(clip, clip_2):
+    """Source padding of a longer target gathers on the last token; columns still sum to 1."""
+    for source, target in (("a cat!", "a schipperke!"), ("a cat", "a dog on grass")):
+        assert torch.equal(*(token_mapping(m, source, target) for m in (clip, clip_2)))
+    mapping = token_mapping(clip, "a cat", "a schipperke " + " ".join(["dog"] * 71))
+    assert torch.allclose(mapping.sum(dim=0), torch.ones(CLIP_LENGTH)) and (mapping >= 0).all()
+    assert mapping[CLIP_LENGTH - 1].sum() > 60
 
 
 @pytest.mark.parametrize(
@@ -194,22 +255,33 @@ def test_replace_phrase_needs_the_phrase(prompt, source):
         ("a photo of a sneaker", "sneaker", [5]),
         ("a photo of a cat", "cat", [5, 6, 7]),
         ("a Red sneaker on grass", "red Sneaker", [2, 3]),
-        ("a bag on a bag", "bag", [2, 5]),
         ("a cat on a cat", "cat", [2, 3, 4, 7, 8, 9]),
         ("a photo of a", "a", [1, 4]),
+        ("a boot, on grass", "grass", [5]),
     ],
 )
 def test_phrase_tokens(tiny, prompt, phrase, expected):
     assert phrase_tokens(tiny.model, prompt, phrase) == expected
 
 
-def test_phrase_tokens_beside_punctuation(tiny):
-    """The comma is a token of its own and may come along."""
-    assert phrase_tokens(tiny.model, "a boot, on grass", "boot")[0] == 2
-    assert set(phrase_tokens(tiny.model, "a boot, on grass", "grass")) == {5}
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "expected"),
+    [
+        ("a cat and a cat near a cat", "cat", [2, 5, 8]),
+        ("a tabby cat and a tabby cat", "tabby cat", [2, 3, 6, 7]),
+        ("a cat-like dog", "cat", [2]),
+    ],
+)
+def test_phrase_tokens_of_clips_vocabulary(clip, prompt, phrase, expected):
+    assert phrase_tokens(clip, prompt, phrase) == expected
 
 
 @pytest.mark.parametrize("phrase", ["dog", "red boot", "boo"])
 def test_phrase_tokens_need_the_phrase(tiny, phrase):
-    with pytest.raises(UserError, match="does not contain"):
+    with pytest.raises(UserError, match=f"does not contain '{phrase}'"):
         phrase_tokens(tiny.model, "a photo of a boot", phrase)
+
+
+def test_words_inside_words_are_not_meant(clip):
+    with pytest.raises(UserError, match="does not contain 'cat'"):
+        phrase_tokens(clip, "a catalogue of tomcats", "cat")
