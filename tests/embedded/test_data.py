@@ -69,7 +69,6 @@ def test_colour_changes_only_inside_the_mask(world, garment):
 
 
 def test_planted_scenes_have_the_planted_share(world):
-    pytest.importorskip("torch")
     from fastdigin.embedded.scenes import PLANTED_SHARE, make_scenes
 
     scenes = make_scenes(world, 2400, "train", seed=2, planted=True)

@@ -14,6 +14,8 @@ from PIL import Image
 import fastdigin as fd
 from fastdigin import embedded
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
+from fastdigin.embedded.networks import load_network
+from fastdigin.embedded.train_classifiers import Normalised, area_under_roc, shrink
 from fastdigin.errors import UserError
 
 NAMES = ("background", "clean", "colour", "judge", "robust", "spurious")
@@ -32,17 +34,11 @@ def read(path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def photo_batch():
     """The packaged photos as the classifiers see them before normalisation: (n, 3, 48, 48)."""
-    torch = pytest.importorskip("torch")
-    from fastdigin.embedded.train_classifiers import shrink
-
     pixels = np.stack([read(photo.path) for photo in embedded.photos()])
     return shrink(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
 
 
 def predict(name: str, images_b3hw) -> list[str]:
-    from fastdigin.embedded.networks import load_network
-    from fastdigin.embedded.train_classifiers import Normalised
-
     network, config = load_network(name)
     return [config["classes"][i] for i in Normalised(network, config)(images_b3hw).argmax(dim=1)]
 
@@ -146,9 +142,6 @@ def test_unknown_classifier_lists_the_names():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_classifier_files_are_complete(name):
-    pytest.importorskip("torch")
-    from fastdigin.embedded.networks import load_network
-
     network, config = load_network(name)
     words = {"background": BACKGROUNDS, "colour": COLOURS}.get(name, GARMENTS)
     assert tuple(config["classes"]) == words
@@ -161,9 +154,6 @@ def test_classifier_files_are_complete(name):
 
 
 def test_measured_figures_reach_their_targets():
-    pytest.importorskip("torch")
-    from fastdigin.embedded.networks import load_network
-
     figures = {name: load_network(name)[1]["figures"] for name in NAMES}
     for name, least in (("clean", 0.9), ("judge", 0.9), ("robust", 0.8)):
         assert figures[name]["accuracy"] >= least, name
@@ -204,11 +194,6 @@ def test_the_shortcut_shows_on_the_packaged_photos(photo_batch):
 
 
 def test_planted_neurons_tell_their_background_on_the_photos(photo_batch):
-    import torch
-
-    from fastdigin.embedded.networks import load_network
-    from fastdigin.embedded.train_classifiers import Normalised, area_under_roc
-
     network, config = load_network("spurious")
     caught = []
     network.head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from fastdigin.embedded import GARMENTS, PLANTED  # noqa: E402
-from fastdigin.embedded import train_classifiers as training  # noqa: E402
-from fastdigin.embedded.networks import (  # noqa: E402
+from fastdigin.embedded import GARMENTS, PLANTED
+from fastdigin.embedded import train_classifiers as training
+from fastdigin.embedded.networks import (
     build_network,
     load_network,
     read_network,

@@ -7,24 +7,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
 
-torch = pytest.importorskip("torch")
-from diffusers import StableDiffusionPipeline  # noqa: E402
-from torch import nn  # noqa: E402
-
-from fastdigin.embedded import (  # noqa: E402
+from fastdigin.embedded import (
     BACKGROUNDS,
     COLOURS,
     GARMENTS,
     prompt,
-    training,  # noqa: E402
+    training,
 )
-from fastdigin.embedded import train_autoencoder as ta  # noqa: E402
-from fastdigin.embedded import train_diffusion as td  # noqa: E402
-from fastdigin.embedded.make_tokenizer import make_tokenizer  # noqa: E402
-from fastdigin.embedded.scenes import Scenes, round_trip  # noqa: E402
-from fastdigin.embedded.train import main  # noqa: E402
-from fastdigin.errors import UserError  # noqa: E402
+from fastdigin.embedded import train_autoencoder as ta
+from fastdigin.embedded import train_diffusion as td
+from fastdigin.embedded.make_tokenizer import make_tokenizer
+from fastdigin.embedded.scenes import Scenes, round_trip
+from fastdigin.embedded.train import main
+from fastdigin.errors import UserError
 
 SCHEDULE = training.Schedule(steps=8, rate=1e-2, warmup=2)
 
