@@ -53,9 +53,10 @@ class InversionCache:
     ) -> list[Inversion]:
         """As ``fastdigin.editing.inversion.invert``; only what is not kept is computed."""
         functions = functions or StepFunctions(self.model)
-        place = len(padded([None], batch)), arithmetic(self.model.device), type(functions).__name__
+        rows, steps = len(padded([None], batch)), type(functions).__name__
+        last_bits = rows, arithmetic(self.model.device), steps
         keys = [
-            cache_key(FORMAT, self._fingerprint, image, prompt, settings, place)
+            cache_key(FORMAT, self._fingerprint, image, prompt, settings, last_bits)
             for image, prompt in zip(images, prompts, strict=True)
         ]
         made: list[int] = []

@@ -18,9 +18,19 @@ TIGHT_FROM, TIGHT_TO = 0.5, 0.7  # of the squashed attention: a quarter, and hal
 
 
 def attention_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tensor:
-    """(H, W) in [0, 1] from attention maps (L, h, w) and the positions of the object's tokens.
+    """Where the object's words are looked at: 0 at the smallest attention, 1 at the largest.
 
-    From 0 at the smallest attention to 1 at the largest, squashed (square root above 0.3).
+    Between them it is squashed: above 0.3 its square root is taken.
+
+    Args:
+        maps_lhw: (L, h, w), of an AttentionStore.
+        tokens: positions of the object's tokens.
+        image_size: side of the mask in pixels.
+
+    Returns:
+        (image_size, image_size) in [0, 1].
+
+    Source: DiG-IN, supplement C.
     """
     attention = maps_lhw[tokens].mean(dim=0)[None, None]
     mask = F.interpolate(attention, (image_size, image_size), mode="bilinear")[0, 0]
@@ -32,7 +42,9 @@ def attention_mask(maps_lhw: Tensor, tokens: list[int], image_size: int) -> Tens
 def soften(mask_hw: Tensor) -> Tensor:
     """Erosion, dilation and Gaussian blur at the paper's sizes, scaled to the image.
 
-    It gives an object a soft margin. (DiG-IN, supplement C.)
+    It gives an object a soft margin.
+
+    Source: DiG-IN, supplement C.
     """
     scale = mask_hw.shape[-1] / PAPER_SIZE
     mask = mask_hw[None, None]

@@ -26,10 +26,17 @@ def noise_inversion(
     vector: Tensor | None,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """(trajectory (B, T + 1, C, h, w), noise (B, T, C, h, w)) of clean latents.
+    """A trajectory that ends near clean latents, and the noise that leads along it.
 
-    null_bld, guidance_b, vector: as in ``Step``; the first two None without a null branch. The
-    noise is what ``Job.noise`` wants, unscaled.
+    Args:
+        encoded_bchw: the clean latents.
+        cond_bld: the prompt's embeddings.
+        null_bld, guidance_b, vector: as in ``Step``; the first two None without a null branch.
+        steps: T.
+
+    Returns:
+        (trajectory (B, T + 1, C, h, w), noise (B, T, C, h, w)); the noise is what ``Job.noise``
+        wants, unscaled.
     """
     table, batch = functions.model.ddim_table(steps), len(encoded_bchw)
     generator = torch.Generator().manual_seed(_SEED)

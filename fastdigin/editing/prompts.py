@@ -17,9 +17,16 @@ _END_OF_WORD = "</w>"
 
 
 def replace_phrase(prompt: str, source: str, target: str) -> str:
-    """``prompt`` with the phrase ``source`` replaced. UserError if it does not occur.
+    """``prompt`` with every occurrence of the phrase ``source`` replaced by ``target``.
 
     Whole words only, any case: "cat" is not found in "catalogue".
+
+    Raises:
+        UserError: the phrase does not occur.
+
+    Example:
+        >>> replace_phrase("a photo of a cat", "cat", "dog")
+        'a photo of a dog'
     """
     pattern = rf"(?<!\w){re.escape(source.strip())}(?!\w)"
     if not source.strip() or re.search(pattern, prompt, flags=re.IGNORECASE) is None:
@@ -34,6 +41,9 @@ def phrase_tokens(model: LatentDiffusion, prompt: str, phrase: str) -> list[int]
     """Positions of the tokens of ``phrase`` in ``prompt``, every occurrence.
 
     Whole words only, any case; punctuation beside a word is no part of it.
+
+    Raises:
+        UserError: the phrase does not occur, or the prompt is too long.
     """
     words = _words(model, prompt)
     wanted = [word.text for word in _words(model, phrase)]
@@ -48,11 +58,22 @@ def phrase_tokens(model: LatentDiffusion, prompt: str, phrase: str) -> list[int]
 
 
 def token_mapping(model: LatentDiffusion, source: str, target: str) -> Tensor:
-    """M (L, L), target x source tokens, every column summing to 1.
+    """Which target tokens attention to each source token goes to.
 
     Unchanged words map to themselves. A replaced phrase of as many tokens maps token by token;
     otherwise each source token's mass is divided evenly among the phrase's target tokens. An
     inserted or deleted word shares the mass of the word after it (before it, at the end).
+
+    Args:
+        source, target: the old and the new prompt.
+
+    Returns:
+        M (L, L), target x source tokens, every column summing to 1.
+
+    Raises:
+        UserError: a prompt is too long.
+
+    Source: Hertz et al. 2022 (prompt-to-prompt, arXiv 2208.01626), section 3.2.
     """
     length = model.text_length
     old, new = _words(model, source), _words(model, target)

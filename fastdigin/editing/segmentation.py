@@ -25,8 +25,16 @@ log = logging.getLogger(__name__)
 class Segmentation:
     """How a segmenter finds the object that attention locates.
 
-    prompt: "points", ``points`` of them spread over the attention, or "box", its box.
-    masks: keeps them between runs; None finds them anew.
+    Args:
+        segmenter: HQ-SAM or another one (models/segmenter.py).
+        prompt: "points", spread over the attention, or "box", its box.
+        points: how many, at least 1.
+        masks: keeps them between runs; None finds them anew.
+
+    Raises:
+        UserError: an unknown prompt, or no points.
+
+    Source: DiG-IN, supplement C.
     """
 
     segmenter: Segmenter
