@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 # Imported on first use: torch and diffusers take seconds, and `fastdigin --help` needs neither.
 _HOME = {
     "Classifier": "fastdigin.models.classifier",
+    "Resizing": "fastdigin.models.preprocessing",
     "LatentDiffusion": "fastdigin.models.diffusion",
     "Engine": "fastdigin.engine.engine",
     "Job": "fastdigin.engine.job",

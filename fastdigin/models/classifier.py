@@ -23,18 +23,33 @@ from fastdigin.storage import text_hash
 class Classifier:
     """A frozen network with what is needed to call it on images in [0,1].
 
-    network: maps (B,3,size,size), normalised by ``mean`` and ``std`` (three numbers each), to
-        logits (B,K), or to an object that holds them as ``logits`` (transformers). It is frozen and
-        put in evaluation mode, in place.
-    resizing: how images become (size,size); by default they are squashed by exact area averages.
-    classes: the K names. A name may list synonyms: "robin, American robin, Turdus migratorius".
-    layer: named module of the network whose output holds the neurons; None takes the INPUT of the
-        head, the penultimate layer.
-    head: named module that turns features into logits; None finds it
-        (:func:`fastdigin.models.layers.find_head`).
-
     It runs in the dtype and on the device of the network (see :meth:`to`); results have the dtype
-    of the images.
+    of the images. :meth:`load` makes one from a text instead.
+
+    Args:
+        network: Maps (B,3,size,size), normalised by ``mean`` and ``std``, to logits (B,K), or to an
+            object that holds them as ``logits`` (transformers). It is frozen and put in evaluation
+            mode, in place.
+        size: Side of the images that the network takes, in pixels.
+        mean, std: Three numbers each, of pixels in [0,1].
+        classes: The K names. One may list synonyms: "robin, American robin, Turdus migratorius".
+        resizing: How images become (size,size); None squashes them by exact area averages.
+        layer: Named module of the network whose output holds the neurons; None takes the INPUT of
+            the head, the penultimate layer.
+        head: Named module that turns features into logits; None takes the last linear layer.
+        name: What results and errors call the classifier.
+
+    Raises:
+        UserError: ``layer`` or ``head`` is not a module of the network.
+
+    Example:
+        >>> network = torchvision.models.resnet18(num_classes=2)
+        >>> classifier = Classifier(
+        ...     network, size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        ...     classes=("cat", "dog"), resizing=Resizing("shortest", 256, "bilinear"),
+        ... )
+        >>> classifier.probabilities(torch.rand(1, 3, 300, 400)).shape
+        torch.Size([1, 2])
     """
 
     def __init__(
@@ -71,38 +86,48 @@ class Classifier:
         classes: Sequence[str] | None = None,
         templates: Sequence[str] | None = None,
     ) -> Classifier:
-        """A classifier from the text users write on the command line, on the CPU in float32.
+        """A classifier by name, on the CPU in float32, with its own preprocessing and class names.
 
-        embedded:NAME               one of the packaged classifiers
-        timm:NAME                   a pretrained model of timm, also local-dir:FOLDER or hf-hub:ID
-        torchvision:NAME[.WEIGHTS]  for example resnet50 or resnet50.IMAGENET1K_V1
-        hf:ID                       image classification of transformers: a hub id or a folder
-        open_clip:MODEL/PRETRAINED  zero-shot; PRETRAINED is a tag or a file, or instead of both a
-                                    FOLDER or hf-hub:ID
-        file:PATH@ARCHITECTURE      weights for timm:NAME or torchvision:NAME
+        Args:
+            spec: embedded:NAME, one of the packaged classifiers; timm:NAME, also
+                timm:local-dir:FOLDER or timm:hf-hub:ID; torchvision:NAME[.WEIGHTS], for example
+                resnet50.IMAGENET1K_V1; hf:ID_OR_FOLDER, image classification of transformers;
+                open_clip:MODEL/PRETRAINED, zero-shot, where PRETRAINED is a tag or a file, or
+                open_clip:FOLDER or open_clip:hf-hub:ID; file:PATH@ARCHITECTURE, weights for
+                timm:NAME or torchvision:NAME.
+            classes: Names to use instead, one per logit; for a zero-shot classifier any names
+                (default: ImageNet's).
+            templates: A zero-shot classifier's prompts, with ``{}`` for the class.
 
-        Size, crop, interpolation, normalisation and class names are the model's own.
+        Returns:
+            The classifier, whose neurons are the input of its head (see :meth:`at_layer`).
 
-        classes: names to use instead, one per logit; for a zero-shot classifier any names
-            (default: ImageNet's). templates: its prompts, with ``{}`` for the class.
-        Raises UserError if the kind or name is unknown, or the weights cannot be had.
+        Raises:
+            Missing: Weights or packages are not here; the message names the command that gets them.
+            UserError: The text is not understood, or the weights are not whole or not finite.
+
+        Example:
+            >>> classifier = Classifier.load("embedded:clean")
+            >>> classifier.class_index("sneaker")
+            5
         """
         # Here, because each kind imports its own library, and only when it is asked for.
         from fastdigin.models.classifiers import is_zero_shot, load_network
 
         loaded = load_network(spec, classes, templates)
         # Results that other prompts made are told apart by the name.
-        by = ""
-        if templates:
-            all_templates = "\n".join(templates)
-            by = f" with {len(templates)} templates {text_hash(all_templates, 8)}"
-        classifier = cls(**vars(loaded), name=spec + by)
+        by = "\n".join(templates or ())
+        name = f"{spec} with {len(templates)} templates {text_hash(by, 8)}" if templates else spec
+        classifier = cls(**vars(loaded), name=name)
         if classes is None or is_zero_shot(spec):
             return classifier
         return classifier.with_classes(classes)
 
     def at_layer(self, layer: str) -> Classifier:
-        """The same classifier with the neurons of another named module; shares the network."""
+        """The same classifier with the neurons of another named module; shares the network.
+
+        Raises UserError, with similar names, if the network has no such module.
+        """
         other = copy.copy(self)
         other.__dict__.pop("num_neurons", None)  # cached for the old layer
         check_layer(self.network, layer, self.name)
@@ -110,11 +135,14 @@ class Classifier:
         return other
 
     def with_classes(self, classes: Sequence[str]) -> Classifier:
-        """The same classifier with other names for its classes; shares the network."""
+        """The same classifier with other names for its K classes; shares the network.
+
+        Raises UserError if they are not K.
+        """
         if len(classes) != len(self.classes):
             raise UserError(
-                f"{len(classes)} classes were given for {self.name}, which tells "
-                f"{len(self.classes)} apart: give one name per class."
+                f"classes has {len(classes)} names for {self.name}, which tells "
+                f"{len(self.classes)} apart: give one name per class"
             )
         other = copy.copy(self)
         other.__dict__.pop("_names", None)  # cached for the old names
@@ -148,8 +176,13 @@ class Classifier:
     def logits(self, images_b3hw: Tensor, *, prepared: bool = False) -> Tensor:
         """Logits (B,K) of images in [0,1]; differentiable.
 
-        prepared: the images are (B,3,size,size) already and only normalised, neither resized nor
-        cropped.
+        Args:
+            images_b3hw: Images of any size.
+            prepared: They are (B,3,size,size) already (:meth:`prepare`) and only normalised,
+                neither resized nor cropped.
+
+        Raises:
+            UserError: The network does not give one logit per class.
         """
         output = self.network(self._normalise(images_b3hw, prepared))
         logits = getattr(output, "logits", output).to(images_b3hw.dtype)
@@ -161,14 +194,19 @@ class Classifier:
         return logits
 
     def probabilities(self, images_b3hw: Tensor) -> Tensor:
-        """Softmax of the logits (B,K)."""
+        """Softmax of the logits (B,K) of images in [0,1]; differentiable."""
         return torch.softmax(self.logits(images_b3hw), dim=1)
 
     def activations(self, images_b3hw: Tensor, *, prepared: bool = False) -> Tensor:
         """Activations (B,F) of the neurons of ``layer`` on images in [0,1]; differentiable.
 
         A layer of (B,C,H,W) or (B,H,W,C) gives means over space, one of (B,L,C) means over tokens.
-        prepared: as in :meth:`logits`.
+
+        Args:
+            images_b3hw, prepared: As for :meth:`logits`.
+
+        Raises:
+            UserError: The layer gives no such tensor.
         """
         inputs = self._normalise(images_b3hw, prepared)
 
@@ -215,7 +253,7 @@ class Classifier:
         """
         if not isinstance(name_or_index, str):
             return self._check_class(int(name_or_index))
-        found = self._names.get(_plain(name_or_index), [])
+        found = self._names.get(_folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
             return self._check_class(int(name_or_index))
         if len(found) == 1:
@@ -226,7 +264,7 @@ class Classifier:
                 f"class {name_or_index!r} of {self.name} is ambiguous: give one of the indices "
                 f"{choices}."
             )
-        close = difflib.get_close_matches(_plain(name_or_index), self._names, n=3)
+        close = difflib.get_close_matches(_folded(name_or_index), self._names, n=3)
         hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else "."
         known = f" Its classes: {', '.join(self.classes)}." if len(self.classes) <= 20 else ""
         raise UserError(f"class {name_or_index!r} is not a class of {self.name}{hint}{known}")
@@ -236,7 +274,7 @@ class Classifier:
         """Whole names and synonyms -> the classes that have them."""
         names: dict[str, list[int]] = {}
         for index, name in enumerate(self.classes):
-            for alias in {_plain(alias) for alias in (name, *name.split(","))}:
+            for alias in {_folded(alias) for alias in (name, *name.split(","))}:
                 names.setdefault(alias, []).append(index)
         return names
 
@@ -258,5 +296,5 @@ class Classifier:
         return index
 
 
-def _plain(name: str) -> str:
+def _folded(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())

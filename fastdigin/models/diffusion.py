@@ -217,12 +217,12 @@ class LatentDiffusion:
     def attention_shapes(self) -> dict[str, tuple[int, int]]:
         """Attention layer -> (heads, queries N), found by one U-Net call."""
         store: dict[str, tuple[Tensor, Tensor]] = {}
-        place = {"device": self.device, "dtype": self.dtype}
-        text = torch.zeros(1, 1, self.text_width, **place)
-        pooled = torch.zeros(1, self.pooled_width, **place) if self.pooled_width else None
+        options = {"device": self.device, "dtype": self.dtype}
+        text = torch.zeros(1, 1, self.text_width, **options)
+        pooled = torch.zeros(1, self.pooled_width, **options) if self.pooled_width else None
         timestep = torch.zeros(1, dtype=torch.long, device=self.device)
-        latents = torch.zeros(1, *self.latent_shape, **place)
-        vector = self.vector(pooled, torch.ones(1, **place))
+        latents = torch.zeros(1, *self.latent_shape, **options)
+        vector = self.vector(pooled, torch.ones(1, **options))
         control = AttentionControl(store=store, stored_queries=sys.maxsize)
         self.predict(latents, timestep, text, control, vector)
         return {layer: tuple(queries.shape[1:3]) for layer, (queries, _) in store.items()}

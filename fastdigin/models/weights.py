@@ -28,9 +28,8 @@ def check_weights(
         network: As its library loaded it; what the file lacks may be anything there.
         missing: Names of tensors that the file lacks.
         unexpected: Names of tensors of the file that the network has no place for. Those of a part
-            that it does not have (CLIP's other half, a pooling layer) are none of its business;
-            those that belong to a part that it has (a bias, one layer more) say that the file is
-            another network's.
+            that it does not have (CLIP's other half, a pooling layer) do not matter; those of a
+            part that it has (a bias, an adapter, one layer more) make it another network.
 
     Raises:
         UserError: A tensor is missing, foreign or not finite; the message names some of them.
@@ -62,8 +61,8 @@ def _refuse(owner: str, problem: str, names: Iterable[str]) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UserError(
-            f"{owner} cannot be loaded: {problem} {', '.join(names[:3])}{more}. Fetch or save it "
-            "again, whole."
+            f"{owner} cannot be loaded: {problem} {', '.join(names[:3])}{more}. Fetch or save its "
+            "files again, or name the model they belong to."
         )
 
 

@@ -26,18 +26,7 @@ def test_the_embedded_model(embedded):
     assert embedded.image_size == 64 and embedded.text_length == 16
     assert embedded.dtype == torch.float32 and embedded.device.type == "cpu"
     assert embedded.name == "embedded"
-    for network in embedded.networks:
-        assert not network.training
-        assert not any(p.requires_grad for p in network.parameters())
-        assert {p.dtype for p in network.parameters()} == {torch.float32}
-
-
-def test_a_local_folder(folder, embedded):
-    model = LatentDiffusion.from_pretrained(str(folder), device="cpu")
-    assert model.name == str(folder)
-    for ours, theirs in zip(model.networks, embedded.networks, strict=True):
-        expected = theirs.state_dict()
-        assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
+    assert {p.dtype for n in embedded.networks for p in n.parameters()} == {torch.float32}
 
 
 def test_another_dtype(folder):

@@ -39,11 +39,11 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(count))
 
 
-def square(height: int, width: int, spec: str) -> int:
+def square(height: int, width: int, owner: str) -> int:
     """The edge; UserError where the two differ."""
     if height != width:
         raise UserError(
-            f"classifier {spec!r} takes images of {width} x {height} pixels: only square ones can "
+            f"{owner} takes images of {width} x {height} pixels: only square ones can "
             "be used."
         )
     return height

@@ -22,30 +22,22 @@ TEMPLATES = ("a photo of a {}.",)
 TEXT_BATCH = 256
 
 
-class ZeroShotNetwork(nn.Module):
-    """CLIP's image tower and, as its last linear layer, the embeddings of the class prompts.
+class ImageTower(nn.Module):
+    """CLIP's image tower and a head; what goes into the head is the layer of neurons.
 
-    forward: normalised pixels (B,3,size,size) -> logits (B,K), the cosine similarities times the
-    model's learned scale, plus its bias where it has one (SigLIP). The input of ``head``, a unit
-    vector per image, is the layer of neurons.
+    forward: normalised pixels (B,3,size,size) to the head's output. unit: whether the head takes
+    unit vectors.
     """
 
-    def __init__(self, visual: nn.Module, text_kf: Tensor, scale: Tensor, bias: Tensor | None):
+    def __init__(self, visual: nn.Module, head: nn.Module, unit: bool):
         super().__init__()
-        self.visual = visual
-        self.head = nn.Linear(text_kf.shape[1], text_kf.shape[0], bias=bias is not None)
-        self.head.weight.data = scale.detach().exp() * text_kf
-        if bias is not None:
-            self.head.bias.data = bias.detach().expand(len(text_kf)).clone()
+        self.visual, self.head, self._unit = visual, head, unit
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        return self.head(nn.functional.normalize(image_features(self.visual, pixels_b3hw), dim=1))
-
-
-def image_features(visual: nn.Module, pixels_b3hw: Tensor) -> Tensor:
-    """(B,F), not normalised, of an image tower of open_clip; CoCa's gives its tokens as well."""
-    output = visual(pixels_b3hw)
-    return output[0] if isinstance(output, tuple) else output
+        features = self.visual(pixels_b3hw)
+        if isinstance(features, tuple):  # CoCa gives its tokens as well
+            features = features[0]
+        return self.head(nn.functional.normalize(features, dim=1) if self._unit else features)
 
 
 def load(
@@ -53,14 +45,17 @@ def load(
 ) -> LoadedNetwork:
     """A zero-shot classifier of ``classes`` (default: ImageNet's).
 
+    Its logits are cosine similarities times the model's learned scale, plus its bias where it has
+    one (SigLIP).
+
     name: MODEL/PRETRAINED, a FOLDER with open_clip_config.json and weights, or hf-hub:ID.
     templates: prompts with ``{}`` for the class; their normalised embeddings are averaged. The
     text weights are kept in the user's cache.
     Raises UserError for an unknown name, for templates without ``{}`` and where the weights cannot
     be had.
     """
-    spec = f"open_clip:{name}"
-    open_clip = require("open_clip", "clip", f"classifier {spec!r}")
+    owner = f"classifier 'open_clip:{name}'"
+    open_clip = require("open_clip", "clip", owner)
     templates = tuple(TEMPLATES if templates is None else templates)
     for template in templates or ("",):
         if "{}" not in template:
@@ -68,41 +63,32 @@ def load(
     imagenet = tuple(open_clip.IMAGENET_CLASSNAMES)
     classes = imagenet if classes is None else tuple(classes)
     if len(classes) < 2:
-        raise UserError(f"classifier {spec!r} is zero-shot: give at least two classes")
-    model, tokenizer = _load(open_clip, name, spec)
+        raise UserError(f"{owner} is zero-shot: give at least two classes")
+    model, tokenizer = _load(open_clip, name, owner)
     # "robin, American robin" lists synonyms; the first is what people say.
     words = [c.split(",")[0].replace("_", " ").strip() for c in classes]
     prompts = [template.replace("{}", word) for word in words for template in templates]
     text_kf = _text_weights(model, tokenizer, prompts, len(templates))
     bias = getattr(model, "logit_bias", None)
-    return _described(model, ZeroShotNetwork(model.visual, text_kf, model.logit_scale, bias),
-                     classes, spec)  # fmt: skip
-
-
-class ImageTower(nn.Module):
-    """CLIP's image features (B,F), and a head that leaves them as they are."""
-
-    def __init__(self, visual: nn.Module):
-        super().__init__()
-        self.visual = visual
-        self.head = nn.Identity()
-
-    def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        return self.head(image_features(self.visual, pixels_b3hw))
+    head = nn.Linear(text_kf.shape[1], text_kf.shape[0], bias=bias is not None)
+    head.weight.data = model.logit_scale.detach().exp() * text_kf
+    if bias is not None:
+        head.bias.data = bias.detach().expand(len(text_kf)).clone()
+    return _described(model, ImageTower(model.visual, head, unit=True), classes, owner)
 
 
 def load_features(name: str) -> LoadedNetwork:
-    """The image features of a model of open_clip with its preprocessing, and without classes.
+    """The image features (B,F), not normalised, with the model's preprocessing; without classes.
 
     Raises UserError as :func:`load`.
     """
-    spec = f"open_clip:{name}"
-    model, _ = _load(require("open_clip", "clip", f"classifier {spec!r}"), name, spec)
-    return _described(model, ImageTower(model.visual), (), spec)
+    owner = f"classifier 'open_clip:{name}'"
+    model, _ = _load(require("open_clip", "clip", owner), name, owner)
+    return _described(model, ImageTower(model.visual, nn.Identity(), unit=False), (), owner)
 
 
 def _described(
-    model: Any, network: nn.Module, classes: tuple[str, ...], spec: str
+    model: Any, network: nn.Module, classes: tuple[str, ...], owner: str
 ) -> LoadedNetwork:
     """``network`` with the preprocessing of the model."""
     cfg = model.visual.preprocess_cfg
@@ -110,7 +96,7 @@ def _described(
     fill = cfg.get("fill_color", 0)
     return LoadedNetwork(
         network=network,
-        size=square(*edges, spec),
+        size=square(*edges, owner),
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         classes=classes,
@@ -123,52 +109,43 @@ def _described(
     )
 
 
-def _load(open_clip: Any, name: str, spec: str) -> tuple[Any, Any]:
+def _load(open_clip: Any, name: str, owner: str) -> tuple[Any, Any]:
     """The model in fp32 and its tokenizer."""
-    architecture, pretrained = _names(open_clip, name, spec)
-    repository = _repository(open_clip, architecture, pretrained)
-    wanted = "open_clip_model.safetensors (or open_clip_pytorch_model.bin) of "
-    where = (wanted + str(repository), f"hf download {repository}")
+    architecture, pretrained, repository = _find(open_clip, name, owner)
+    files = "open_clip_model.safetensors (or open_clip_pytorch_model.bin) of "
+    where = (f"{files}{repository}", f"hf download {repository}")
     if repository is None:
-        wanted = "a file with the weights of the model, or a folder with open_clip_config.json and"
-        where = (f"{wanted} weights", None)
-    with loading(f"classifier {spec!r}", *where):
+        files = "a file with the weights of the model, or a folder with open_clip_config.json and"
+        where = (f"{files} weights", None)
+    with loading(owner, *where):
         model = open_clip.create_model(
             architecture, pretrained=pretrained, require_pretrained=True, weights_only=True
         )
         tokenizer = open_clip.get_tokenizer(architecture)
-    check_weights(f"classifier {spec!r}", model)
+    check_weights(owner, model)
     return model.eval(), tokenizer
 
 
-def _names(open_clip: Any, name: str, spec: str) -> tuple[str, str | None]:
-    """What open_clip calls the model and its weights."""
+def _find(open_clip: Any, name: str, owner: str) -> tuple[str, str | None, str | None]:
+    """What open_clip calls the model and its weights, and the repository that they come from."""
     if name.startswith("hf-hub:"):
-        return name, None
+        return name, None, name.removeprefix("hf-hub:")
     if Path(name).is_dir():
-        return f"local-dir:{name}", None
+        return f"local-dir:{name}", None, None
     architecture, _, pretrained = name.partition("/")
     if architecture not in open_clip.list_models():
-        owner, see = f"classifier {spec!r}", "open_clip.list_models()"
+        see = "open_clip.list_models()"
         raise unknown(owner, "open_clip", architecture, open_clip.list_models(), see)
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if pretrained in tags or Path(pretrained).is_file():
-        return architecture, pretrained
-    raise UserError(
-        f"classifier {spec!r}: {pretrained!r} is neither a file nor weights of {architecture}; "
-        f"write open_clip:{architecture}/ and one of {', '.join(tags) or 'your files'}."
-    )
-
-
-def _repository(open_clip: Any, architecture: str, pretrained: str | None) -> str | None:
-    """Where the weights come from; None for files of the user's own."""
-    if pretrained is None:
-        kind, _, source = architecture.partition(":")
-        return source if kind == "hf-hub" else None
     if Path(pretrained).is_file():
-        return None
+        return architecture, pretrained, None
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained not in tags:
+        raise UserError(
+            f"{owner}: {pretrained!r} is neither a file nor weights of {architecture}; write "
+            f"open_clip:{architecture}/ and one of {', '.join(tags) or 'your files'}."
+        )
     cfg = open_clip.get_pretrained_cfg(architecture, pretrained)
-    return cfg.get("hf_hub", "").strip("/") or cfg.get("url", "")
+    return architecture, pretrained, cfg.get("hf_hub", "").strip("/") or cfg.get("url", "")
 
 
 @torch.no_grad()

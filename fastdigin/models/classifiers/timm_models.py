@@ -74,7 +74,7 @@ def _files(timm: Any, name: str) -> tuple[str, str | None]:
 def _described(timm: Any, name: str, network: nn.Module) -> LoadedNetwork:
     """With the settings that timm's create_transform takes for evaluation."""
     data = timm.data.resolve_model_data_config(network)
-    size = square(*data["input_size"][-2:], f"timm:{name}")
+    size = square(*data["input_size"][-2:], f"classifier 'timm:{name}'")
     fits = {"center": "shortest", "squash": "squash", "border": "longest"}
     resizing = Resizing(
         fit=fits[data["crop_mode"] or "center"],

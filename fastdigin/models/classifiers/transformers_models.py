@@ -41,12 +41,12 @@ def _load(source: str) -> tuple[LoadedNetwork, list[str]]:
     """The network, and the tensors of its head that its file lacks."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    spec = f"hf:{source}"
+    owner = f"classifier 'hf:{source}'"
     files = "config.json, preprocessor_config.json and model.safetensors of "
     where = (f"a folder with {files}an image classifier", None)
     if not is_folder(source):
         where = (files + source, f"hf download {source}")
-    with loading(f"classifier {spec!r}", *where):
+    with loading(owner, *where):
         processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         network, info = AutoModelForImageClassification.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
@@ -54,8 +54,8 @@ def _load(source: str) -> tuple[LoadedNetwork, list[str]]:
     head = find_head(network)
     headless = sorted(name for name in info["missing_keys"] if name.startswith(f"{head}."))
     missing = set(info["missing_keys"]).difference(headless)
-    check_weights(f"classifier {spec!r}", network, missing, info["unexpected_keys"])
-    size, resizing = _resizing(processor, spec)
+    check_weights(owner, network, missing, info["unexpected_keys"])
+    size, resizing = _resizing(processor, owner)
     normalises = processor.do_normalize
     loaded = LoadedNetwork(
         network=network,
@@ -65,31 +65,31 @@ def _load(source: str) -> tuple[LoadedNetwork, list[str]]:
         classes=_classes(network.config),
         resizing=resizing,
     )
-    _check_processor(processor, loaded, spec)
+    _check_processor(processor, loaded, owner)
     return loaded, headless
 
 
-def _resizing(processor: Any, spec: str) -> tuple[int, Resizing]:
+def _resizing(processor: Any, owner: str) -> tuple[int, Resizing]:
     """Size and Resizing that an image processor's settings stand for."""
     edges = {k: v for k, v in dict(processor.size).items() if v is not None}
     interpolation = Image.Resampling(int(processor.resample)).name.lower()
     if interpolation not in INTERPOLATIONS:
-        raise _not_understood(processor, spec)
+        raise _not_understood(processor, owner)
     if set(edges) == {"height", "width"}:
-        edge, fit = square(edges["height"], edges["width"], spec), "squash"
+        edge, fit = square(edges["height"], edges["width"], owner), "squash"
     elif set(edges) == {"shortest_edge"}:
         edge, fit = edges["shortest_edge"], "shortest"
     else:
-        raise _not_understood(processor, spec)
+        raise _not_understood(processor, owner)
     size, crop_pct = edge, getattr(processor, "crop_pct", None)
     if processor.do_center_crop:
-        size = square(processor.crop_size["height"], processor.crop_size["width"], spec)
+        size = square(processor.crop_size["height"], processor.crop_size["width"], owner)
     elif crop_pct and fit == "shortest":  # ConvNeXt's: a crop below 384 pixels, none from there on
         edge, fit = (int(size / crop_pct), "shortest") if size < 384 else (size, "squash")
     return size, Resizing(fit, edge, interpolation)
 
 
-def _check_processor(processor: Any, loaded: LoadedNetwork, spec: str) -> None:
+def _check_processor(processor: Any, loaded: LoadedNetwork, owner: str) -> None:
     """Compares with the processor itself on one image, since every kind has its own habits."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 9, 9, generator=generator)
@@ -101,12 +101,12 @@ def _check_processor(processor: Any, loaded: LoadedNetwork, spec: str) -> None:
     theirs = expected["pixel_values"] * std + mean
     # Twice the rounding of Pillow to 8 bits, once per axis.
     if theirs.shape != ours.shape or (theirs - ours).abs().max() > 2.5 / 255:
-        raise _not_understood(processor, spec)
+        raise _not_understood(processor, owner)
 
 
-def _not_understood(processor: Any, spec: str) -> UserError:
+def _not_understood(processor: Any, owner: str) -> UserError:
     return UserError(
-        f"classifier {spec!r}: its {type(processor).__name__} prepares images in a way that is not "
+        f"{owner}: its {type(processor).__name__} prepares images in a way that is not "
         "understood here; only resizing, cropping the centre and normalising are. If timm or "
         "torchvision has the model, use timm:NAME or torchvision:NAME."
     )

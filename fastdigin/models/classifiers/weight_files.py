@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers import library
 from fastdigin.models.classifiers.loaded import LoadedNetwork
 from fastdigin.models.layers import find_head
+from fastdigin.models.missing import loading
 from fastdigin.models.weights import check_weights, read_weights
 
 
@@ -35,56 +36,28 @@ def load(name: str) -> LoadedNetwork:
             "file:PATH@torchvision:NAME or file:PATH@timm:NAME, like "
             "file:robust.pth@torchvision:resnet50."
         )
-    state = read_weights(Path(path))
-    build = library(kind).build
+    state, build = read_weights(Path(path)), library(kind).build
     loaded = build(model)
-    prefix = _prefix(state, loaded.network, path, architecture)
-    count = _num_classes(state, prefix, loaded)
-    if count not in (None, len(loaded.classes)):
-        loaded = build(model, num_classes=count)
-    own = {k: state[prefix + k] for k in loaded.network.state_dict() if prefix + k in state}
-    _check_shapes(own, loaded.network, path, architecture)
-    loaded.network.load_state_dict(own, strict=False)
-    beside = {k.removeprefix(prefix) for k in state if k.startswith(prefix)}.difference(own)
-    check_weights(f"classifier 'file:{name}'", loaded.network, unexpected=beside)
+    # Checkpoints from before torch 0.4.1 do not count batches; nothing reads the counts here.
+    names = [n for n in loaded.network.state_dict() if not n.endswith("num_batches_tracked")]
+    state = _without_prefix(state, names)
+    head = state.get(f"{loaded.head or find_head(loaded.network)}.weight")
+    if head is not None and len(head) != len(loaded.classes):
+        loaded = build(model, num_classes=len(head))
+    owner = f"classifier 'file:{name}'"
+    with loading(owner, f"weights of {architecture}, or name the architecture they belong to"):
+        unexpected = loaded.network.load_state_dict(state, strict=False).unexpected_keys
+    check_weights(owner, loaded.network, set(names).difference(state), unexpected)
     return loaded
 
 
-def _prefix(state: Mapping[str, Tensor], network: nn.Module, path: str, architecture: str) -> str:
-    """What stands before all of the network's names in the file; the shortest, if several do."""
-    # Checkpoints from before torch 0.4.1 do not count batches; nothing reads the counts here.
-    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-    found = {
-        key[: -len(names[0])] for key in state if key == names[0] or key.endswith("." + names[0])
-    }
-    missing = {prefix: [n for n in names if prefix + n not in state] for prefix in found or {""}}
-    best = min(missing, key=lambda prefix: (len(missing[prefix]), len(prefix)))
-    if missing[best]:
-        raise UserError(
-            f"weights '{path}' are not those of {architecture}: {len(missing[best])} of its "
-            f"{len(names)} tensors are missing, like {missing[best][0]!r}; the file has "
-            f"{len(state)}, like {next(iter(state))!r}. Name the architecture they belong to."
-        )
-    return best
+def _without_prefix(state: Mapping[str, Tensor], names: list[str]) -> Mapping[str, Tensor]:
+    """The tensors below what stands before a network's names in a file; the shortest, if several.
 
-
-def _num_classes(state: Mapping[str, Tensor], prefix: str, loaded: LoadedNetwork) -> int | None:
-    head = loaded.head or find_head(loaded.network)
-    weight = state.get(f"{prefix}{head}.weight")
-    return None if weight is None else weight.shape[0]
-
-
-def _check_shapes(
-    own: Mapping[str, Tensor], network: nn.Module, path: str, architecture: str
-) -> None:
-    wanted = network.state_dict()
-    wrong = [
-        f"{name} is {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
-        for name, value in own.items()
-        if value.shape != wanted[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"weights '{path}' do not fit {architecture}: {'; '.join(wrong[:3])}. Name the "
-            "architecture they belong to."
-        )
+    names: of all tensors that are read.
+    """
+    ends = names[0], names[-1]
+    prefixes = {key.removesuffix(end) for end in ends for key in state if key.endswith(end)}
+    prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")} or {""}
+    best = min(prefixes, key=lambda p: (sum(p + name not in state for name in names), len(p)))
+    return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}

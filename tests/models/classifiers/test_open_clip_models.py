@@ -70,9 +70,6 @@ def test_built_in_architecture_with_a_file_of_weights(folder, tmp_path, monkeypa
     torch.testing.assert_close(classifier.logits(image), other.logits(image))
     with pytest.raises(UserError, match="'openai' is neither a file nor weights of Tiny-Test"):
         Classifier.load("open_clip:Tiny-Test/openai", classes=CLASSES)
-    (tmp_path / "broken.safetensors").write_text("hello")
-    with pytest.raises(UserError, match="cannot be loaded"):
-        Classifier.load(f"open_clip:Tiny-Test/{tmp_path}/broken.safetensors", classes=CLASSES)
 
 
 def test_text_weights_are_kept(folder, monkeypatch):
@@ -100,15 +97,14 @@ def test_other_templates_make_another_name(folder):
     assert len(names) == 3
 
 
-def test_errors(folder, tmp_path):
-    for spec, options, words in (
-        (f"open_clip:{folder}", {"classes": ["cat"]}, "at least two classes"),
-        (f"open_clip:{folder}", {"classes": CLASSES, "templates": ["cat"]}, "must contain {}"),
-        (f"open_clip:{folder}", {"classes": CLASSES, "templates": []}, "must contain {}"),
-        ("open_clip:ViT-B-33/openai", {}, "not a model of open_clip; did you mean .*ViT-B-32"),
-        ("open_clip:ViT-B-32", {}, "neither a file nor weights of ViT-B-32; write .*openai"),
-        ("open_clip:ViT-B-32/openAI", {}, "neither a file nor weights of ViT-B-32; write .*openai"),
-        (f"open_clip:{tmp_path}", {}, "cannot be loaded .*open_clip_config.json"),
-    ):
-        with pytest.raises(UserError, match=words):
-            Classifier.load(spec, **options)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classes": ["cat"]}, "at least two classes"),
+        ({"classes": CLASSES, "templates": ["cat"]}, "must contain {}"),
+        ({"classes": CLASSES, "templates": []}, "must contain {}"),
+    ],
+)
+def test_classes_and_templates_that_say_nothing(folder, options, words):
+    with pytest.raises(UserError, match=words):
+        Classifier.load(f"open_clip:{folder}", **options)

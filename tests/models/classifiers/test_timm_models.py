@@ -56,19 +56,3 @@ def test_names_that_came_with_the_weights(tmp_path):
     labels = {"label_names": ["n1", "n2"], "label_descriptions": {"n1": "cat", "n2": "dog"}}
     saved(tmp_path, config=labels, num_classes=2)
     assert Classifier.load(f"timm:local-dir:{tmp_path}").classes == ("cat", "dog")
-
-
-@pytest.mark.parametrize(
-    ("spec", "near"),
-    [("timm:resnet18x", "resnet18"), ("timm:resnet18.a1_in1x", "resnet18.a1_in1k")],
-)
-def test_unknown_name_suggests(spec, near):
-    with pytest.raises(UserError, match=f"'{spec}' is not a model of timm; did you mean .*{near}"):
-        Classifier.load(spec)
-
-
-def test_weights_that_cannot_be_had(tmp_path):
-    with pytest.raises(UserError, match="config.json and model.safetensors"):
-        Classifier.load(f"timm:local-dir:{tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match="has no pretrained weights: .*file:PATH@timm:coat"):
-        Classifier.load("timm:coatnet_0_224")

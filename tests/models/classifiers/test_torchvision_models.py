@@ -5,7 +5,6 @@ import torch
 import torchvision
 from photos import as_tensor, check_transform, photo
 
-from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 
 
@@ -57,10 +56,3 @@ def test_architectures_that_are_built_for_their_weights(checkpoints, name, monke
         actual = Classifier.load(f"torchvision:{name}").logits(as_tensor(image))
     # Inception has logits of the order of 1000 at random weights.
     assert (actual - expected).abs().max() < 1e-3 * max(1, float(expected.abs().max()))
-
-
-def test_unknown_names_suggest():
-    with pytest.raises(UserError, match="not a model of torchvision; did you mean .*resnet50"):
-        Classifier.load("torchvision:resnet5O")
-    with pytest.raises(UserError, match="no weights 'V3'; its weights are IMAGENET1K_V1, IMAGENET"):
-        Classifier.load("torchvision:resnet50.V3")

@@ -108,9 +108,3 @@ def test_processor_that_does_something_else(tmp_path):
         path.write_text(json.dumps(settings | change))
         with pytest.raises(UserError, match=words):
             Classifier.load(f"hf:{tmp_path}")
-
-
-def test_a_folder_without_a_model(tmp_path):
-    words = "give a folder with config.json, preprocessor_config.json and model.safetensors"
-    with pytest.raises(UserError, match=words):
-        Classifier.load(f"hf:{tmp_path}")
