@@ -84,11 +84,17 @@ def test_ddim_inversion_equals_the_plain_loop(tiny):
 PACED = InversionSettings(STEPS, null_text_steps=6, learning_rate=0.05, tolerance=0.6)
 
 
-def test_null_text_optimisation_equals_the_plain_loop(tiny, images):
-    """Three images side by side, each with its own pace."""
-    found = invert(tiny.model, images, PROMPTS, PACED, batch=3)
+def test_null_text_optimisation_equals_the_plain_loop(tiny, images, monkeypatch):
+    """Images side by side, each with its own pace and as many updates as it makes alone."""
+    updates, update = [], module._Adam.update
+    monkeypatch.setattr(
+        module._Adam, "update", lambda self, *args: updates.append(1) or update(self, *args)
+    )
+    # Four, which is a whole block of rows: no image is repeated to fill the batch.
+    images, prompts = [*images, images[0]], [*PROMPTS, PROMPTS[0]]
+    found = invert(tiny.model, images, prompts, PACED, batch=4)
     paces = []
-    for image, prompt, inversion in zip(images, PROMPTS, found, strict=True):
+    for image, prompt, inversion in zip(images, prompts, found, strict=True):
         expected = plain_null_text_inversion(tiny.model, tiny.pipe, image, prompt, PACED)
         assert_near(inversion.trajectory, expected[0], 1e-6)
         assert_near(inversion.null_text, expected[1], 1e-6)
@@ -99,55 +105,31 @@ def test_null_text_optimisation_equals_the_plain_loop(tiny, images):
     counts = [count for pace in paces for count in pace]
     assert len(set(paces)) > 1, "the images keep the same pace: nothing is tested"
     assert min(counts) < 6 == max(counts), counts
-
-
-def test_stopping_early_saves_the_updates(tiny, images, monkeypatch):
-    """As many Adam updates as the plain loops make, none for an image that is through."""
-    updates = []
-    original = module._Adam.update
-    monkeypatch.setattr(
-        module._Adam, "update", lambda self, *args: updates.append(1) or original(self, *args)
-    )
-    # Four, which is a whole block of rows: no image is repeated to fill the batch.
-    four = list(zip([*images, images[0]], [*PROMPTS, PROMPTS[0]], strict=True))
-    invert(tiny.model, *zip(*four, strict=True), PACED, batch=4)
-    expected = sum(
-        sum(plain_null_text_inversion(tiny.model, tiny.pipe, image, prompt, PACED)[2])
-        for image, prompt in four
-    )
-    assert len(updates) == expected < 4 * STEPS * 6
+    assert len(updates) == sum(counts)
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "expected", "graphs"),
     [
-        ({"tolerance": 1e9}, STEPS * (1 + 2)),  # upwards; then conditional and null once a step
-        ({"null_text_steps": 0}, STEPS * (1 + 2)),
-        ({"null_text_steps": 3, "tolerance": 0.0}, STEPS * (1 + 1 + 4)),
-        ({"guidance_scale": 1.0}, STEPS * 2),
-        ({"method": "negative-prompt"}, STEPS * 2),
+        ({"tolerance": 1e9}, STEPS * (1 + 2), STEPS),  # upwards; conditional and null once a step
+        ({"null_text_steps": 0}, STEPS * (1 + 2), 0),
+        # The prediction after the last update needs no graph.
+        ({"null_text_steps": 3, "tolerance": 0.0}, STEPS * (1 + 1 + 4), STEPS * 3),
+        ({"guidance_scale": 1.0}, STEPS * 2, 0),
+        ({"method": "negative-prompt"}, STEPS * 2, 0),
     ],
     ids=str,
 )
-def test_unet_calls(tiny, images, calls, options, expected):
+def test_unet_calls(tiny, images, calls, monkeypatch, options, expected, graphs):
+    kept, record = [], StepFunctions.record
+    monkeypatch.setattr(StepFunctions, "record", lambda *given: kept.append(1) or record(*given))
     (inversion,) = invert(
         tiny.model, images[:1], PROMPTS[:1], InversionSettings(STEPS, **options), batch=1
     )
-    assert len(calls) == expected
-    if options.get("null_text_steps") == 0 or "tolerance" in options and options["tolerance"] > 1:
+    assert (len(calls), len(kept)) == (expected, graphs)
+    if expected == STEPS * (1 + 2):  # nothing was updated
         empty = tiny.model.encode_prompts([""])
         assert torch.equal(inversion.null_text, empty.expand(STEPS, -1, -1))
-
-
-def test_the_prediction_after_the_last_update_needs_no_graph(tiny, images, monkeypatch):
-    graphs = []
-    record = StepFunctions.record
-    monkeypatch.setattr(
-        StepFunctions, "record", lambda *given: (graphs.append(1), record(*given))[1]
-    )
-    settings = InversionSettings(steps=STEPS, null_text_steps=3, tolerance=0)
-    invert(tiny.model, images[:2], PROMPTS[:2], settings, batch=2)
-    assert len(graphs) == 3 * STEPS
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -52,18 +52,22 @@ def bar(top, bottom, left, right, value=1.0):
 IMAGES = [uniform(3, SIZE, SIZE, seed=s).float() for s in range(2)]
 
 
-def test_points_spread_over_the_object():
-    """On a bar of even attention: one end, the other end, the middle between them."""
-    points = spread_points(bar(10, 11, 4, 29), 3)
-    assert points.tolist() == [[4, 10], [28, 10], [16, 10]]
+FAINT_AND_FAR = torch.zeros(SIZE, SIZE)
+FAINT_AND_FAR[0, 0], FAINT_AND_FAR[0, 20], FAINT_AND_FAR[0, 31] = 1.0, 0.9, 0.4
 
 
-def test_points_prefer_likely_places():
-    """A faint far pixel loses against a likely one that is nearer."""
-    weights = torch.zeros(SIZE, SIZE)
-    weights[0, 0], weights[0, 20], weights[0, 31] = 1.0, 0.9, 0.4
-    assert spread_points(weights, 2).tolist() == [[0, 0], [20, 0]]
-    assert spread_points(weights, 9).tolist() == [[0, 0], [20, 0], [31, 0]]
+@pytest.mark.parametrize(
+    ("weights", "count", "expected"),
+    [
+        # On a bar of even attention: one end, the other end, the middle between them.
+        (bar(10, 11, 4, 29), 3, [[4, 10], [28, 10], [16, 10]]),
+        # A faint far pixel loses against a likely one that is nearer.
+        (FAINT_AND_FAR, 2, [[0, 0], [20, 0]]),
+        (FAINT_AND_FAR, 9, [[0, 0], [20, 0], [31, 0]]),
+    ],
+)
+def test_points_spread_over_likely_pixels(weights, count, expected):
+    assert spread_points(weights, count).tolist() == expected
 
 
 def test_a_spread_is_wider_than_the_heaviest_pixels():
@@ -129,8 +133,10 @@ def test_masks_are_kept(tmp_path):
     assert len(other.seen) == 4
 
 
-def test_bad_settings():
-    with pytest.raises(UserError, match="points or box, got 'boxes'"):
-        Segmentation(Squares(), "boxes")
-    with pytest.raises(UserError, match="points must be at least 1"):
-        Segmentation(Squares(), points=0)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"prompt": "boxes"}, "points or box, got 'boxes'"), ({"points": 0}, "at least 1, got 0")],
+)
+def test_bad_settings(setting, message):
+    with pytest.raises(UserError, match=message):
+        Segmentation(Squares(), **setting)
