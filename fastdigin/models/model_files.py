@@ -60,14 +60,14 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
     if source == EMBEDDED:
         from fastdigin.embedded import model_folder
 
-        return _in_folder(source, Path(model_folder()), half, "reinstall fastdigin")
+        return _complete(source, Path(model_folder()), half, "reinstall fastdigin")
     path = Path(source).expanduser()
     if path.is_dir():
         mend = (
             f"fetch it again with `hf download OWNER/NAME --local-dir {shlex.quote(source)}`, or "
             "save it with pipeline.save_pretrained()"
         )
-        return _in_folder(source, _snapshot(path), half, mend)
+        return _complete(source, _snapshot(path), half, mend)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         similar = difflib.get_close_matches(source, [EMBEDDED])
         hint = " (did you mean 'embedded'?)" if similar else ""
@@ -92,21 +92,24 @@ def _from_hub(source: str, half: bool) -> ModelFiles:
     """From the hub's cache where that is complete, else from the hub."""
     from huggingface_hub import try_to_load_from_cache
 
-    owner, command = f"model {source!r}", _fetch_all(source, half)
     files = "model_index.json and the safetensors, configurations and vocabularies that it names"
+    command = f"hf download {source} --include '*.json' --include '*.txt'"
+    command += " --include '*/*.safetensors' --exclude '*non_ema*'"
+    if not half:
+        command += " --exclude '*.fp16*'"
     cached = try_to_load_from_cache(source, INDEX)
     if isinstance(cached, str):
-        folder = Path(cached).parent
-        missing = _missing(folder, _read_index(source, folder), half)
+        found, missing = _look(source, Path(cached).parent, half)
         if not missing:
-            return _in_folder(source, folder, half, "")
+            return found
         files = ", ".join(missing)
         command = f"hf download {source} {' '.join(map(shlex.quote, missing))}"
+    owner = f"model {source!r}"
     if offline():
         raise cannot_load(owner, files, command)
     with loading(owner, files, command):
         folder = _fetch(source, half)
-    return _in_folder(source, folder, half, "its repository does not hold them as safetensors")
+    return _complete(source, folder, half, "its repository does not hold them as safetensors")
 
 
 def _fetch(source: str, half: bool) -> Path:
@@ -116,17 +119,12 @@ def _fetch(source: str, half: bool) -> Path:
     folder = Path(snapshot_download(source, allow_patterns=[INDEX]))
     index = _read_index(source, folder)
     texts = [f"{part}/*.{kind}" for part in _parts(index) for kind in ("json", "txt")]
-    required = _required(list_repo_files(source), index, half)
+    required, _ = _choose(list_repo_files(source), index, half)
     snapshot_download(source, allow_patterns=[*texts, *required])
-    if shards := _missing(folder, index, half):
+    _, shards = _look(source, folder, half)
+    if shards:
         snapshot_download(source, allow_patterns=shards)
     return folder
-
-
-def _fetch_all(source: str, half: bool) -> str:
-    parts = ["--include '*.json'", "--include '*.txt'", "--include '*/*.safetensors'"]
-    parts += ["--exclude '*non_ema*'"] + ([] if half else ["--exclude '*.fp16*'"])
-    return f"hf download {source} {' '.join(parts)}"
 
 
 def _snapshot(path: Path) -> Path:
@@ -139,18 +137,27 @@ def _snapshot(path: Path) -> Path:
     return max((path / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, default=path)
 
 
-def _in_folder(source: str, folder: Path, half: bool, mend: str) -> ModelFiles:
+def _complete(source: str, folder: Path, half: bool, mend: str) -> ModelFiles:
     """Raises UserError, with what to do, unless everything is there."""
-    index = _read_index(source, folder)
-    missing = _missing(folder, index, half)
+    found, missing = _look(source, folder, half)
     if missing:
         raise UserError(
             f"model {source!r} cannot be loaded: {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing; {mend}"
         )
-    names = _names(folder)
-    variants = {part: _variant(names, part, half) for part in _parts(index) if part in NETWORKS}
-    return ModelFiles(folder, index, variants)
+    return found
+
+
+def _look(source: str, folder: Path, half: bool) -> tuple[ModelFiles, list[str]]:
+    """What a folder holds, and the names of what it lacks, shards included."""
+    index = _read_index(source, folder)
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    required, variants = _choose(names, index, half)
+    for name in [n for n in required if ".safetensors.index." in n]:
+        shards = json.loads((folder / name).read_text())["weight_map"].values()
+        required += sorted({f"{name.split('/')[0]}/{shard}" for shard in shards})
+    missing = [name for name in required if name not in names]
+    return ModelFiles(folder, index, variants), missing
 
 
 def _read_index(source: str, folder: Path) -> dict:
@@ -181,23 +188,14 @@ def _parts(index: dict) -> tuple[str, ...]:
     return PIPELINES[index["_class_name"]]
 
 
-def _missing(folder: Path, index: dict, half: bool) -> list[str]:
-    """Required files that a folder does not hold, shards included."""
-    names = _names(folder)
-    required = _required(names, index, half)
-    for name in [n for n in required if ".safetensors.index." in n and n in names]:
-        shards = json.loads((folder / name).read_text())["weight_map"].values()
-        required += sorted({f"{name.split('/')[0]}/{shard}" for shard in shards})
-    return [name for name in required if name not in names]
+def _choose(
+    names: Collection[str], index: dict, half: bool
+) -> tuple[list[str], dict[str, str | None]]:
+    """Files a model needs but for shards, and the networks' variants: of ``names`` where it can.
 
-
-def _names(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-
-
-def _required(names: Collection[str], index: dict, half: bool) -> list[str]:
-    """Files a model needs but for shards, chosen among ``names`` where there is a choice."""
-    required = []
+    Of weights, the preferred variant is taken, or the other one; of each, a file before shards.
+    """
+    required, variants = [], {}
     for part in _parts(index):
         if part.startswith("tokenizer"):
             whole = f"{part}/tokenizer.json"
@@ -205,21 +203,16 @@ def _required(names: Collection[str], index: dict, half: bool) -> list[str]:
         elif part == "scheduler":
             required.append("scheduler/scheduler_config.json")
         else:
-            single, sharded = _weights(part, _variant(names, part, half))
-            is_sharded = sharded in names and single not in names
-            required += [f"{part}/config.json", sharded if is_sharded else single]
-    return required
-
-
-def _weights(part: str, variant: str | None) -> tuple[str, str]:
-    """(single file, index of shards) of a network's weights."""
-    stem, dot = f"{part}/{NETWORKS[part][2]}", f".{variant}" if variant else ""
-    return f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
-
-
-def _variant(names: Collection[str], part: str, half: bool) -> str | None:
-    """The preferred variant if it is there, the other one if that is, None if neither is."""
-    for variant in ("fp16", None) if half else (None, "fp16"):
-        if any(name in names for name in _weights(part, variant)):
-            return variant
-    return None
+            stem = f"{part}/{NETWORKS[part][2]}"
+            choices = [
+                (f"{stem}.safetensors", None),
+                (f"{stem}.safetensors.index.json", None),
+                (f"{stem}.fp16.safetensors", "fp16"),
+                (f"{stem}.safetensors.index.fp16.json", "fp16"),
+            ]
+            if half:
+                choices = choices[2:] + choices[:2]
+            found = [choice for choice in choices if choice[0] in names]
+            file, variants[part] = found[0] if found else (f"{stem}.safetensors", None)
+            required += [f"{part}/config.json", file]
+    return required, variants

@@ -43,7 +43,6 @@ def square(height: int, width: int, owner: str) -> int:
     """The edge; UserError where the two differ."""
     if height != width:
         raise UserError(
-            f"{owner} takes images of {width} x {height} pixels: only square ones can "
-            "be used."
+            f"{owner} takes images of {width} x {height} pixels: only square ones can be used."
         )
     return height
