@@ -69,7 +69,8 @@ def _find(option: str, name: str) -> None:
 
         Captioner.load(name.removeprefix(CAPTIONS))
     else:
-        # Of a zero-shot classifier only the image half: its texts take minutes.
-        from fastdigin.retrieval import load_embedding
+        from fastdigin.models.classifiers import is_zero_shot, load_features, load_network
 
-        load_embedding(name)
+        # Of a zero-shot classifier only the image half: its texts take minutes.
+        load = load_features if option == "embedding" or is_zero_shot(name) else load_network
+        load(name)

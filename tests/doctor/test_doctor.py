@@ -10,6 +10,7 @@ import pytest
 import torch
 from captioners import save_captioner
 from families import save_family
+from loaders import LOADERS
 
 from fastdigin import cli
 from fastdigin.doctor import machine, memory
@@ -55,14 +56,21 @@ def test_every_papers_preset_says_what_to_fetch(no_network, name):
 
 
 def test_what_is_here_and_what_is_wrong(tmp_path):
+    """A backbone without a head is enough for similarities, and no classifier."""
+    from transformers import AutoModel
+
     save_captioner("git", tmp_path / "git")
+    backbone = LOADERS["hf"].save(tmp_path / "vit")
+    AutoModel.from_pretrained(tmp_path / "vit").save_pretrained(tmp_path / "vit")
     wanted = {
         "model": "embedded", "classifier": ["embedded:clean", "nonsense"], "steps": 20,
+        "judge": backbone, "embedding": backbone,
         "captions": str(tmp_path / "git"), "words-from": f"captions:{tmp_path / 'none'}",
     }  # fmt: skip
     found = [(need.option, need.status, need.command) for need in check_needs(wanted)]
     assert found == [
         ("model", "here", None), ("classifier", "here", None), ("classifier", "wrong", None),
+        ("judge", "wrong", None), ("embedding", "here", None),
         ("captions", "here", None), ("words-from", "wrong", None),
     ]  # fmt: skip
 

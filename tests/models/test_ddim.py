@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -132,9 +130,9 @@ def test_inversion_with_a_perfect_model_of_one_image(kind, largest):
 
 
 def test_as_many_steps_as_training_timesteps():
-    """Or a UserError: with steps_offset 1 the first timestep would be 1000 of 0..999."""
-    with contextlib.suppress(UserError):
-        assert len(ddim_table(make_scheduler(), 1000)) == 1000
+    assert len(ddim_table(make_scheduler(steps_offset=0), 1000)) == 1000
+    with pytest.raises(UserError, match="start at timestep 1000 of 0..999: take fewer"):
+        ddim_table(make_scheduler(steps_offset=1), 1000)
 
 
 def test_zero_terminal_snr_stays_finite():
