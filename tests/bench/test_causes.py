@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import assert_near, build_classifier, make_injection, make_job, make_source
+from tiny import assert_near
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin_bench.causes import (
     COMPILED,
     NETWORKS,
@@ -18,20 +17,6 @@ from fastdigin_bench.causes import (
     time_variants,
     variants,
 )
-
-CLASSIFIER = build_classifier()
-
-
-@pytest.fixture
-def jobs(tiny):
-    source = make_source(tiny.model, "a photo of a red sneaker", 4)
-    injection = make_injection(tiny.model, source, "a photo of a cat", (1.0, 0.5, 0.0, 0.0))
-    loss = ClassConfidence(CLASSIFIER, 1, cutouts=Cutouts(2))
-    return [
-        make_job(tiny.model, f"{n}", seed=n, losses=[loss], prompt="a photo of a cat",
-                 injection=injection, iterations=1)
-        for n in range(2)
-    ]  # fmt: skip
 
 
 class Operations(TorchDispatchMode):
@@ -57,18 +42,23 @@ def test_pytorchs_kernels_are_pytorchs():
     assert pytorchs.libraries == {"aten"} and len(ours.libraries) > 1, ours.libraries
 
 
-def test_the_engine_without_an_idea_computes_the_same(tiny, jobs):
+@pytest.fixture
+def engines(tiny, edited_jobs):
+    (classifier,) = {job.losses[0].classifier for job in edited_jobs}
+    return variants(tiny.model, classifier, 2, 4, compiled=False)
+
+
+def test_the_engine_without_an_idea_computes_the_same(tiny, engines, edited_jobs):
     """But for the one whose networks are left out; and afterwards all is as before."""
-    found = variants(tiny.model, CLASSIFIER, 2, 4, compiled=False)
     decodes = []
     hook = tiny.model.vae.decoder.register_forward_hook(lambda *_: decodes.append(1))
-    expected = list(found[WHOLE].engine.run(jobs))
+    expected = list(engines[WHOLE].engine.run(edited_jobs))
     whole = len(decodes)
     processors = {name: p.impl for name, p in tiny.model.unet.attn_processors.items()}
-    for name, variant in found.items():
+    for name, variant in engines.items():
         decodes.clear()
         with variant.changed():
-            results = list(variant.engine.run(jobs))
+            results = list(variant.engine.run(edited_jobs))
         same = [r.history[-1] == pytest.approx(e.history[-1], rel=1e-6)
                 for r, e in zip(results, expected, strict=True)]  # fmt: skip
         assert all(same) == (name != NETWORKS), name
@@ -80,8 +70,8 @@ def test_the_engine_without_an_idea_computes_the_same(tiny, jobs):
     assert {name: p.impl for name, p in tiny.model.unet.attn_processors.items()} == processors
 
 
-def test_every_variant_is_timed_in_every_repeat(tiny, jobs):
-    seconds = time_variants(variants(tiny.model, CLASSIFIER, 2, 4, compiled=False), jobs, 2)
+def test_every_variant_is_timed_in_every_repeat(engines, edited_jobs):
+    seconds = time_variants(engines, edited_jobs, 2)
     causes, outside = causes_of(seconds)
     assert set(causes) == {
         "batching", "no recompute", "injection without maps", "shared decode", "kernels"

@@ -58,15 +58,9 @@ def test_nothing_measured_is_neither_met_nor_missed():
         assert figure.show() == "-"
 
 
-def test_one_value_has_no_interval():
-    figure = mean("x", [0.25])
-    assert figure.interval is None
-    assert figure.show() == "0.250 (n = 1)"
-
-
 def test_shown():
     assert rate("x", [True] * 9 + [False]).show() == "90.0% (59.6% to 98.2%, n = 10)"
-    assert mean("x", [27.0], at_least(27), "dB").show() == "27.0 dB (n = 1)"
+    assert mean("x", [27.0], at_least(27), "dB").show() == "27.0 dB (n = 1)"  # no interval
     assert rate("x", [True], at_least(0.96)).show_target() == "at least 96.0%"
     assert mean("x", [27.0], at_least(27), "dB").show_target() == "at least 27.0 dB"
     assert mean("x", [1.0], at_most(1.5)).show_target() == "at most 1.50"

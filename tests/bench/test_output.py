@@ -11,12 +11,6 @@ from fastdigin_bench.plots import Panel, plot
 from fastdigin_bench.processes import in_processes
 
 
-def test_conditions_are_plain_and_the_same_every_time():
-    found = output.conditions()
-    assert found.keys() == {"torch", "threads", "machine", "cpu"}
-    assert json.loads(json.dumps(found)) == output.conditions()
-
-
 def test_results_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert output.results_folder(None) == output.OTHER_RESULTS

@@ -77,12 +77,11 @@ def test_first_gradients(tiny, plain, edit):
         assert_near(actual[name], gradient, 1e-8)
 
 
-@pytest.mark.parametrize("edit", ["none", "injected and blended"])
-def test_first_gradients_in_fp32(edit):
+def test_first_gradients_in_fp32():
     model = build_tiny().model
     for network in model.networks:
         network.float()
-    job = edited_job(model, **EDITS[edit])
+    job = edited_job(model, **EDITS["injected and blended"])
     errors = gradient_errors(Engine(model, slots=1), PlainModel(model), job)
     assert set(errors) == {"latents", "conditioning", "null_text"}
     assert max(errors.values()) < TOLERANCE
@@ -105,12 +104,6 @@ def test_whole_optimisation(either, edit):
         assert_near(getattr(result, name), getattr(expected, name), 1e-8)
     for name, gradient in first_gradients(PlainModel(either.model), job).items():
         assert torch.equal(run.first_gradients[name], gradient)
-
-
-def test_the_search_asks_for_the_plain_loss(tiny, plain):
-    job = edited_job(tiny.model, **EDITS["injected and blended"])
-    (expected,) = Engine(tiny.model, slots=1).evaluate([job])
-    assert plain_total(plain, job) == pytest.approx(expected.history[0]["total"], rel=1e-8)
 
 
 def test_a_counterfactual_from_the_photo(either):

@@ -7,21 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import (
-    IMAGE_SHAPE,
-    build_classifier,
-    build_tiny,
-    make_injection,
-    make_job,
-    make_source,
-    uniform,
-)
+from tiny import IMAGE_SHAPE, build_classifier, build_tiny, uniform
 
 from fastdigin import cli
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.errors import UserError
-from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin.objectives import Cutouts
 from fastdigin.tasks.counterfactual import CounterfactualSettings
 from fastdigin.tasks.inputs import ImageInput
 from fastdigin_bench import throughput
@@ -100,32 +92,20 @@ def test_figures_by_hand():
     assert alone["engine_form"] == ENGINE and "two_process_ratio" not in alone
 
 
-@pytest.fixture
-def jobs(tiny):
-    source = make_source(tiny.model, "a photo of a red sneaker", 4)
-    injection = make_injection(tiny.model, source, "a photo of a cat", (1.0, 0.5, 0.0, 0.0))
-    loss = ClassConfidence(build_classifier(), 1, cutouts=Cutouts(2))
-    return [
-        make_job(tiny.model, f"{n}", seed=n, losses=[loss], prompt="a photo of a cat",
-                 injection=injection, iterations=1)
-        for n in range(2)
-    ]  # fmt: skip
-
-
-def test_forward_equivalents(tiny, jobs):
+def test_forward_equivalents(tiny, edited_jobs):
     """Forward and input gradient are 2; the recomputed forward makes 3."""
-    plain = [replace(job, injection=None) for job in jobs]
+    plain = [replace(job, injection=None) for job in edited_jobs]
     found = forward_equivalents(Engine(tiny.model, slots=2), plain)
     assert 1.9 < found["kept"]["networks"] <= 2.1
     assert 2.9 < found["recomputed"]["networks"] <= 3.05
     assert found["kept"]["attention"] == 3.5 and found["recomputed"]["attention"] == 4.5
 
 
-def test_gradients_of_a_whole_chain_in_half_precision(jobs):
+def test_gradients_of_a_whole_chain_in_half_precision(edited_jobs):
     model = build_tiny().model
     for network in model.networks:
         network.float()
-    found = gradient_cosines(model, jobs[0], torch.bfloat16)
+    found = gradient_cosines(model, edited_jobs[0], torch.bfloat16)
     assert set(found) == {"latents", "conditioning", "null_text"}
     assert all(0.9 < each < 1 for each in found.values()), found
 

@@ -19,7 +19,6 @@ from fastdigin_bench.truth_world import (
     sample_images,
     training_figures,
     walk,
-    write_sheet,
 )
 
 
@@ -34,11 +33,7 @@ def test_the_walk_meets_every_combination_once_a_lap():
     assert len({(s.garment, s.colour, s.background) for s in samples[:192]}) == 192
     assert len({s.name for s in samples}) == 480
     assert walk(7) == samples[:7]
-
-
-def test_the_first_samples_are_a_good_mix():
-    first = walk(8)
-    assert {s.garment for s in first} == set(embedded.GARMENTS)
+    first = samples[:8]  # every beginning is a good mix
     assert {s.colour for s in first} == set(embedded.COLOURS)
     assert {s.background for s in first} == set(embedded.BACKGROUNDS)
 
@@ -65,12 +60,6 @@ def test_a_sample_is_its_own_seeds(request):
     together, alone = sample_images(engine, samples), sample_images(engine, samples[2:])
     assert_near(together[2:], alone, 1e-3)
     assert (together[0] - together[2]).abs().max() > 0.1
-
-
-def test_the_sheet_has_a_row_for_each_garment(tmp_path):
-    samples = walk(20)
-    write_sheet(samples, [torch.zeros(3, 64, 64)] * 20, tmp_path / "sheet.png")
-    assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
 def test_samples():
