@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,9 +42,14 @@ def check_weights(
     broken = (
         name
         for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and not tensor.isfinite().all()
+        if tensor.is_floating_point() and not _is_finite(tensor)
     )
     _refuse(owner, "its weights are not finite in", broken)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """The sum tells almost always and is 20 times faster; that of finite numbers may overflow."""
+    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def _belongs(name: str, modules: Mapping[str, nn.Module]) -> bool:

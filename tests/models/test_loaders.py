@@ -126,6 +126,12 @@ def test_what_is_not_here_is_named_with_the_command_that_fetches_it(no_network, 
     assert error.value.command.startswith(command)
 
 
+def test_a_sum_that_overflows_is_of_finite_weights():
+    network = nn.Linear(300, 300, dtype=torch.float16)
+    nn.init.constant_(network.weight, 60000.0)
+    check_weights("it", network)
+
+
 ARCHITECTURES = "write file:PATH@torchvision:NAME or file:PATH@timm:NAME"
 KINDS = "write one of embedded:NAME, timm:NAME, torchvision:NAME.*file:PATH@"
 
