@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
 from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_backward, unrolled_forward
+from fastdigin.engine.steps import BatchSteps
 from fastdigin_bench.counters import FlopCounter
 
 

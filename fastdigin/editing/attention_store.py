@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.schedules import Schedule, schedule_weights, steps_reached
-from fastdigin.engine.batch import padded
 from fastdigin.engine.job import Injection, SelfInjection
+from fastdigin.engine.steps import padded
 from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, SourceAttention, attention_map, is_cross
 from fastdigin.models.diffusion import LatentDiffusion

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from fastdigin.editing.noise_inversion import noise_inversion
-from fastdigin.engine.batch import padded
 from fastdigin.engine.sampler import (
     Step,
     StepFunctions,
@@ -29,6 +28,7 @@ from fastdigin.engine.sampler import (
     latents_of,
     solver_step,
 )
+from fastdigin.engine.steps import padded
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion

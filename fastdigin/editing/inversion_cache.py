@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
-from fastdigin.engine.batch import padded
 from fastdigin.engine.sampler import StepFunctions
+from fastdigin.engine.steps import padded
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.storage import (
     LIMIT,

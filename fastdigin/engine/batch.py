@@ -1,207 +1,248 @@
-"""Slots side by side: the constants of each step for a whole batch."""
+"""The batch: slots that advance together, one iteration at a time.
+
+A slot whose job has finished is refilled from the queue at the next iteration boundary. With the
+same number of slots and threads, a result is bit-identical in any slot, beside any neighbours, in
+any order: everything but the U-Net runs slot by slot, and the U-Net's batch never changes its size.
+
+Memory runs out all the same, where others use it too: then the iteration is taken again with half
+the kept steps, and when there are none, with half the slots at a time. Nothing is lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdigin.engine.job import Injection, Job, SelfInjection
-from fastdigin.engine.sampler import Step
-from fastdigin.models.attention import InjectedAttention, InjectedSelfAttention, SourceAttention
-from fastdigin.models.ddim import DDIMTable
-from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.engine.compile_choice import CompileChoice, work_ahead
+from fastdigin.engine.decoding import decode_one, loss_gradient
+from fastdigin.engine.job import VARIABLES, Job, Result
+from fastdigin.engine.memory import is_out_of_memory, release
+from fastdigin.engine.planner import Plan, Planner
+from fastdigin.engine.queue import Queue, Stage
+from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
+from fastdigin.engine.slot import Slot
+from fastdigin.engine.steps import BatchSteps, padded
+from fastdigin.errors import UserError
 
-ROW_BLOCK = 4
-
-
-def padded(rows: Sequence, width: int = 1, copies: int = 1) -> list:
-    """``rows`` with the last repeated, to ``width`` and until the batch keeps its samples apart.
-
-    A matrix product handles rows in blocks (of four, in MKL) and rounds those of a last, partial
-    block differently, so that a sample's bits would depend on its place in the batch. Batches of
-    whole blocks do not have that, and one sample alone has no other place.
-    copies: how often each row stands in the batch (twice with a null branch).
-    """
-    width = max(width, len(rows))
-    while width > 1 and width * copies % ROW_BLOCK:
-        width += 1
-    return [*rows, *[rows[-1]] * (width - len(rows))]
+log = logging.getLogger(__name__)
 
 
-class BatchSteps(Sequence[Step]):
-    """The T steps of a batch of jobs that share T and whether guidance is on.
+class Batch:
+    """The slots of one queue.
 
-    A Step is built when it is asked for: stacked source attention of all steps at once would
-    double what the jobs already hold. With jobs as ``job_constants`` makes them, no host waits for
-    the device.
+    Jobs in one batch share the number of steps and whether guidance is on; a job that differs
+    waits until the slots have drained. The batch then begins anew, with as many slots as there
+    are jobs for; until it is drained it keeps its width.
     """
 
-    def __init__(self, model: LatentDiffusion, jobs: Sequence[Job], dtype: torch.dtype):
-        settings = [job.settings for job in jobs]
-        table = model.ddim_table(settings[0].steps)
-        self._model, self._jobs, self._dtype = model, jobs, dtype
-        place = {"device": model.device, "dtype": dtype}
-        self._timesteps = table.timesteps.to(model.device, non_blocking=True)
-        self._coefficients = table.step.to(**place, non_blocking=True)
-        guidance = _to([s.guidance_scale for s in settings], place)
-        guided = model.has_null_branch(settings[0].guidance_scale)
-        self._guidance = guidance if guided else None
-        pooled = None if jobs[0].pooled is None else torch.stack([j.pooled for j in jobs])
-        self._vector = step_vector(model, pooled, guidance, guided)
-        self._noise_btchw = None
-        if table.noise is not None:
-            noise = [drawn_noise(j, model) if j.noise is None else j.noise for j in jobs]
-            self._noise_btchw = scaled_noise(table, _stack(noise, place))
-        self._weights_tb = self._weights([job.injection for job in jobs])
-        edits = [job.self_injection for job in jobs]
-        self._self_weights = {
-            name: self._weights([x if x is not None and name in x.layers else None for x in edits])
-            for name in {name for x in edits if x is not None for name in x.layers}
-        }
-
-    def __len__(self) -> int:
-        return len(self._timesteps)
-
-    def __getitem__(self, i: int) -> Step:
-        batch = len(self._jobs)
-        return Step(
-            timestep=self._timesteps[i].expand(batch),
-            coefficients=self._coefficients[i].expand(batch, -1),
-            guidance=self._guidance,
-            injected=self._injected(i),
-            injected_self=self._injected_self(i),
-            blend=self._blend(i),
-            vector=self._vector,
-            noise=None if self._noise_btchw is None else self._noise_btchw[:, i],
-        )
-
-    def _injected(self, i: int) -> InjectedAttention | None:
-        active = _active([job.injection for job in self._jobs], i)
-        example = next((x for x in active if x is not None), None)
-        if example is None:
-            return None
-        layers = {
-            name: self._sources([None if x is None else x.layers[name].at_step(i) for x in active])
-            for name in example.layers
-        }
-        mapping = _stack([None if x is None else x.mapping for x in active], self._network_place)
-        return InjectedAttention(layers, mapping, self._weights_tb[i])
-
-    def _injected_self(self, i: int) -> InjectedSelfAttention | None:
-        active = _active([job.self_injection for job in self._jobs], i)
-        names = sorted({name for x in active if x is not None for name in x.layers})
-        if not names:
-            return None
-        layers = {}
-        for name in names:
-            rows = [None if x is None else x.layers.get(name) for x in active]
-            layers[name] = self._sources(
-                [None if r is None else r.at_step(i, keys_are_shared=False) for r in rows]
-            )
-        return InjectedSelfAttention(layers, {name: self._self_weights[name][i] for name in names})
-
-    def _sources(self, rows: Sequence[SourceAttention | None]) -> SourceAttention:
-        place, example = self._network_place, next(row for row in rows if row is not None)
-        tensor = _stack([None if row is None else row.tensor for row in rows], place)
-        if example.keys is None:
-            return SourceAttention(tensor, None)
-        keys = _stack([None if row is None else row.keys for row in rows], place)
-        return SourceAttention(tensor, keys)
-
-    def _weights(self, edits: Sequence[Injection | SelfInjection | None]) -> Tensor:
-        """(T, B), 0 for jobs without the edit."""
-        never = (0.0,) * len(self)
-        rows = [never if x is None else x.weights for x in edits]
-        return _to(list(zip(*rows, strict=True)), self._network_place)
-
-    def _blend(self, i: int) -> tuple[Tensor, Tensor] | None:
-        blendings = [job.blending for job in self._jobs]
-        if not any(x is not None and x.weights[i] for x in blendings):
-            return None
-        place = {"device": self._model.device, "dtype": self._dtype}
-        weight = _stack([None if x is None else x.weights[i] * x.mask for x in blendings], place)
-        source = _stack([None if x is None else x.source_latents[i] for x in blendings], place)
-        return weight[:, None], source
+    def __init__(self, planner: Planner, choice: CompileChoice, queue: Queue):
+        self.queue = queue
+        self.slots: list[Slot] = []
+        self.plan: Plan | None = None
+        self._planner, self._choice, self._model = planner, choice, planner.model
+        self._key: tuple | None = None
 
     @property
-    def _network_place(self) -> dict:
-        return {"device": self._model.device, "dtype": self._model.dtype}
+    def advancing(self) -> int:
+        """How many slots hold a job that goes on."""
+        return sum(slot.active for slot in self.slots)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job is in a slot or waits for one."""
+        return self.advancing > 0 or bool(self.queue)
+
+    def refill(self, run_stage: Callable[[Stage], Iterable]) -> list[Result]:
+        """Fills the free slots as far as the queue goes; the results of jobs that failed at once.
+
+        run_stage: called for a stage that stands at the head of the queue while a slot is free.
+        """
+        failed = []
+        while self._has_room and (job := self.queue.head(run_stage)) is not None:
+            if isinstance(job, Result):
+                failed.append(job)
+            elif self._key_of(job) == self._key:
+                failed += self._take(job)
+            elif not self.advancing:
+                self._key, self.slots, self.plan = self._key_of(job), [], None
+                failed += self._take(job)
+            else:
+                break
+            self.queue.pop()
+        if self.slots and self.plan is None:
+            self.plan = self._planned()
+            log.info("%s", self.plan)
+        return failed
+
+    def iterate(self) -> list[Result]:
+        """Evaluates every slot once and updates those that go on; what has finished.
+
+        All slots at once, or the plan's number at a time where memory did not hold them all.
+        """
+        start = 0
+        while start < len(self.slots):
+            part = self.slots[start : start + self.plan.slots]
+            gradients, self.plan, again = self.try_gradients(part, self.plan)
+            if again:
+                continue
+            start += len(part)
+            for i, slot in enumerate(part):
+                if slot.active and slot.updates_left and gradients is not None:
+                    with _failing_alone(slot):
+                        slot.update(
+                            {
+                                name: None if g is None else g[i]
+                                for name, g in zip(VARIABLES, gradients, strict=True)
+                            }
+                        )
+        _settle(self.slots)
+        finished = [slot for slot in self.slots if not (slot.active or slot.reported)]
+        for slot in finished:
+            slot.reported = True
+        return [slot.result() for slot in finished]
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a slot is free, or one may be added: until the batch has been planned."""
+        free = self.advancing < len(self.slots)
+        return free or self.plan is None and len(self.slots) < self._planner.slots
+
+    def _take(self, job: Job) -> list[Result]:
+        """Puts a job into the first free slot; its Result if it fails."""
+        place = next((i for i, slot in enumerate(self.slots) if not slot.active), len(self.slots))
+        try:
+            self.slots[place : place + 1] = [Slot(job, self._model)]
+        except UserError as error:
+            log.warning("job %s failed: %s", job.id, error)
+            return [Result.failure(job, str(error))]
+        return []
+
+    def _key_of(self, job: Job) -> tuple:
+        """Jobs with equal keys fit into one batch."""
+        guided = self._model.has_null_branch(job.settings.guidance_scale)
+        return job.settings.steps, guided, job.conditioning.shape[-2:-1]
+
+    def _planned(self) -> Plan:
+        """How the batch is run."""
+        slots = self.slots
+        plan = self._planner.plan(slots)
+        rows = self._choice.rows(len(slots), self._guided)
+        work = work_ahead(slots, plan.kept_steps, rows, self._guided, self.queue.waiting)
+        if not self._choice.compiles(work):
+            return plan
+        if rows > len(slots):
+            plan = self._planner.plan(slots, rows)
+        return replace(plan, compiled=True)
+
+    @property
+    def _guided(self) -> bool:
+        return self._key[1]
+
+    def try_gradients(self, part: Sequence[Slot], plan: Plan) -> tuple[tuple | None, Plan, bool]:
+        """(``gradients``, plan, False), or out of memory (None, a smaller plan, True).
+
+        With nothing left to make smaller the slot fails.
+        """
+        try:
+            return self.gradients(part, plan), plan, False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Outside of the handler: there the exception would keep the graphs alive.
+        release(self._model.device)
+        smaller = plan.halved()
+        if smaller is not None and smaller.compiled and not plan.kept_steps:
+            before, after = (self._choice.rows(p.slots, self._guided) for p in (plan, smaller))
+            smaller = replace(smaller, compiled=after < before)  # there is no smaller graph
+        if smaller is None:
+            part[0].fail(f"out of memory even alone: {reason}")
+            return None, plan, False
+        log.warning("out of memory with %s; going on with %s", plan, smaller)
+        return None, smaller, True
+
+    def gradients(self, slots: Sequence[Slot], plan: Plan) -> tuple | None:
+        """Evaluates the slots; gradients of (z, conditioning, null text), if any slot goes on.
+
+        A slot that is not active keeps its place with its last state, so that shapes stay as
+        they are; whatever it computes is dropped.
+        """
+        guided = self._guided
+        width = self._choice.rows(len(slots), guided) if plan.compiled else 1
+        rows = padded(slots, width, copies=2 if guided else 1)
+        z = torch.stack([slot.z.detach() for slot in rows])
+        cond = torch.stack([slot.conditioning for slot in rows])
+        null = torch.stack([slot.null_text for slot in rows]) if guided else None
+        steps = BatchSteps(self._model, [slot.constants for slot in rows], z.dtype)
+        last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
+        goes_on = any(slot.active and slot.updates_left for slot in slots)
+        kept = min(plan.kept_steps, len(steps)) if goes_on else 0
+        functions = self._choice.of(plan.compiled)
+        run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
+
+        grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
+        for i, slot in enumerate(slots):
+            if slot.active:
+                x0s = [x0[i] for x0 in run.x0s]
+                with _failing_alone(slot):
+                    for grad_x0, grad in zip(grad_x0s, self.losses(slot, x0s), strict=True):
+                        grad_x0[i] = grad
+        if not any(slot.active and slot.updates_left for slot in slots):
+            return None
+        return unrolled_backward(functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
+
+    def losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
+        """Records the plain image of the last x0; returns the gradient for each x0.
+
+        Each x0 is decoded, judged and reduced to its gradient before the next, one slot at a
+        time: memory is that of one decode, and no other job can change a bit or break this one.
+        One decode of the last x0 serves its loss and the history.
+        """
+        settings = slot.job.settings
+        count = min(settings.last_steps, len(x0s))
+        weights = [2 * (k + 1) / (count * (count + 1)) for k in range(count)]
+        gradients = [torch.zeros_like(x0) for x0 in x0s[: len(x0s) - count]]
+        for k, (weight, x0) in enumerate(zip(weights, x0s[-count:], strict=True)):
+            last = k == count - 1
+            if not last and not slot.updates_left:
+                gradients.append(torch.zeros_like(x0))
+                continue
+            with torch.set_grad_enabled(slot.updates_left):
+                x0 = x0.detach().requires_grad_(slot.updates_left)
+                decoded = decode_one(self._model, x0)
+            if last:
+                slot.record(decoded.detach(), x0.detach())
+                if not slot.updates_left:
+                    return [torch.zeros_like(x) for x in x0s]
+            key = slot.job.seed, slot.iteration, k
+            gradients.append(loss_gradient(slot, decoded, x0, weight, key))
+        return gradients
 
 
-def job_constants(job: Job, model: LatentDiffusion) -> Job:
-    """The job with what every iteration reads of it on the model's device, noise drawn.
-
-    Tensors that lie there are not copied, so this costs memory where a job's own are elsewhere.
-    """
-
-    def placed(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(model.device)
-
-    def placed_layers(edit: Injection | SelfInjection) -> dict[str, SourceAttention]:
-        return {
-            name: SourceAttention(placed(source.tensor), placed(source.keys))
-            for name, source in edit.layers.items()
-        }
-
-    injection, blending, noise = job.injection, job.blending, job.noise
-    if injection is not None:
-        layers = placed_layers(injection)
-        injection = replace(injection, layers=layers, mapping=placed(injection.mapping))
-    self_injection = job.self_injection
-    if self_injection is not None:
-        self_injection = replace(self_injection, layers=placed_layers(self_injection))
-    if blending is not None:
-        sources = placed(blending.source_latents)
-        blending = replace(blending, mask=placed(blending.mask), source_latents=sources)
-    if noise is None and model.ddim_table(job.settings.steps).noise is not None:
-        noise = drawn_noise(job, model)
-    return replace(
-        job, injection=injection, self_injection=self_injection, blending=blending,
-        noise=placed(noise), pooled=placed(job.pooled),
-    )  # fmt: skip
+def _settle(slots: Sequence[Slot]) -> None:
+    """Reads the figures of all slots: the only time in an iteration that waits for the device."""
+    figures = [slot.figures for slot in slots]
+    values = torch.cat(figures).tolist()
+    for slot, own in zip(slots, figures, strict=True):
+        mine, values = values[: len(own)], values[len(own) :]
+        with _failing_alone(slot):
+            slot.settle(mine)
 
 
-def step_vector(
-    model: LatentDiffusion, pooled_b2p: Tensor | None, guidance_b: Tensor, guided: bool
-) -> Tensor | None:
-    """Step.vector from pooled embeddings of (prompt, null text)."""
-    branches = (1, 0) if guided else (0,)
-    rows = [
-        model.vector(None if pooled_b2p is None else pooled_b2p[:, k], guidance_b) for k in branches
-    ]
-    return None if rows[0] is None else torch.cat(rows)
-
-
-def drawn_noise(job: Job, model: LatentDiffusion) -> Tensor:
-    """(T, C, h, w) on the CPU, what diffusers' pipelines draw from ``job.seed`` after z_T."""
-    generator = torch.Generator().manual_seed(job.seed)
-    shape = model.latent_shape
-    draws = [torch.randn(shape, generator=generator) for _ in range(job.settings.steps + 1)]
-    return torch.stack(draws[1:])
-
-
-def scaled_noise(table: DDIMTable, noise_btchw: Tensor) -> Tensor:
-    """What the solver adds after each step."""
-    scale = table.noise.to(noise_btchw, non_blocking=True)
-    return scale[:, None, None, None] * noise_btchw
-
-
-def _active(edits: Sequence[Any], i: int) -> list[Any]:
-    """The edits that act at step i. Others stand in the batch as None: zeros, and weight 0."""
-    return [x if x is not None and x.weights[i] else None for x in edits]
-
-
-def _stack(rows: Sequence[Tensor | None], place: dict) -> Tensor:
-    """Stacks rows of one shape; None stands for zeros."""
-    example = next(row for row in rows if row is not None)
-    filled = [torch.zeros_like(example) if row is None else row for row in rows]
-    return torch.stack(filled).to(**place)
-
-
-def _to(rows: Sequence, place: dict) -> Tensor:
-    """A tensor of numbers. torch.tensor on the device would wait for it."""
-    return torch.tensor(rows, dtype=place["dtype"]).to(place["device"], non_blocking=True)
+@contextmanager
+def _failing_alone(slot: Slot) -> Iterator[None]:
+    """Turns whatever a job's own losses raise into that job's failure."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        log.warning(
+            "job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError)
+        )
+        slot.fail(f"{type(error).__name__}: {error}")

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdigin.engine.batch import padded
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.costs import step_inputs
 from fastdigin.engine.sampler import StepFunctions
 from fastdigin.engine.slot import Slot
+from fastdigin.engine.steps import padded
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.storage import cache_folder, cache_key

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdigin.engine.batch import padded, step_vector
 from fastdigin.engine.job import Job
 from fastdigin.engine.memory import measure
 from fastdigin.engine.sampler import Step, initial_state, pull_back, record_step
+from fastdigin.engine.steps import padded, step_vector
 from fastdigin.models.diffusion import LatentDiffusion
 
 # A slot's copies of the (T, L, D) text: base, delta, gradient and two moments of Adam, the best

@@ -1,41 +1,35 @@
 """Many latent optimisations at once, in a fixed number of slots of one U-Net batch.
 
-A slot whose job has finished is refilled at the next iteration boundary. With the same number of
-slots and threads, a result is bit-identical in any slot, beside any neighbours, in any order:
-everything but the U-Net runs slot by slot, and the U-Net's batch never changes its size.
+From a photo to its record there are these forms. Each is made once and adds what it names:
 
-Memory runs out all the same, where others use it too: then the iteration is taken again with half
-the kept steps, and when there are none, with half the slots at a time. Nothing is lost.
+1. photo: a file or a tensor of the user's.
+2. Request (tasks): its id, its words, its target, all checked. No pixels are kept.
+3. Stage (queue.py): Requests that wait for their inversion, then candidates that wait for a Search.
+4. Job (job.py): one image's optimisation, complete in itself: latents, texts, losses, settings.
+5. Slot (slot.py): the Job's variables, optimiser, history and best image while it runs.
+6. Result (job.py): what became of it, on the CPU.
+7. Record (results): what the task makes of it, with its pictures; what the user gets and saves.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from operator import length_hint
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fastdigin.engine.batch import BatchSteps, padded, scaled_noise, step_vector
+from fastdigin.engine.batch import Batch
 from fastdigin.engine.checks import check_pooled
-from fastdigin.engine.compile_choice import CompileChoice, work_ahead
+from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.compiled import GraphKey
-from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.job import Job, Result, Settings
-from fastdigin.engine.memory import is_out_of_memory, release
 from fastdigin.engine.planner import Plan, Planner
-from fastdigin.engine.sampler import (
-    Step,
-    StepFunctions,
-    UnrolledSampler,
-    unrolled_backward,
-    unrolled_forward,
-)
-from fastdigin.engine.slot import Slot
+from fastdigin.engine.queue import Queue, Stage, checked
+from fastdigin.engine.sampler import Step, StepFunctions, UnrolledSampler
+from fastdigin.engine.steps import scaled_noise, step_vector
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
@@ -79,8 +73,10 @@ class Engine:
         self.plan: Plan | None = None
         self._kept_steps = kept_steps or 0
         self._advanced = self._places = 0
+        self._stepping = False
         self._planner = Planner(model, memory, slots, kept_steps)
         self._choice = CompileChoice(model, compile, lambda: self.slots)
+        self._batch = self._new_batch(Queue())
 
     @property
     def slots(self) -> int:
@@ -179,235 +175,110 @@ class Engine:
         )
         return x0s if last_steps > 1 else x0s[-1]
 
-    def evaluate(self, jobs: Iterable[Job]) -> list[Result]:
-        """Every job's image and plain losses without optimising, in the order given."""
-        jobs = [replace(job, settings=replace(job.settings, iterations=0)) for job in jobs]
-        by_job = {id(result.job): result for result in self.run(jobs)}
-        return [by_job[id(job)] for job in jobs]
+    def submit(self, jobs: Iterable[Job | Stage]) -> None:
+        """Appends jobs and stages to the queue that ``step`` works through.
 
-    def run(
-        self,
-        jobs: Iterable[Job],
-        on_iteration: Callable[[int], None] | None = None,
-        *,
-        total: int | None = None,
-    ) -> Iterator[Result]:
-        """Yields a Result per job as it finishes. ``jobs`` is consumed lazily.
+        Raises:
+            UserError: for anything else among them; nothing is appended then.
+        """
+        self._batch.queue.submit(jobs)
+
+    def step(self, on_progress: Callable[[float], None] | None = None) -> list[Result]:
+        """Fills free slots from the queue, then advances every job in a slot by one iteration.
 
         Jobs in one batch share the number of steps and whether guidance is on; a job that differs
         waits until the slots have drained. A job that fails (bad shapes, an exception in a loss, a
         value that is not finite) yields a failed Result and disturbs no other.
-        on_iteration: called after each iteration with the number of jobs that were advanced.
-        total: how many jobs there are, if ``jobs`` does not tell; for compile="auto" alone.
+
+        Args:
+            on_progress: called with the work that was just done, in iterations of one job.
+
+        Returns:
+            The Results of the jobs that have finished, failed ones included; often none.
+
+        Example:
+            engine.submit(jobs)
+            while engine.busy:
+                for result in engine.step():
+                    print(result.id, result.history[-1]["total"])
         """
-        queue = _Queue(jobs, total)
-        while (first := queue.peek()) is not None:
-            key = self._batch_key(first)
-            slots: list[Slot] = []
-            while len(slots) < self.slots and self._batch_key(queue.peek()) == key:
-                yield from self._fill(slots, len(slots), queue)
-            if slots:
-                plan = self._plan(slots, queue.left)
-                log.info("%s", plan)
-            while any(slot.active for slot in slots):
-                advanced = sum(slot.active for slot in slots)
-                self._advanced += advanced
-                self._places += len(slots)
-                # The jobs of a task are made by runs of their own, inside this one: the plan is
-                # this run's, and self.plan only tells of it.
-                self.plan = plan = yield from self._iterate(slots, plan)
-                if on_iteration is not None:
-                    on_iteration(advanced)
-                for i in range(len(slots)):
-                    while not slots[i].active and self._batch_key(queue.peek()) == key:
-                        yield from self._fill(slots, i, queue)
-
-    def _plan(self, slots: Sequence[Slot], jobs_left: int) -> Plan:
-        """How the batch is run. jobs_left: how many others are known to follow."""
-        plan = self._planner.plan(slots)
-        rows = self._choice.rows(len(slots), self._guided(slots))
-        work = work_ahead(slots, plan.kept_steps, rows, self._guided(slots), jobs_left)
-        if not self._choice.compiles(work):
-            return plan
-        if rows > len(slots):
-            plan = self._planner.plan(slots, rows)
-        return replace(plan, compiled=True)
-
-    def _batch_key(self, job: Job | None) -> tuple | None:
-        """Jobs with equal keys fit into one batch."""
-        if job is None:
-            return None
-        guided = self.model.has_null_branch(job.settings.guidance_scale)
-        return job.settings.steps, guided, job.conditioning.shape[-2:-1]
-
-    def _guided(self, slots: Sequence[Slot]) -> bool:
-        return self.model.has_null_branch(slots[0].job.settings.guidance_scale)
-
-    def _fill(self, slots: list[Slot], i: int, queue: _Queue) -> Iterator[Result]:
-        """Puts the queue's next job into slot i (or behind the last); yields if it fails."""
-        job = queue.pop()
+        if self._stepping:
+            raise RuntimeError(
+                "engine.step() was called by a stage of the step that is under way: a stage "
+                "returns its jobs, and may use engine.evaluate() and engine.run()"
+            )
+        self._stepping = True
         try:
-            slots[i : i + 1] = [Slot(job, self.model)]
-        except UserError as error:
-            log.warning("job %s failed: %s", job.id, error)
-            yield Result(job, "failed", str(error), None, None, (), None, 0.0)
-
-    def _iterate(self, slots: Sequence[Slot], plan: Plan) -> Generator[Result, None, Plan]:
-        """Evaluates every slot once and updates those that go on; the plan to go on with.
-
-        All slots at once, or the plan's number at a time where memory did not hold them all.
-        """
-        names = ("latents", "conditioning", "null_text")
-        start = 0
-        while start < len(slots):
-            part = slots[start : start + plan.slots]
-            gradients, plan, again = self._try_gradients(part, plan)
-            if again:
-                continue
-            start += len(part)
-            for i, slot in enumerate(part):
-                if slot.active and slot.updates_left and gradients is not None:
-                    with _failing_alone(slot):
-                        slot.update(
-                            {
-                                name: None if g is None else g[i]
-                                for name, g in zip(names, gradients, strict=True)
-                            }
-                        )
-        _settle(slots)
-        for slot in slots:
-            if not slot.active and not slot.reported:
-                slot.reported = True
-                yield slot.result()
-        return plan
-
-    def _try_gradients(self, part: Sequence[Slot], plan: Plan) -> tuple[tuple | None, Plan, bool]:
-        """(``_gradients``, plan, False), or out of memory (None, a smaller plan, True).
-
-        With nothing left to make smaller the slot fails.
-        """
-        try:
-            return self._gradients(part, plan), plan, False
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error)
-        # Outside of the handler: there the exception would keep the graphs alive.
-        release(self.model.device)
-        smaller = plan.halved()
-        if smaller is not None and smaller.compiled and not plan.kept_steps:
-            guided = self._guided(part)
-            before, after = (self._choice.rows(p.slots, guided) for p in (plan, smaller))
-            smaller = replace(smaller, compiled=after < before)  # there is no smaller graph
-        if smaller is None:
-            part[0].fail(f"out of memory even alone: {reason}")
-            return None, plan, False
-        log.warning("out of memory with %s; going on with %s", plan, smaller)
-        return None, smaller, True
-
-    def _gradients(self, slots: Sequence[Slot], plan: Plan) -> tuple | None:
-        """Evaluates the slots; gradients of (z, conditioning, null text), if any slot goes on.
-
-        A slot that is not active keeps its place with its last state, so that shapes stay as
-        they are; whatever it computes is dropped.
-        """
-        guided = self._guided(slots)
-        width = self._choice.rows(len(slots), guided) if plan.compiled else 1
-        rows = padded(slots, width, copies=2 if guided else 1)
-        z = torch.stack([slot.z.detach() for slot in rows])
-        cond = torch.stack([slot.conditioning for slot in rows])
-        null = torch.stack([slot.null_text for slot in rows]) if guided else None
-        steps = BatchSteps(self.model, [slot.constants for slot in rows], z.dtype)
-        last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
-        goes_on = any(slot.active and slot.updates_left for slot in slots)
-        kept = min(plan.kept_steps, len(steps)) if goes_on else 0
-        functions = self._choice.of(plan.compiled)
-        run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
-
-        grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
-        for i, slot in enumerate(slots):
-            if slot.active:
-                x0s = [x0[i] for x0 in run.x0s]
-                with _failing_alone(slot):
-                    for grad_x0, grad in zip(grad_x0s, self._losses(slot, x0s), strict=True):
-                        grad_x0[i] = grad
-        if not any(slot.active and slot.updates_left for slot in slots):
-            return None
-        return unrolled_backward(functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
-
-    def _losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
-        """Records the plain image of the last x0; returns the gradient for each x0.
-
-        Each x0 is decoded, judged and reduced to its gradient before the next, one slot at a
-        time: memory is that of one decode, and no other job can change a bit or break this one.
-        One decode of the last x0 serves its loss and the history.
-        """
-        settings = slot.job.settings
-        count = min(settings.last_steps, len(x0s))
-        weights = [2 * (k + 1) / (count * (count + 1)) for k in range(count)]
-        gradients = [torch.zeros_like(x0) for x0 in x0s[: len(x0s) - count]]
-        for k, (weight, x0) in enumerate(zip(weights, x0s[-count:], strict=True)):
-            last = k == count - 1
-            if not last and not slot.updates_left:
-                gradients.append(torch.zeros_like(x0))
-                continue
-            with torch.set_grad_enabled(slot.updates_left):
-                x0 = x0.detach().requires_grad_(slot.updates_left)
-                decoded = decode_one(self.model, x0)
-            if last:
-                slot.record(decoded.detach(), x0.detach())
-                if not slot.updates_left:
-                    return [torch.zeros_like(x) for x in x0s]
-            key = slot.job.seed, slot.iteration, k
-            gradients.append(loss_gradient(slot, decoded, x0, weight, key))
-        return gradients
-
-
-def _settle(slots: Sequence[Slot]) -> None:
-    """Reads the figures of all slots: the only time in an iteration that waits for the device."""
-    figures = [slot.figures for slot in slots]
-    values = torch.cat(figures).tolist()
-    for slot, own in zip(slots, figures, strict=True):
-        mine, values = values[: len(own)], values[len(own) :]
-        with _failing_alone(slot):
-            slot.settle(mine)
-
-
-@contextmanager
-def _failing_alone(slot: Slot) -> Iterator[None]:
-    """Turns whatever a job's own losses raise into that job's failure."""
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        log.warning(
-            "job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError)
-        )
-        slot.fail(f"{type(error).__name__}: {error}")
-
-
-class _Queue:
-    """Jobs in order, with a look at the next one."""
-
-    def __init__(self, jobs: Iterable[Job], total: int | None = None):
-        self._left = length_hint(jobs) if total is None else total
-        self._jobs, self._next = iter(jobs), None
+            results = self._step(self._batch, on_progress)
+        finally:
+            self._stepping = False
+        if not self._batch.busy:  # the next batch is as wide as its jobs are many
+            self._batch = self._new_batch(Queue())
+        return results
 
     @property
-    def left(self) -> int:
-        """How many jobs are known to follow."""
-        return max(self._left, 0)
+    def busy(self) -> bool:
+        """Whether a submitted job is in a slot or waits for one."""
+        return self._batch.busy
 
-    def peek(self) -> Job | None:
-        if self._next is None:
-            self._next = next(self._jobs, None)
-        return self._next
+    @property
+    def waiting(self) -> int:
+        """How many submitted jobs have no slot yet; a stage counts as those that it will become."""
+        return self._batch.queue.waiting
 
-    def pop(self) -> Job:
-        job, self._next = self.peek(), None
-        self._left -= 1
-        return job
+    def run(
+        self, jobs: Iterable[Job | Stage], on_progress: Callable[[float], None] | None = None
+    ) -> Iterator[Result]:
+        """Yields a Result per job as it finishes, from a queue of its own.
+
+        Args:
+            jobs: a sequence is checked at once; any other iterable is read when a slot is free.
+            on_progress: called with the work that was just done, in iterations of one job.
+
+        Raises:
+            UserError: for anything but jobs and stages among ``jobs``.
+        """
+        queue = Queue() if isinstance(jobs, Sequence) else Queue(jobs)
+        if isinstance(jobs, Sequence):
+            queue.submit(jobs)
+        return self._results(self._new_batch(queue), on_progress)
+
+    def evaluate(self, jobs: Iterable[Job]) -> list[Result]:
+        """Every job's image and unaugmented losses without optimising, in the order given."""
+        jobs = [
+            replace(job, settings=replace(job.settings, iterations=0))
+            for job in checked(jobs, (Job,), "jobs")
+        ]
+        by_job = {id(result.job): result for result in self.run(jobs)}
+        return [by_job[id(job)] for job in jobs]
+
+    def _new_batch(self, queue: Queue) -> Batch:
+        return Batch(self._planner, self._choice, queue)
+
+    def _results(self, batch: Batch, on_progress) -> Iterator[Result]:
+        while batch.busy:
+            yield from self._step(batch, on_progress)
+
+    def _step(self, batch: Batch, on_progress: Callable[[float], None] | None) -> list[Result]:
+        advance = on_progress or (lambda iterations: None)
+        results = batch.refill(lambda stage: self._run_stage(stage, advance))
+        advancing = batch.advancing
+        if advancing:
+            results += batch.iterate()
+            self._advanced += advancing
+            self._places += len(batch.slots)
+            self.plan = batch.plan
+            advance(advancing)
+        return results
+
+    def _run_stage(self, stage: Stage, advance: Callable[[float], None]) -> Sequence:
+        """What takes the stage's place in the queue."""
+        try:
+            return list(checked(stage.run(self, advance), (Job, Stage, Result), "a stage's jobs"))
+        except Exception as error:
+            known = isinstance(error, UserError)
+            log.warning("%s failed: %s", type(stage).__name__, error, exc_info=not known)
+            return stage.failed(str(error) if known else f"{type(error).__name__}: {error}")
 
 
 def _check_frozen(model: LatentDiffusion) -> None:

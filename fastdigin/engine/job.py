@@ -169,7 +169,8 @@ class Job:
     prompt and null text for models that take them (SDXL), see ``LatentDiffusion.encode_pooled``.
     noise: (T, C, h, w), what a stochastic solver (LCM, SDXL-Turbo) adds after each step; None
     draws it from ``seed``. monitors: name -> function of the plain image
-    (3, H, W), recorded at every iteration. info: carried through to the Result untouched.
+    (3, H, W), recorded at every iteration. info: one object of whoever made the job, carried
+    through to the Result untouched.
     """
 
     id: str
@@ -185,13 +186,23 @@ class Job:
     pooled: Tensor | None = None
     noise: Tensor | None = None
     monitors: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Any = None
+
+
+@dataclass(frozen=True)
+class Unmade:
+    """What is known of a job that could not be made: it stands for the Job in a failed Result."""
+
+    id: str
+    seed: int = 0
+    info: Any = None
 
 
 @dataclass(frozen=True)
 class Result:
     """What became of a Job. Tensors are on the CPU.
 
+    job: as it was given; an Unmade where a stage failed to make it.
     status: "done" or "failed" (then ``error`` says why; images are those of the best iteration
     so far, or None). image: the plain image with the smallest total; initial_image: the one of
     iteration 0. history: per iteration the plain "total", every loss (unweighted) and monitor.
@@ -199,7 +210,7 @@ class Result:
     with the job's settings, injection and blending they reproduce it.
     """
 
-    job: Job
+    job: Job | Unmade
     status: Literal["done", "failed"]
     error: str | None
     image: Tensor | None
@@ -210,6 +221,11 @@ class Result:
     latents: Tensor | None = None
     conditioning: Tensor | None = None
     null_text: Tensor | None = None
+
+    @classmethod
+    def failure(cls, job: Job | Unmade, error: str) -> Result:
+        """The Result of a job that never started."""
+        return cls(job, "failed", error, None, None, (), None, 0.0)
 
     @property
     def id(self) -> str:

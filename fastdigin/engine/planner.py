@@ -68,7 +68,7 @@ class Planner:
         self, model: LatentDiffusion, memory: str | int, slots: int | None, kept_steps: int | None
     ):
         parse_memory(memory, model.device)
-        self._model, self._memory = model, memory
+        self.model, self._memory = model, memory
         self._slots, self._kept_steps = slots, kept_steps
         self._costs: dict[tuple, Costs] = {}
 
@@ -81,13 +81,13 @@ class Planner:
 
     def _plan_slots(self) -> int:
         """For a usual job: the losses are not known yet, only the decode is."""
-        length = self._model.text_length
-        loss = self._peak_of(lambda x0: torch.autograd.grad(decode_one(self._model, x0).sum(), x0))
-        steps, scale = self._model.usual_steps, self._model.usual_guidance_scale
-        costs = self._costs_of(self._model.has_null_branch(scale), length)
+        length = self.model.text_length
+        loss = self._peak_of(lambda x0: torch.autograd.grad(decode_one(self.model, x0).sum(), x0))
+        steps, scale = self.model.usual_steps, self.model.usual_guidance_scale
+        costs = self._costs_of(self.model.has_null_branch(scale), length)
 
         def predicted(slots: int, kept_steps: int) -> int:
-            return predict(self._model, costs, slots, kept_steps, steps, loss, 0, length)
+            return predict(self.model, costs, slots, kept_steps, steps, loss, 0, length)
 
         kept_steps, budget = self._kept_choices(steps)[0], self._budget()
         fitting = [slots for slots in SLOTS if predicted(slots, kept_steps) <= budget]
@@ -108,17 +108,17 @@ class Planner:
 
         loss = self._peak_of(
             lambda x0: loss_gradient(
-                slot, decode_one(self._model, x0), x0, 1.0, (slot.job.seed, 0, 0)
+                slot, decode_one(self.model, x0), x0, 1.0, (slot.job.seed, 0, 0)
             )
         )
         held = max(tensor_bytes(each.job) for each in slots)
-        guided = self._model.has_null_branch(settings.guidance_scale)
+        guided = self.model.has_null_branch(settings.guidance_scale)
         costs = self._costs_of(guided, length)
 
         def predicted(slots: int, kept_steps: int) -> int:
             rows_too = max(slots, rows)
             return predict(
-                self._model, costs, rows_too, kept_steps, settings.steps, loss, held, length
+                self.model, costs, rows_too, kept_steps, settings.steps, loss, held, length
             )
 
         budget = self._budget()
@@ -145,18 +145,18 @@ class Planner:
         return slots, kept_steps
 
     def _budget(self) -> int:
-        return parse_memory(self._memory, self._model.device)
+        return parse_memory(self._memory, self.model.device)
 
     def _peak_of(self, gradient_of: Callable[[Tensor], object]) -> int:
         """Most bytes alive while one x0 is decoded, judged and reduced to its gradient.
 
         0 where that fails: it will again when the job's turn comes, which then fails alone.
         """
-        place = {"device": self._model.device, "dtype": self._model.state_dtype}
-        x0 = torch.zeros(self._model.latent_shape, **place, requires_grad=True)
+        place = {"device": self.model.device, "dtype": self.model.state_dtype}
+        x0 = torch.zeros(self.model.latent_shape, **place, requires_grad=True)
         try:
             with torch.enable_grad():
-                return measure(lambda: gradient_of(x0), self._model.device)[1]
+                return measure(lambda: gradient_of(x0), self.model.device)[1]
         except Exception as error:
             log.info("the losses could not be measured: %s", error)
             return 0
@@ -164,5 +164,5 @@ class Planner:
     def _costs_of(self, guided: bool, text_length: int) -> Costs:
         key = guided, text_length
         if key not in self._costs:
-            self._costs[key] = measure_costs(self._model, guided, text_length)
+            self._costs[key] = measure_costs(self.model, guided, text_length)
         return self._costs[key]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdigin.engine.batch import job_constants
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
+from fastdigin.engine.steps import job_constants
 from fastdigin.models.diffusion import LatentDiffusion
 
 

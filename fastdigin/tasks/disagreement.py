@@ -113,7 +113,7 @@ def disagreements(
     jobs = _starts(engine, f, g, wanted, settings, seed)
     share = 1 / (settings.optimisation.iterations + 1)
     advance = on_progress and (lambda count: on_progress(share * count))
-    results = engine.run(jobs, on_iteration=advance, total=len(wanted))
+    results = engine.run(jobs, advance)
     return (_explain(result, f, g, described) for result in results)
 
 

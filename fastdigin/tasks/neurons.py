@@ -138,7 +138,7 @@ def visualise_neurons(
                 yield _job(engine, classifier, neuron, open_words[word], seed_of(seed, sample),
                            maxima, settings, id)  # fmt: skip
 
-    results = engine.run(jobs(), on_iteration=advance, total=open_jobs)
+    results = engine.run(jobs(), advance)
     return (_explain(result, classifier, maxima, described) for result in results)
 
 

@@ -74,7 +74,7 @@ def run_photo_jobs(
             yield failure(task, id, settings["seed"], str(error), settings)
 
     def explanations() -> Iterator[Explanation]:
-        for result in engine.run(jobs(), progress(1), total=len(todo)):
+        for result in engine.run(jobs(), progress(1)):
             yield from failures()
             yield explain_result(result)
         yield from failures()

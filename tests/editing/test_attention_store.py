@@ -19,8 +19,8 @@ from tiny import (
 
 from fastdigin.editing.attention_store import nearest_layers, store_attention
 from fastdigin.editing.inversion import InversionSettings, invert
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
+from fastdigin.engine.steps import BatchSteps
 from fastdigin.errors import UserError
 from fastdigin.models.attention import attention_map
 

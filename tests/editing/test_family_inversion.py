@@ -11,8 +11,8 @@ from tiny import assert_near, uniform
 
 from fastdigin.editing.attention_store import store_attention
 from fastdigin.editing.inversion import InversionSettings, invert
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
+from fastdigin.engine.steps import BatchSteps
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.tasks.sources import edited_start
 

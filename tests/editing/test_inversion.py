@@ -12,11 +12,11 @@ from tiny import IMAGE_SHAPE, LATENT_SHAPE, assert_near, normal
 from fastdigin.editing import inversion as module
 from fastdigin.editing.inversion import InversionSettings, ddim_inversion, invert
 from fastdigin.embedded import photos
-from fastdigin.engine.batch import padded
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Settings
 from fastdigin.engine.sampler import StepFunctions
+from fastdigin.engine.steps import padded
 from fastdigin.errors import UserError
 from fastdigin.objectives import Distance
 

@@ -9,8 +9,8 @@ import torch
 from tiny import make_job, make_source, uniform
 
 from fastdigin.editing.masks import attention_mask, blending, latent_mask, soften, tighten
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_forward
+from fastdigin.engine.steps import BatchSteps
 
 SIZE = 128
 

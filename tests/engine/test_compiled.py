@@ -20,10 +20,10 @@ from tiny import (
     with_scheduler,
 )
 
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.costs import step_inputs as step_inputs_of
 from fastdigin.engine.sampler import StepFunctions
+from fastdigin.engine.steps import BatchSteps
 
 SOURCE, PROMPT = "a photo of a red sneaker", "a photo of a cat"
 ROWS = 2

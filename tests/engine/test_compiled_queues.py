@@ -11,8 +11,6 @@ from tiny import assert_near, build_tiny, make_job, uniform
 from fastdigin.engine import compile_choice
 from fastdigin.engine.compiled import GraphKey
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.planner import Plan
-from fastdigin.engine.slot import Slot
 
 
 def test_a_mixed_queue_of_all_tasks_makes_no_graph_beyond_the_declared_set(compiled_engine):
@@ -73,12 +71,14 @@ def test_smaller_batches_than_there_are_graphs_for_run_uncompiled(compiled_engin
     def fail(slots, plan):
         raise torch.OutOfMemoryError("none left")
 
-    engine = Engine(compiled_engine.model, slots=8, compile="on")
-    monkeypatch.setattr(engine, "_gradients", fail)
-    slots = [Slot(make_job(engine.model), engine.model)] * 8
-    plan, found = Plan(8, 2, compiled=True), []
+    engine = Engine(compiled_engine.model, slots=8, kept_steps=2, compile="on")
+    engine.submit([make_job(engine.model)] * 8)
+    batch, found = engine._batch, []
+    batch.refill(run_stage=None)
+    monkeypatch.setattr(batch, "gradients", fail)
+    plan = batch.plan
     for _ in range(5):
-        _, plan, again = engine._try_gradients(slots[: plan.slots], plan)
+        _, plan, again = batch.try_gradients(batch.slots[: plan.slots], plan)
         assert again
         found.append((plan.slots, plan.kept_steps, plan.compiled))
     assert found == [(8, 1, True), (8, 0, True), (4, 0, True), (2, 0, False), (1, 0, False)]

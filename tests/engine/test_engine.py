@@ -219,7 +219,7 @@ def test_refilled_slots_keep_the_batch_full(tiny, monkeypatch):
     jobs = [make_job(tiny.model, str(n), seed=n, iterations=i) for n, i in enumerate(lengths)]
     advanced = []
     results = list(
-        Engine(tiny.model, slots=2, kept_steps=0).run(jobs, on_iteration=advanced.append)
+        Engine(tiny.model, slots=2, kept_steps=0).run(jobs, advanced.append)
     )
     assert [r.iterations for r in sorted(results, key=lambda r: r.id)] == lengths
     assert set(sizes) == {4}, "two slots with two branches each, always"

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.planner import Plan
-from fastdigin.engine.slot import Slot
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
 
@@ -60,18 +58,18 @@ def on_meta(x):
 def jobs():
     """Two of each task, made by the tasks themselves."""
     engine = Engine(build_tiny(levels=1).model, slots=2, kept_steps=0, compile="off")
-    return [replace(e.result.job, info={}) for e in four_tasks(engine)]
+    return [replace(e.result.job, info=None) for e in four_tasks(engine)]
 
 
 @pytest.fixture(scope="module")
-def meta_engine():
+def meta_model():
     model = build_tiny(levels=1).model
     for network in model.networks:
         network.to("meta")
-    return Engine(model, memory="1GiB", slots=2, compile="off")
+    return model
 
 
-def iterate(engine, jobs, monkeypatch):
+def iterate(model, jobs, monkeypatch):
     """An iteration of the jobs in one batch: how often figures were read, and the slots."""
     reads = []
 
@@ -79,14 +77,17 @@ def iterate(engine, jobs, monkeypatch):
         reads.append(figures)
         return [0.5] * figures.numel()
 
-    slots = [Slot(job, engine.model) for job in jobs]
+    engine = Engine(model, slots=len(jobs), kept_steps=1, compile="off")
+    engine.submit(jobs)
+    batch = engine._batch
+    assert batch.refill(run_stage=None) == []
     monkeypatch.setattr(Tensor, "tolist", read)
     with BlockingCopies():
-        list(engine._iterate(slots, Plan(len(slots), kept_steps=1)))
-    return reads, slots
+        batch.iterate()
+    return reads, batch.slots
 
 
-def test_an_iteration_of_all_tasks_reads_once(jobs, meta_engine, monkeypatch):
+def test_an_iteration_of_all_tasks_reads_once(jobs, meta_model, monkeypatch):
     moved = []
     for job in jobs:
         constants = on_meta(job)
@@ -95,19 +96,19 @@ def test_an_iteration_of_all_tasks_reads_once(jobs, meta_engine, monkeypatch):
             constants = replace(constants, injection=replace(constants.injection, mapping=mapping))
         moved.append(constants)
     assert sum(job.injection is not None and job.blending is not None for job in moved) == 4
-    reads, slots = iterate(meta_engine, moved, monkeypatch)
+    reads, slots = iterate(meta_model, moved, monkeypatch)
     assert [slot.error for slot in slots] == [None] * 8
     assert all(slot.iteration == 1 for slot in slots), "nobody was updated"
     assert len(reads) == 1 and reads[0].device.type == "meta"
 
 
-def test_references_and_crops_may_come_from_the_host(meta_engine, monkeypatch):
+def test_references_and_crops_may_come_from_the_host(meta_model, monkeypatch):
     classifier = build_classifier().to("meta")
-    job = make_job(meta_engine.model, steps=2)
+    job = make_job(meta_model, steps=2)
     confidence = ClassConfidence(classifier, 0, cutouts=Cutouts(count=2))
     job = replace(job, losses=[*job.losses, confidence], latents=job.latents)
     assert job.losses[0].reference.device.type == "cpu"
-    reads, (slot,) = iterate(meta_engine, [job], monkeypatch)
+    reads, (slot,) = iterate(meta_model, [job], monkeypatch)
     assert slot.error is None and slot.iteration == 1 and len(reads) == 1
 
 
@@ -119,7 +120,7 @@ def test_references_and_crops_may_come_from_the_host(meta_engine, monkeypatch):
     lambda image: image.nonzero().sum(),
     lambda image: image.mean() + torch.ones(3).to(image.device).sum(),
 ])  # fmt: skip
-def test_the_detector_sees_what_waits(meta_engine, monkeypatch, read):
-    job = make_job(meta_engine.model, steps=2, monitors={"read": read})
-    _, (slot,) = iterate(meta_engine, [job], monkeypatch)
+def test_the_detector_sees_what_waits(meta_model, monkeypatch, read):
+    job = make_job(meta_model, steps=2, monitors={"read": read})
+    _, (slot,) = iterate(meta_model, [job], monkeypatch)
     assert slot.error is not None

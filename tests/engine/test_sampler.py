@@ -25,7 +25,6 @@ from tiny import (
     with_scheduler,
 )
 
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.sampler import (
     StepFunctions,
@@ -33,6 +32,7 @@ from fastdigin.engine.sampler import (
     unrolled_backward,
     unrolled_forward,
 )
+from fastdigin.engine.steps import BatchSteps
 from fastdigin.errors import UserError
 
 STEPS = 4

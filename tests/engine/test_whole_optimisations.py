@@ -40,8 +40,8 @@ class SpyingEngine(Engine):
         super().__init__(model, **options)
         self.seen = []
 
-    def run(self, jobs, on_iteration=None, **options):
-        return super().run(map(self._watched, jobs), on_iteration, **options)
+    def run(self, jobs, on_progress=None):
+        return super().run(map(self._watched, jobs), on_progress)
 
     def _watched(self, job):
         if job.settings.iterations == 0:  # a search; its results are found by the jobs' identity

@@ -8,10 +8,10 @@ import torch
 from families import FAMILIES, SIZE, load_pipeline, save_family
 from tiny import assert_near, normal
 
-from fastdigin.engine.batch import BatchSteps
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
+from fastdigin.engine.steps import BatchSteps
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import Distance
