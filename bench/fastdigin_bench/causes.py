@@ -33,12 +33,11 @@ from fastdigin.engine.decoding import decode_one
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
 from fastdigin.engine.slot import Slot
-from fastdigin.models.attention import install_processors
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin_bench.output import say
 from fastdigin_bench.text_jobs import run_all
-from fastdigin_kernels.common import fused
+from fastdigin_kernels.common import choice
 
 WHOLE, NETWORKS, COMPILED = "whole", "networks", "compile"
 
@@ -99,7 +98,7 @@ def variants(
         "no recompute": Variant(engine(kept_steps=0)),
         "injection without maps": Variant(whole, lambda: written_maps(model)),
         "shared decode": Variant(whole, separate_decode),
-        "kernels": Variant(whole, lambda: pytorch_kernels(model)),
+        "kernels": Variant(whole, pytorch_kernels),
         NETWORKS: Variant(whole, lambda: no_networks(model, classifier)),
     }
     if compiled:
@@ -156,14 +155,10 @@ def written_maps(model: LatentDiffusion) -> Iterator[None]:
 
 
 @contextmanager
-def pytorch_kernels(model: LatentDiffusion) -> Iterator[None]:
+def pytorch_kernels() -> Iterator[None]:
     """PyTorch's own attention, group norm, SiLU and GEGLU while it lasts."""
-    install_processors(model.unet, "sdpa")
-    try:
-        with patch.object(fused, "choose", lambda *given: "torch"):
-            yield
-    finally:
-        install_processors(model.unet, model.attention)
+    with patch.object(choice, "choose", lambda operation, *given: choice.own(operation)):
+        yield
 
 
 @contextmanager

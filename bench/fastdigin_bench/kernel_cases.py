@@ -6,7 +6,7 @@ arithmetic. Attention is laid out as the U-Net lays it out, (B,N,H,d) in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastdigin_kernels.attention import api as attention_module
-from fastdigin_kernels.attention import choice as dispatch
-from fastdigin_kernels.common import fused
-from fastdigin_kernels.geglu import geglu, geglu_reference
-from fastdigin_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
+from fastdigin_kernels.attention import attention, injected_attention
+from fastdigin_kernels.attention.reference import attention_reference, injected_attention_reference
+from fastdigin_kernels.common import choice
+from fastdigin_kernels.geglu import geglu
+from fastdigin_kernels.geglu.reference import geglu_reference
+from fastdigin_kernels.group_norm_silu import group_norm_silu
+from fastdigin_kernels.group_norm_silu.reference import group_norm_silu_reference
 
 OPS = (
     "self-attention",
@@ -77,8 +79,8 @@ class Case:
     """One operation at one shape.
 
     variables: tensors, of which those that require a gradient are differentiated.
-    implementations: name -> function of the variables, giving a tensor or a tuple of them.
-    baseline: the name of PyTorch's own among them. truth: the same function by its definition.
+    implementations: name -> function of the variables, giving a tensor. baseline: the name of
+    PyTorch's own among them. truth: the same function by its definition.
     flops: of forward and backward, None where an operation is bound by memory.
     bytes: that forward and backward must read and write, every tensor once.
     pieces: the variables in parts that the truth can be computed from one by one.
@@ -91,11 +93,9 @@ class Case:
     implementations: dict[str, Callable]
     baseline: str
     truth: Callable
-    flops: tuple[int, int] | None
     bytes: tuple[int, int]
-    pieces: Callable[[Sequence[Tensor]], Iterator[Sequence[Tensor]]] = lambda tensors: iter(
-        [tensors]
-    )
+    flops: tuple[int, int] | None = None
+    pieces: Callable[[Sequence[Tensor]], Iterable[Sequence[Tensor]]] = lambda tensors: [tensors]
 
 
 def cases(
@@ -105,61 +105,52 @@ def cases(
     for name in models:
         model = MODELS[name]
         for tokens, heads, size in model.attention:
-            for op in OPS[:4]:
-                if op in ops:
-                    keys = tokens if op == "self-attention" else model.text
-                    # A CPU takes seconds for one sample of many tokens, and samples are alike.
-                    batch = 1 if device.type == "cpu" and tokens >= 4096 else model.batch
-                    shape = (batch, heads, tokens, keys, size)
-                    yield _attention(name, op, shape, device, dtype)
+            for op in (op for op in OPS[:4] if op in ops):
+                keys = tokens if op == "self-attention" else model.text
+                # A CPU takes seconds for one sample of many tokens, and samples are alike.
+                batch = 1 if device.type == "cpu" and tokens >= 4096 else model.batch
+                yield _attention(name, op, (batch, heads, tokens, keys, size), device, dtype)
         for channels, side in model.norms if "group-norm-silu" in ops else ():
-            shape = (model.batch, channels, side, side)
-            # What convolutions on a CPU prefer, and so what a loaded network passes on.
-            for last in (False, True) if device.type == "cpu" else (False,):
-                yield _group_norm(name, shape, last, model.groups, device, dtype)
+            # A loaded network passes on channels last.
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = _draw((model.batch, channels, side, side), device, dtype, 0)
+                yield _group_norm(name, x.contiguous(memory_format=layout), model.groups)
         for tokens, width in model.gates if "geglu" in ops else ():
-            yield _geglu(name, (model.batch, tokens, 2 * width), device, dtype)
+            yield _geglu(name, _draw((model.batch, tokens, 2 * width), device, dtype, 0))
 
 
 def _attention(name, op, shape, device, dtype) -> Case:
     batch, heads, tokens, keys, size = shape
-    draw = partial(_draw_heads, batch, heads, size, device, dtype)
+    injected = op == "injected-attention"
+
+    def draw(rows: int, seed: int) -> Tensor:
+        return _draw((batch, rows, heads, size), device, dtype, seed).transpose(1, 2)
+
     variables = [draw(tokens, 0), draw(keys, 1), draw(keys, 2)]
-    if op == "injected-attention":
+    if injected:
         mapping = torch.rand(batch, keys, keys, generator=torch.Generator().manual_seed(5))
         mapping = (mapping / mapping.sum(1, keepdim=True)).to(device, dtype)
         weight = torch.full((batch,), 0.5, device=device, dtype=dtype)
         variables += [draw(tokens, 3), draw(keys, 4), mapping, weight]
-        function = attention_module.injected_attention
-        truth = attention_module.injected_attention_reference
-    else:
-        function, truth = attention_module.attention, attention_module.attention_reference
     for tensor in variables[: 1 if op == "frozen-text-attention" else 3]:
         tensor.requires_grad_()
-    impls = [
-        impl
-        for impl in dispatch.IMPLEMENTATIONS[1:]
-        if dispatch.unavailable(impl, device, dtype, size) is None
-    ]
+    function = injected_attention if injected else attention
+    found = _able("attention", function, shape[1:], device, dtype)
     if batch * heads * tokens * keys > _LARGEST_MAP:
-        impls.remove("reference")
-    parts, product = (2 if op == "injected-attention" else 1), 2 * batch * heads * tokens * keys
+        del found["reference"]
+    parts, product = (2 if injected else 1), 2 * batch * heads * tokens * keys
     backward = {"frozen-text-attention": 3, "injected-attention": 7}.get(op, 5)
-    rows, item = batch * heads * size, variables[0].element_size()
+    row_bytes = batch * heads * size * variables[0].element_size()
     forward_rows = 2 * tokens + 2 * keys + (parts - 1) * (tokens + 2 * keys)
     backward_rows = 3 * tokens + (2 if backward == 3 else 4) * keys
     backward_rows += (parts - 1) * (tokens + 3 * keys)
     return Case(
-        name, op, f"{batch}x{heads}x{tokens}x{keys}x{size}", variables,
-        {impl: partial(function, impl=impl) for impl in impls}, "sdpa", truth,
+        name, op, "x".join(map(str, shape)), variables, found, "sdpa",
+        injected_attention_reference if injected else attention_reference,
+        (forward_rows * row_bytes, backward_rows * row_bytes),
         (2 * parts * product * size, backward * product * size),
-        (forward_rows * rows * item, backward_rows * rows * item),
         partial(_each_head, batch, heads),
     )  # fmt: skip
-
-
-def _draw_heads(batch, heads, size, device, dtype, tokens: int, seed: int) -> Tensor:
-    return _draw((batch, tokens, heads, size), device, dtype, seed).transpose(1, 2)
 
 
 def _each_head(batch: int, heads: int, tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
@@ -169,10 +160,8 @@ def _each_head(batch: int, heads: int, tensors: Sequence[Tensor]) -> Iterator[Se
             yield [t[b : b + 1, h : h + 1] if t.ndim == 4 else t[b : b + 1] for t in tensors]
 
 
-def _group_norm(name, shape, channels_last, groups, device, dtype) -> Case:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = _draw(shape, device, dtype, 0).contiguous(memory_format=layout).requires_grad_()
-    weight, bias = _draw((2, shape[1]), device, dtype, 1)
+def _group_norm(name: str, x: Tensor, groups: int) -> Case:
+    weight, bias = _draw((2, x.shape[1]), x.device, x.dtype, 1)
 
     def pytorch(x):
         return F.silu(F.group_norm(x, groups, weight, bias, 1e-5))
@@ -180,42 +169,36 @@ def _group_norm(name, shape, channels_last, groups, device, dtype) -> Case:
     def truth(x):
         return group_norm_silu_reference(x, weight.to(x), bias.to(x), groups)
 
-    def ours(impl):
-        return lambda x: group_norm_silu(x, weight, bias, groups, impl=impl)
+    def ours(x, impl):
+        return group_norm_silu(x, weight, bias, groups, impl=impl)
 
-    size = x.numel() * x.element_size()
+    able = _able("group_norm_silu", ours, (*x.shape[1:], groups), x.device, x.dtype)
+    shape = "x".join(map(str, x.shape)) + " channels last" * (not x.is_contiguous())
     return Case(
-        name, "group-norm-silu", "x".join(map(str, shape)) + " channels last" * channels_last, [x],
-        _fused(pytorch, ours, x),
-        PYTORCH, truth, None, (2 * size, 3 * size),
+        name, "group-norm-silu", shape, [x.requires_grad_()], {PYTORCH: pytorch} | able, PYTORCH,
+        truth, (2 * x.nbytes, 3 * x.nbytes),
     )  # fmt: skip
 
 
-def _geglu(name, shape, device, dtype) -> Case:
-    x = _draw(shape, device, dtype, 0).requires_grad_()
-
+def _geglu(name: str, x: Tensor) -> Case:
     def pytorch(x):
         a, b = x.chunk(2, dim=-1)
         return a * F.gelu(b)
 
-    half = x.numel() * x.element_size() // 2
+    able, half = _able("geglu", geglu, x.shape[1:], x.device, x.dtype), x.nbytes // 2
     return Case(
-        name, "geglu", "x".join(map(str, shape)), [x],
-        _fused(pytorch, lambda impl: partial(geglu, impl=impl), x), PYTORCH, geglu_reference,
-        None, (3 * half, 5 * half),
+        name, "geglu", "x".join(map(str, x.shape)), [x.requires_grad_()],
+        {PYTORCH: pytorch} | able, PYTORCH, geglu_reference, (3 * half, 5 * half),
     )  # fmt: skip
 
 
-def _fused(pytorch: Callable, ours: Callable[[str], Callable], x: Tensor) -> dict[str, Callable]:
-    """Those that can run, found by trying: their modules check what they take."""
-    found = {PYTORCH: pytorch}
-    for impl in fused.IMPLEMENTATIONS[1:]:
-        try:
-            ours(impl)(x.detach()[:1])
-        except (RuntimeError, ValueError):
-            continue
-        found[impl] = ours(impl)
-    return found
+def _able(operation: str, function: Callable, shape, device, dtype) -> dict[str, Callable]:
+    """The implementations of an operation that can run, "auto" aside."""
+    return {
+        impl: partial(function, impl=impl)
+        for impl in choice.implementations(operation)[1:]
+        if choice.unavailable(operation, impl, shape, dtype, device) is None
+    }
 
 
 def _draw(shape, device, dtype, seed: int) -> Tensor:

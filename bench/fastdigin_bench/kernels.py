@@ -24,10 +24,15 @@ from torch import Tensor
 from fastdigin.report.console import table
 from fastdigin_bench.counters import SavedBytes
 from fastdigin_bench.kernel_cases import MODELS, OPS, Case, cases
-from fastdigin_bench.output import conditions, finish
-from fastdigin_kernels.attention import choice as dispatch
+from fastdigin_bench.output import conditions, finish, say
+from fastdigin_kernels.attention import unavailable
 
-PASSES = ("forward", "backward", "both")
+PASSES = {
+    "forward": (slice(0, 1), slice(0, 1)),
+    "backward": (slice(1, 2), slice(1, None)),
+    "both": (slice(0, 2), slice(0, None)),
+}
+"""Pass -> its part of a case's FLOPs and bytes (forward, backward), and of the errors."""
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 100
 _SAMPLE_SECONDS = 2e-3  # calls are timed in bundles of at least this
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
@@ -42,12 +47,12 @@ def run(options: Namespace) -> int:
     for name in names:
         dtype = getattr(torch, name)
         peaks[name] = matmul_peak(device, dtype)
-        _say(f"matrix products in {name}: {peaks[name] / 1e9:.0f} GFLOP/s")
+        say(f"matrix products in {name}: {peaks[name] / 1e9:.0f} GFLOP/s")
         for case in cases(options.models or tuple(MODELS), options.ops or OPS, device, dtype):
             found = measure(case, options.seconds, peaks[name])
             for row in found:
                 rows.append({"model": case.model, "op": case.op, "shape": case.shape} | row)
-            _say(f"{case.op} {case.shape}: {_summary(found)}")
+            say(f"{case.op} {case.shape}: {_summary(found)}")
     print(_table(rows))
     whole = {} if options.steps is None else _whole_steps(options.steps, device)
     results = {
@@ -80,7 +85,7 @@ def _whole_steps(names: Sequence[str], device: torch.device) -> dict:
         for impl in ("sdpa", "auto"):
             found["step_shares"][f"{name}, {impl}"] = shares = step_shares(name, impl)
             print(f"step of {name}, attention {impl}: {shares}")
-    if device.type == "cpu" and dispatch.unavailable("cpp", device, torch.float32, 24) is None:
+    if device.type == "cpu" and unavailable("cpp", device, torch.float32, 24) is None:
         found["engine"] = engine_ratio(["sdpa", "cpp", "auto"])
         print(f"engine, seconds an iteration: {found['engine']}")
     return found
@@ -92,15 +97,16 @@ def measure(case: Case, seconds: float, peak: float) -> list[dict]:
     seconds: to measure one pass for, beyond the least number of rounds. peak: of matrix products,
     in floating-point operations a second.
     """
-    grads = _incoming(case)
-    errors = errors_of(case, grads)
-    allowed = _allowed(errors[case.baseline])
-    refusals = {impl: _refusal(found, allowed) for impl, found in errors.items()}
-    agreeing = [impl for impl, refused in refusals.items() if refused is None]
+    grad = incoming(case)
+    errors = errors_of(case, grad)
+    # Three times PyTorch's own error; a millionth always, where PyTorch is exact by luck.
+    allowed = [3 * error + 1e-6 for error in errors[case.baseline]]
+    refusals = {impl: refusal(found, allowed) for impl, found in errors.items()}
     saved = {impl: saved_megabytes(case, impl) for impl in case.implementations}
     rows = []
-    for one in PASSES:
-        runs = {impl: _pass(case, impl, one, grads) for impl in agreeing}
+    for one, (parts, errors_of_pass) in PASSES.items():
+        agreeing = [impl for impl, refused in refusals.items() if refused is None]
+        runs = {impl: _pass(case, impl, one, grad) for impl in agreeing}
         taken = time_in_turns(runs, seconds, case.variables[0].device)
         runs.clear()
         for impl in case.implementations:
@@ -108,49 +114,53 @@ def measure(case: Case, seconds: float, peak: float) -> list[dict]:
                 "dtype": str(case.variables[0].dtype)[6:],
                 "impl": impl,
                 "pass": one,
-                "max_error": max(_errors_of_pass(errors[impl], one, case)),
+                "max_error": max(errors[impl][errors_of_pass]),
                 "refused": refusals[impl],
                 "saved_megabytes": saved[impl],
             }
-            rows.append(row | _figures(case, one, taken.get(impl), taken[case.baseline], peak))
+            rows.append(row | _figures(case, parts, taken.get(impl), taken[case.baseline], peak))
     return rows
 
 
-def _figures(case: Case, one: str, samples, baseline, peak: float) -> dict:
+def _figures(case: Case, parts: slice, samples, baseline, peak: float) -> dict:
     """Milliseconds, rates and the ratio to PyTorch's own; None without samples."""
     names = ("milliseconds", "milliseconds_quartiles", "gflops", "fraction_of_matmul_peak",
              "gigabytes_per_second", "ratio_vs_sdpa")  # fmt: skip
     if samples is None:
         return dict.fromkeys(names)
-    median, pick = statistics.median(samples), {"forward": [0], "backward": [1], "both": [0, 1]}
-    flops = case.flops and sum(case.flops[i] for i in pick[one])
-    moved = sum(case.bytes[i] for i in pick[one])
+    median = statistics.median(samples)
+    flops = case.flops and sum(case.flops[parts])
     low, _, high = statistics.quantiles(samples, n=4)
     values = (
         round(1e3 * median, 4),
         [round(1e3 * low, 4), round(1e3 * high, 4)],
         flops and round(flops / median / 1e9, 1),
         flops and round(flops / median / peak, 3),
-        round(moved / median / 1e9, 2),
+        round(sum(case.bytes[parts]) / median / 1e9, 2),
         round(statistics.median(b / s for b, s in zip(baseline, samples, strict=True)), 3),
     )
     return dict(zip(names, values, strict=True))
 
 
-def errors_of(case: Case, grads: Sequence[Tensor]) -> dict[str, list[float]]:
-    """implementation -> error of each result (outputs, then gradients) against float64.
+def errors_of(case: Case, grad: Tensor) -> dict[str, list[float]]:
+    """implementation -> error of the output, then of each gradient, against float64.
 
     The largest of all elements, over the largest magnitude of the true result.
     """
-    results = {impl: _results(case, impl, grads) for impl in case.implementations}
+    results = {
+        impl: _results(function, case.variables, grad)
+        for impl, function in case.implementations.items()
+    }
     count = len(results[case.baseline])
     errors = {impl: [0.0] * count for impl in results}
     largest = [0.0] * count
-    names = [*case.variables, *grads]
-    parts = [case.pieces(names), *(case.pieces(found) for found in results.values())]
-    for inputs, *found in zip(*parts, strict=True):
-        exact = _exact(case, inputs)
-        for i, truth in enumerate(exact):
+    parts = [case.pieces([*case.variables, grad]), *map(case.pieces, results.values())]
+    for (*variables, part_grad), *found in zip(*parts, strict=True):
+        exact = [
+            part.detach().double().requires_grad_(whole.requires_grad)
+            for part, whole in zip(variables, case.variables, strict=True)
+        ]
+        for i, truth in enumerate(_results(case.truth, exact, part_grad.double())):
             largest[i] = max(largest[i], truth.abs().max().item())
             for impl, result in zip(results, found, strict=True):
                 error = (result[i].double() - truth).abs().max().item()
@@ -159,53 +169,27 @@ def errors_of(case: Case, grads: Sequence[Tensor]) -> dict[str, list[float]]:
             for impl, found in errors.items()}  # fmt: skip
 
 
-def _exact(case: Case, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs and gradients by definition in float64, of a part of the variables and gradients."""
-    count = len(case.variables)
-    variables = [
-        part.detach().double().requires_grad_(whole.requires_grad)
-        for part, whole in zip(inputs, case.variables, strict=False)
-    ]
-    outputs = _tuple(case.truth(*variables))
-    wanted = [x for x in variables if x.requires_grad]
-    grads = [grad.double() for grad in inputs[count:]]
-    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, wanted, grads)]
+def _results(function: Callable, variables: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """The output and the gradients of the variables that want one."""
+    output = function(*variables)
+    return [output.detach(), *torch.autograd.grad(output, _wanted(variables), grad)]
 
 
-def _results(case: Case, impl: str, grads: Sequence[Tensor]) -> list[Tensor]:
-    outputs = _tuple(case.implementations[impl](*case.variables))
-    gradients = torch.autograd.grad(outputs, _wanted(case), grads)
-    return [*(x.detach() for x in outputs), *gradients]
-
-
-def _errors_of_pass(errors: Sequence[float], one: str, case: Case) -> Sequence[float]:
-    outputs = len(errors) - len(_wanted(case))
-    return {"forward": errors[:outputs], "backward": errors[outputs:], "both": errors}[one]
-
-
-def _allowed(baseline: Sequence[float]) -> list[float]:
-    """Three times PyTorch's own error; a millionth always, where PyTorch is exact by luck."""
-    return [3 * error + 1e-6 for error in baseline]
-
-
-def _refusal(errors: Sequence[float], allowed: Sequence[float]) -> str | None:
+def refusal(errors: Sequence[float], allowed: Sequence[float]) -> str | None:
+    """Why results with these errors get no figure, or None."""
     wrong = [(e, a) for e, a in zip(errors, allowed, strict=True) if not e <= a]
     return f"its error is {wrong[0][0]:.1e}, allowed are {wrong[0][1]:.1e}" if wrong else None
 
 
-def _pass(case: Case, impl: str, one: str, grads: Sequence[Tensor]) -> Callable[[], None]:
-    function, wanted = case.implementations[impl], _wanted(case)
+def _pass(case: Case, impl: str, one: str, grad: Tensor) -> Callable[[], object]:
+    function, wanted = case.implementations[impl], _wanted(case.variables)
     if one == "forward":
-
-        def forward():
-            with torch.no_grad():
-                function(*case.variables)
-
-        return forward
+        forward = torch.no_grad()(function)
+        return lambda: forward(*case.variables)
     if one == "backward":
-        outputs = _tuple(function(*case.variables))
-        return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
-    return lambda: torch.autograd.grad(_tuple(function(*case.variables)), wanted, grads)
+        output = function(*case.variables)
+        return lambda: torch.autograd.grad(output, wanted, grad, retain_graph=True)
+    return lambda: torch.autograd.grad(function(*case.variables), wanted, grad)
 
 
 def time_in_turns(
@@ -255,22 +239,16 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def _incoming(case: Case) -> list[Tensor]:
-    """A gradient for each output, laid out as the output is."""
+def incoming(case: Case) -> Tensor:
+    """A gradient of the output, laid out as that is."""
     with torch.no_grad():
-        outputs = _tuple(case.implementations[case.baseline](*case.variables))
+        output = case.implementations[case.baseline](*case.variables)
     generator = torch.Generator().manual_seed(7)
-    return [
-        torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator)) for x in outputs
-    ]  # fmt: skip
+    return torch.empty_like(output).copy_(torch.randn(output.shape, generator=generator))
 
 
-def _wanted(case: Case) -> list[Tensor]:
-    return [x for x in case.variables if x.requires_grad]
-
-
-def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+def _wanted(variables: Sequence[Tensor]) -> list[Tensor]:
+    return [x for x in variables if x.requires_grad]
 
 
 def _table(rows: Sequence[dict]) -> str:
@@ -305,7 +283,3 @@ def _summary(rows: Sequence[dict]) -> str:
 
 def _device_name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -11,8 +11,9 @@ One processor serves every layer. A U-Net call may carry an ``AttentionControl``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -72,6 +73,10 @@ class InjectedAttention:
     mapping: Tensor
     weight: Tensor
 
+    def function(self, layer: str) -> Callable[..., Tensor]:
+        """Of a layer's queries, keys, values and ``impl``: attention as the source's."""
+        return _as_the_source(self.layers[layer], self.mapping, self.weight)
+
 
 @dataclass(frozen=True)
 class InjectedSelfAttention:
@@ -83,6 +88,10 @@ class InjectedSelfAttention:
 
     layers: Mapping[str, SourceAttention]
     weights: Mapping[str, Tensor]
+
+    def function(self, layer: str) -> Callable[..., Tensor]:
+        """Of a layer's queries, keys, values and ``impl``: attention as the source's."""
+        return _as_the_source(self.layers[layer], None, self.weights[layer])
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,12 @@ class AttentionControl:
         """Whether a layer's queries and keys are wanted."""
         return self.store is not None and (is_cross or queries <= self.stored_queries)
 
-    def injects(self, layer: str, is_cross: bool) -> bool:
-        """Whether a layer attends as the source did."""
-        if is_cross:
-            return self.injected is not None
-        return self.injected_self is not None and layer in self.injected_self.layers
+    def injected_into(
+        self, layer: str, is_cross: bool
+    ) -> InjectedAttention | InjectedSelfAttention | None:
+        """What makes a layer attend as the source did; None where it does not."""
+        injected = self.injected if is_cross else self.injected_self
+        return injected if injected is not None and layer in injected.layers else None
 
 
 @dataclass
@@ -139,48 +149,35 @@ class AttentionProcessor:
         )
         if control is not None and control.stores(self.is_cross, q_bhnd.shape[-2]):
             control.store[self.layer] = (q_bhnd.detach(), k_bhld.detach())
-        if control is not None and control.injects(self.layer, self.is_cross):
-            out_bhnd = self._attend_like_the_source(q_bhnd, k_bhld, v_bhld, control)
-        else:
+        injected = None if control is None else control.injected_into(self.layer, self.is_cross)
+        if injected is None:
             out_bhnd = attention(q_bhnd, k_bhld, v_bhld, self.impl)
+        else:  # it concerns the conditional samples, which come last in the batch
+            first = len(q_bhnd) - len(injected.layers[self.layer].tensor)
+            conditional = (x[first:] for x in (q_bhnd, k_bhld, v_bhld))
+            out_bhnd = injected.function(self.layer)(*conditional, impl=self.impl)
+            if first:
+                others = (x[:first] for x in (q_bhnd, k_bhld, v_bhld))
+                out_bhnd = torch.cat([attention(*others, self.impl), out_bhnd])
         return attn.to_out[0](out_bhnd.transpose(1, 2).flatten(-2))
-
-    def _attend_like_the_source(self, q, k, v, control: AttentionControl) -> Tensor:
-        """Injection concerns the conditional samples, which come last in the batch."""
-        injected = control.injected if self.is_cross else control.injected_self
-        source = injected.layers[self.layer]
-        unconditional = len(q) - len(source.tensor)
-        parts = [attention(q[:unconditional], k[:unconditional], v[:unconditional], self.impl)]
-        q, k, v = q[unconditional:], k[unconditional:], v[unconditional:]
-        if not self.is_cross:
-            parts.append(self._self_injected(q, k, v, source, injected.weights[self.layer]))
-        elif source.keys is None:
-            parts.append(
-                mapped_attention(
-                    q, k, v, source.tensor, injected.mapping, injected.weight, self.impl
-                )
-            )
-        else:
-            parts.append(
-                injected_attention(
-                    q, k, v, source.tensor, source.keys, injected.mapping, injected.weight,
-                    self.impl,
-                )
-            )  # fmt: skip
-        return torch.cat(parts) if unconditional else parts[1]
-
-    def _self_injected(self, q, k, v, source: SourceAttention, weight: Tensor) -> Tensor:
-        if source.keys is None:
-            of_source = source.tensor @ v
-        else:
-            of_source = attention(source.tensor, source.keys, v, self.impl)
-        weight = weight.to(v.dtype).view(-1, 1, 1, 1)
-        return weight * of_source + (1 - weight) * attention(q, k, v, self.impl)
 
 
 def is_cross(layer: str) -> bool:
     """Whether it is a cross-attention layer, by diffusers' names; the others are self-attention."""
     return layer.endswith("attn2")
+
+
+def _as_the_source(
+    source: SourceAttention, mapping: Tensor | None, weight: Tensor
+) -> Callable[..., Tensor]:
+    if source.keys is None:
+        return partial(
+            mapped_attention, source_map_bhns=source.tensor, mapping_bts=mapping, weight_b=weight
+        )
+    return partial(
+        injected_attention, source_q_bhnd=source.tensor, source_k_bhsd=source.keys,
+        mapping_bts=mapping, weight_b=weight,
+    )  # fmt: skip
 
 
 def attention_map(queries: Tensor, keys: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
 from fastdigin_kernels.common.autograd import differentiable, require_frozen
 
@@ -32,7 +31,7 @@ def conv2d(
     assert x_bihw.ndim == 4, f"x must be (B,I,H,W), got {tuple(x_bihw.shape)}"
     require_frozen("a frozen convolution", weight=weight_oikk, bias=bias_o)
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    return _frozen_conv2d(x_bihw, weight_oikk, bias_o, *geometry)
+    return _frozen_conv2d()(x_bihw, weight_oikk, bias_o, *geometry)
 
 
 class _FrozenConv2d(torch.autograd.Function):
@@ -54,6 +53,10 @@ class _FrozenConv2d(torch.autograd.Function):
 
 
 _frozen_conv2d = differentiable(_FrozenConv2d)
+
+
+def _pair(x: int | tuple[int, int]) -> tuple[int, int]:
+    return x if isinstance(x, tuple) else (x, x)
 
 
 def _input_gradient(grad_bohw, weight_oikk, size, stride, padding, dilation, groups) -> Tensor:

@@ -37,7 +37,7 @@ def test_pytorchs_kernels_are_pytorchs():
     text = model.encode_prompts(["a", "b"])
     with Operations() as ours:
         model.predict(*inputs, text)
-    with pytorch_kernels(model), Operations() as pytorchs:
+    with pytorch_kernels(), Operations() as pytorchs:
         model.predict(*inputs, text)
     assert pytorchs.libraries == {"aten"} and len(ours.libraries) > 1, ours.libraries
 

@@ -1,93 +1,77 @@
+"""What attention and injection mean, what they refuse, and what only some implementations have."""
+
 import pytest
 import torch
+from kernel_operations import INTERPRETED, OPERATIONS, device_of, marks
 
-from fastdigin_kernels.attention import api as ops
+from fastdigin_kernels.attention import attention, injected_attention, mapped_attention
+from fastdigin_kernels.attention.reference import (
+    attention_map_reference,
+    attention_reference,
+    mapped_attention_reference,
+)
+from fastdigin_kernels.attention.tiles import Tile
+from fastdigin_kernels.common import native
+from fastdigin_kernels.common.registry import backend
 
-# (B, H, N image tokens, T target tokens, S source tokens, d): odd lengths on every side, a head
-# size of SD 1.x with its 77 tokens, one head, one sample, one source token.
-SHAPES = [(2, 3, 13, 7, 5, 8), (1, 1, 33, 77, 77, 40), (3, 2, 5, 9, 11, 16), (1, 2, 17, 6, 1, 3)]
-
-
-def draw_inputs(shape, dtype=torch.float64):
-    batch, heads, image_tokens, target_tokens, source_tokens, size = shape
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*dims):
-        return torch.randn(dims, generator=generator, dtype=torch.float64).to(dtype)
-
-    mapping = torch.rand(batch, target_tokens, source_tokens, generator=generator).to(dtype)
-    return {
-        "q": normal(batch, heads, image_tokens, size).requires_grad_(),
-        "k": normal(batch, heads, target_tokens, size).requires_grad_(),
-        "v": normal(batch, heads, target_tokens, size).requires_grad_(),
-        "source_q": normal(batch, heads, image_tokens, size),
-        "source_k": normal(batch, heads, source_tokens, size),
-        "mapping": mapping / mapping.sum(1, keepdim=True),
-        "weight": torch.linspace(0.25, 1, batch, dtype=dtype),
-    }
+PLAIN, INJECTED = OPERATIONS["attention"], OPERATIONS["injected attention"]
+NAMES = ("q", "k", "v", "source_q", "source_k", "mapping", "weight")
+impls = pytest.mark.parametrize(
+    "impl", [pytest.param(impl, marks=marks(impl)) for impl in ("sdpa", "cpp", "triton")]
+)
+ours = pytest.mark.parametrize(
+    "impl", [pytest.param(impl, marks=marks(impl)) for impl in ("cpp", "triton")]
+)
+by_triton = pytest.mark.parametrize("impl", [pytest.param("triton", marks=marks("triton"))])
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="only Triton's kernels are interpreted")
 
 
-def output_and_gradients(function, *args):
-    wanted = [arg for arg in args if arg.requires_grad]
-    output = function(*args)
-    probe = torch.cos(torch.arange(output.numel(), dtype=output.dtype)).view_as(output)
-    return (output, *torch.autograd.grad(output, wanted, probe, allow_unused=True))
+def draw(*shape, dtype=torch.float64, impl="sdpa"):
+    """By name; shape: B, H, N, T, S, d."""
+    return dict(zip(NAMES, INJECTED.inputs(shape, dtype, device_of(impl)), strict=True))
 
 
-def assert_same(actual, expected, tolerance=1e-12):
-    for name, a, e in zip(("output", "dq", "dk", "dv"), actual, expected, strict=True):
-        torch.testing.assert_close(
-            a, e, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m
-        )
+@not_interpreted
+def test_stored_map_agrees_with_materialised_maps():
+    x = draw(2, 3, 13, 7, 5, 8)
+    source_map = attention_map_reference(x.pop("source_q"), x.pop("source_k"))
+    q, k, v, mapping, weight = x.values()
+    for function in (mapped_attention, mapped_attention_reference):
+        variables = [t.detach().requires_grad_() for t in (q, k, v)]
+        output = function(*variables, source_map, mapping, weight)
+        found = [output, *torch.autograd.grad(output.cos().sum(), variables)]
+        expected = found if function is mapped_attention else expected  # noqa: F821
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_attention_agrees_with_its_reference(shape):
-    x = draw_inputs(shape)
-    args = (x["q"], x["k"], x["v"])
-    assert_same(
-        output_and_gradients(ops.attention, *args),
-        output_and_gradients(ops.attention_reference, *args),
-    )
+@impls
+def test_weight_is_per_sample_and_zero_is_plain_attention_to_the_last_bit(impl):
+    x = draw(3, 1, 20, 77, 16, 40, dtype=torch.float32, impl=impl)
+    found = INJECTED.results(impl, list(x.values()))
+    q, k, v = x["q"], x["k"], x["v"]
+    grad = torch.ones_like(found[0])
+    found = INJECTED.results(impl, list(x.values()), grad)
+    plain = PLAIN.results(impl, [q, k, v], grad)
+    for a, e in zip(found, plain, strict=True):
+        assert torch.equal(a[0], e[0]), "its weight is 0"
+    mapped_v = torch.einsum("bts,bhtd->bhsd", x["mapping"], v)
+    injected = attention_reference(x["source_q"], x["source_k"], mapped_v)
+    torch.testing.assert_close(found[0][2], injected[2], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0][1], injected[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_injection_agrees_with_materialised_maps(shape):
-    args = tuple(draw_inputs(shape).values())
-    assert_same(
-        output_and_gradients(ops.injected_attention, *args),
-        output_and_gradients(ops.injected_attention_reference, *args),
-    )
+@impls
+def test_injecting_its_own_attention_changes_nothing(impl):
+    x = draw(2, 2, 9, 6, 6, 8, dtype=torch.float32, impl=impl)
+    q, k, v = x["q"], x["k"], x["v"]
+    identity = torch.eye(6, device=q.device).expand(2, 6, 6)
+    for mapping in (identity, None):
+        output = injected_attention(q, k, v, q, k, mapping, x["weight"], impl)
+        torch.testing.assert_close(output, attention(q, k, v, impl), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_stored_map_agrees_with_materialised_maps(shape):
-    x = draw_inputs(shape)
-    source_map = ops.attention_map_reference(x["source_q"], x["source_k"])
-    args = (x["q"], x["k"], x["v"], source_map, x["mapping"], x["weight"])
-    expected = output_and_gradients(ops.mapped_attention_reference, *args)
-    assert_same(output_and_gradients(ops.mapped_attention, *args), expected)
-    assert_same(output_and_gradients(ops.injected_attention, *x.values()), expected)
-
-
-def test_weight_is_per_sample():
-    x = draw_inputs(SHAPES[0])
-    x["weight"] = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    output = ops.injected_attention(*x.values())
-    plain = ops.attention(x["q"], x["k"], x["v"])
-    mapped_values = torch.einsum("bts,bhtd->bhsd", x["mapping"], x["v"])
-    injected = ops.attention(x["source_q"], x["source_k"], mapped_values)
-    torch.testing.assert_close(output[0], plain[0], rtol=0, atol=0)
-    torch.testing.assert_close(output[1], injected[1])
-
-
-def test_identity_mapping_of_the_same_image_changes_nothing():
-    x = draw_inputs((2, 2, 9, 6, 6, 8))
-    identity = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
-    output = ops.injected_attention(x["q"], x["k"], x["v"], x["q"], x["k"], identity, x["weight"])
-    torch.testing.assert_close(output, ops.attention(x["q"], x["k"], x["v"]))
-
-
+@not_interpreted
 def test_mass_of_a_split_word_reaches_all_its_tokens():
     """A source word divided among two target tokens reads the mean of their values."""
     values = torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]], dtype=torch.float64)[None, None]
@@ -95,24 +79,110 @@ def test_mass_of_a_split_word_reaches_all_its_tokens():
     source_map = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)[None, None]
     query = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     keys = torch.zeros(1, 1, 3, 2, dtype=torch.float64)
-    output = ops.mapped_attention(query, keys, values, source_map, mapping, torch.ones(1))
+    output = mapped_attention(query, keys, values, source_map, mapping, torch.ones(1))
     assert output[0, 0].tolist() == [[0.5, 1.0], [5.0, 5.0]]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_low_precision_stays_near_the_float64_result(dtype):
-    """No worse than four times what the reference loses in the same precision."""
-    exact = ops.injected_attention_reference(*draw_inputs(SHAPES[1]).values())
-    args = tuple(draw_inputs(SHAPES[1], dtype).values())
-    error = (ops.injected_attention(*args).double() - exact).abs().max()
-    reference_error = (ops.injected_attention_reference(*args).double() - exact).abs().max()
-    assert ops.injected_attention(*args).dtype == dtype
-    assert error <= 4 * reference_error
+@not_interpreted
+@pytest.mark.parametrize("impl", ["sdpa", "reference", "auto"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q[0], k, v), r"takes q \(B,H,N,d\)"),
+        (lambda q, k, v: (q, k[:1], v[:1]), r"takes q \(B,H,N,d\)"),
+        (lambda q, k, v: (q, k, v[..., :4]), r"takes q \(B,H,N,d\)"),
+        (lambda q, k, v: (q, k[:, :, :0], v[:, :, :0]), "at least one key"),
+        (lambda q, k, v: (q, k.float(), v), "of one dtype, got torch.float64, torch.float32"),
+        (lambda q, k, v: (q, k, v.to("meta")), "on one device"),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(change, message, impl):
+    with pytest.raises(ValueError, match=message):
+        attention(*change(*PLAIN.draw(2, 3, 5, 7, 8)), impl=impl)
 
 
-def test_wrong_shapes_are_refused():
-    x = draw_inputs(SHAPES[0])
-    with pytest.raises(AssertionError, match="target tokens"):
-        ops.injected_attention(*{**x, "mapping": x["mapping"].transpose(1, 2)}.values())
-    with pytest.raises(AssertionError, match="one number per sample"):
-        ops.injected_attention(*{**x, "weight": torch.ones(1)}.values())
+@not_interpreted
+@pytest.mark.parametrize("impl", ["cpp", "sdpa", "auto"])
+@pytest.mark.parametrize(
+    ("name", "change", "error", "reason"),
+    [
+        ("v", lambda v: v.double(), ValueError, "of one dtype"),
+        ("source_q", lambda q: q.double(), ValueError, "of one dtype"),
+        ("source_k", lambda k: k[..., :8], ValueError, r"takes q \(B,H,N,d\)"),
+        ("source_k", lambda k: k[:, :, :3], ValueError, r"takes q \(B,H,N,d\)"),
+        ("mapping", lambda m: m[:, :3], AssertionError, "target tokens, source tokens"),
+        ("weight", lambda w: w[:1], AssertionError, "one number per sample"),
+    ],
+)
+def test_what_cannot_be_injected_is_refused(name, change, error, reason, impl):
+    x = draw(3, 2, 21, 9, 7, 40, dtype=torch.float32)
+    x[name] = change(x[name])
+    with pytest.raises(error, match=reason):
+        injected_attention(*x.values(), impl=impl)
+
+
+@ours
+def test_the_source_must_be_frozen_and_fit(impl):
+    x = draw(3, 2, 21, 9, 7, 40, dtype=torch.float32, impl=impl)
+    for name in ("source_q", "source_k", "weight"):
+        given = {**x, name: x[name].clone().requires_grad_()}
+        with pytest.raises(ValueError, match=f"{name} requires a gradient"):
+            injected_attention(*given.values(), impl=impl)
+    x["source_q"] = x["source_q"][:, :, :5]
+    with pytest.raises(ValueError, match="source's queries must be shaped as q"):
+        injected_attention(*x.values(), impl=impl)
+
+
+@ours
+@pytest.mark.parametrize("keys", [77, 300])
+def test_large_scores_do_not_overflow(keys, impl):
+    q, k, v = PLAIN.inputs((2, 1, 63, keys, 40), torch.float32, device_of(impl))
+    exact = PLAIN.results("reference", [30 * q.double(), 30 * k.double(), v.double()])
+    for found, e in zip(PLAIN.results(impl, [30 * q, 30 * k, v]), exact, strict=True):
+        torch.testing.assert_close(found.double(), e, rtol=1e-2, atol=5e-2)
+
+
+@ours
+@pytest.mark.parametrize("shape", [(1, 2, 33, 77, 40), (1, 1, 20, 140, 24)])
+def test_log_sum_exp(shape, impl):
+    q, k, v = PLAIN.inputs(shape, torch.float32, device_of(impl))
+    scores = q.double() @ k.double().transpose(-1, -2) / shape[-1] ** 0.5
+    _, lse = backend("attention", impl).forward(q, k, v)
+    assert lse.dtype == torch.float32
+    torch.testing.assert_close(lse.double(), torch.logsumexp(scores, -1), rtol=0, atol=3e-6)
+
+
+@by_triton
+@pytest.mark.parametrize("tile", [Tile(16, 32, 4, 1), Tile(128, 128, 8, 2), Tile(32, 64, 4, 3)])
+@pytest.mark.parametrize("keys", [77, 150])
+def test_every_tile_gives_the_same_within_rounding(tile, keys, impl):
+    q, k, v = PLAIN.inputs((1, 1, 70, keys, 40), torch.float32, device_of(impl))
+    module = backend("attention", impl)
+    out, lse = module.forward(q, k, v, tile=tile)
+    found = (out, *module.backward(torch.ones_like(out), q, k, v, out, lse, tile=tile))
+    truth = PLAIN.results("reference", [q.double(), k.double(), v.double()], torch.ones_like(out))
+    for actual, e in zip(found, truth, strict=True):
+        torch.testing.assert_close(actual.double(), e, rtol=0, atol=1e-5)
+
+
+@by_triton
+def test_head_sizes_that_spill_registers_are_refused(impl):
+    module = backend("attention", impl)
+    device = torch.device(device_of(impl))
+    assert module.unsupported(device, torch.float16, (160,)) is None
+    assert "1 to 160, not 280" in module.unsupported(device, torch.float16, (280,))
+
+
+@pytest.mark.parametrize("impl", [pytest.param("cpp", marks=marks("cpp"))])
+def test_without_openmp_threads_are_started(impl):
+    inputs = PLAIN.inputs((4, 2, 63, 77, 40), torch.float32)
+    expected = PLAIN.results(impl, inputs)
+    library, openmp, threads = native.load(), native._openmp_of_torch(), torch.get_num_threads()
+    library.fastdigin_use_openmp(None, None)
+    try:
+        torch.set_num_threads(3)
+        for a, e in zip(PLAIN.results(impl, inputs), expected, strict=True):
+            assert torch.equal(a, e)
+    finally:
+        torch.set_num_threads(threads)
+        library.fastdigin_use_openmp(*openmp)

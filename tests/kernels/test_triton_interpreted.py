@@ -9,31 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from triton_device import INTERPRETED
+from kernel_operations import INTERPRETED
 
 pytest.importorskip("triton")
 
-FILES = sorted(
-    str(path)
-    for path in Path(__file__).parent.glob("test_*_triton.py")
-    if "on_device" in path.read_text()
+FILES = ("test_conformance.py", "test_attention.py", "test_norms_and_gates.py")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="starts the interpreter itself")
+@pytest.mark.parametrize(
+    "which", ["not slow and not gpu", pytest.param("slow", marks=pytest.mark.slow)]
 )
-
-
-def run_interpreted(*arguments):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *FILES]
+def test_triton_kernels_in_the_interpreter(which):
+    files = [str(Path(__file__).parent / name) for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton",
+               "-m", which, *files]  # fmt: skip
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-2000:]
-
-
-@pytest.mark.skipif(INTERPRETED, reason="starts the interpreter itself")
-def test_triton_kernels_in_the_interpreter():
-    assert FILES
-    run_interpreted()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="starts the interpreter itself")
-def test_triton_kernels_over_many_shapes_in_the_interpreter():
-    run_interpreted("-m", "slow")
+    assert "skipped" not in finished.stdout.splitlines()[-1], "only Triton's are asked for"

@@ -1,7 +1,12 @@
 """Attention, and prompt-to-prompt attention that never stores a map."""
 
-from fastdigin_kernels.attention.api import attention, injected_attention, mapped_attention
-from fastdigin_kernels.attention.choice import IMPLEMENTATIONS, unavailable
+from fastdigin_kernels.attention.api import (
+    IMPLEMENTATIONS,
+    attention,
+    injected_attention,
+    mapped_attention,
+    unavailable,
+)
 
 __all__ = [
     "IMPLEMENTATIONS",

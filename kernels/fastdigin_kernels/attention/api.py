@@ -16,35 +16,44 @@ and device and are differentiable in every argument.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastdigin_kernels.attention import choice as dispatch
-from fastdigin_kernels.attention import operations as attention_ops
+from fastdigin_kernels.attention.operations import (
+    differentiable_attention,
+    differentiable_injected_attention,
+)
+from fastdigin_kernels.attention.reference import attention_reference
 from fastdigin_kernels.attention.sdpa import sdpa
+from fastdigin_kernels.common import choice
+from fastdigin_kernels.common.autograd import require_frozen
+
+IMPLEMENTATIONS = ("auto", "sdpa", "triton", "cpp", "reference")
+
+_INJECTING = ("triton", "cpp")
+"""Those with a kernel of their own for injected attention; others compute both parts and blend."""
+_TIMED_ROWS = 16384  # of queries, all heads and samples together
 
 
 def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto") -> Tensor:
     """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d).
 
-    impl: "sdpa" (PyTorch's own), "triton", "cpp", "reference", or "auto", which takes
-    the fastest for the shape (choice.py). "reference" and "sdpa" take any dtype and device and
-    have second derivatives where PyTorch's has; the others have none.
+    impl: "sdpa" (PyTorch's own), "triton", "cpp", "reference", or "auto", which takes the fastest
+    for the shape (common/choice.py). "reference" and "sdpa" take any dtype and device and have
+    second derivatives where PyTorch's has; the others have none.
 
-    Raises ValueError for shapes, dtypes or devices that do not belong together, and
-    attention_ops.BackendError where the named implementation cannot run: none is put in its place.
+    Raises ValueError for shapes, dtypes or devices that do not belong together, and BackendError
+    where the named implementation cannot run: none is put in its place.
     """
-    dispatch.check_impl(impl)
     _check(q_bhnd, k_bhtd, v_bhtd)
-    if impl == "auto":
-        impl = dispatch.choose(q_bhnd, k_bhtd)
+    impl = _choose(impl, q_bhnd, k_bhtd)
     if impl == "sdpa":
         return sdpa(q_bhnd, k_bhtd, v_bhtd)
     if impl == "reference":
         return attention_reference(q_bhnd, k_bhtd, v_bhtd)
-    return attention_ops.attention(q_bhnd, k_bhtd, v_bhtd, impl)
+    return differentiable_attention()(q_bhnd, k_bhtd, v_bhtd, impl)
 
 
 def injected_attention(
@@ -53,31 +62,35 @@ def injected_attention(
     v_bhtd: Tensor,
     source_q_bhnd: Tensor,
     source_k_bhsd: Tensor,
-    mapping_bts: Tensor,
+    mapping_bts: Tensor | None,
     weight_b: Tensor,
     impl: str = "auto",
 ) -> Tensor:
     """weight * softmax(Q_src K_src^T / sqrt(d)) (M^T V) + (1 - weight) * attention(Q, K, V).
 
-    mapping: M, each column (source token) summing to 1 over the target tokens. weight: one number
-    in [0,1] per sample; 0 is plain attention to the last bit, 1 full injection. Both are cast to
-    the dtype of V. impl and errors as for `attention`; with a backend, source queries and keys and
-    the weight must be frozen (ValueError). Returns (B,H,N,d).
+    mapping: M, each column (source token) summing to 1 over the target tokens, or None where both
+    have the same tokens (self-attention). weight: one number in [0,1] per sample; 0 is plain
+    attention to the last bit, 1 full injection. Both are cast to the dtype of V. impl and errors as
+    for `attention`; with a backend, source queries and keys and the weight must be frozen
+    (ValueError). Returns (B,H,N,d).
     (Hertz et al., Prompt-to-Prompt, arXiv 2208.01626, section 3.2.)
     """
     mapped_v = _map_values(v_bhtd, mapping_bts)
     _check_weight(weight_b, q_bhnd)
-    if impl == "auto":
-        impl = dispatch.choose(q_bhnd, k_bhtd)
-    if impl not in attention_ops.INJECTING:
+    impl = _choose(impl, q_bhnd, k_bhtd)
+    if impl not in _INJECTING:
         injected = attention(source_q_bhnd, source_k_bhsd, mapped_v, impl)
         return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd, impl), weight_b)
     _check(q_bhnd, k_bhtd, v_bhtd)
     _check(source_q_bhnd, source_k_bhsd, mapped_v)
     _check_source(q_bhnd, source_q_bhnd)
-    return attention_ops.injected_attention(
-        q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v, weight_b.float(), impl
+    require_frozen(
+        "injected attention", source_q=source_q_bhnd, source_k=source_k_bhsd, weight=weight_b
     )
+    return differentiable_injected_attention()(
+        q_bhnd, k_bhtd, v_bhtd, source_q_bhnd, source_k_bhsd, mapped_v,
+        weight_b.float().contiguous(), impl,
+    )  # fmt: skip
 
 
 def mapped_attention(
@@ -85,7 +98,7 @@ def mapped_attention(
     k_bhtd: Tensor,
     v_bhtd: Tensor,
     source_map_bhns: Tensor,
-    mapping_bts: Tensor,
+    mapping_bts: Tensor | None,
     weight_b: Tensor,
     impl: str = "auto",
 ) -> Tensor:
@@ -99,47 +112,42 @@ def mapped_attention(
     return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd, impl), weight_b)
 
 
-def attention_map_reference(q_bhnd: Tensor, k_bhtd: Tensor) -> Tensor:
-    """The attention map A = softmax(Q K^T / sqrt(d)) -> (B,H,N,T)."""
-    return torch.softmax(q_bhnd @ k_bhtd.transpose(-1, -2) / math.sqrt(q_bhnd.shape[-1]), dim=-1)
+def unavailable(impl: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why ``impl`` cannot serve heads of this size on this machine, or None if it can."""
+    return choice.unavailable("attention", impl, (head_size,), dtype, device)
 
 
-def attention_reference(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
-    """`attention` by its definition, with the map."""
-    return attention_map_reference(q_bhnd, k_bhtd) @ v_bhtd
+def _choose(impl: str, q_bhnd: Tensor, k_bhtd: Tensor) -> str:
+    _, heads, image_tokens, size = q_bhnd.shape
+    return choice.choose("attention", impl, (heads, image_tokens, k_bhtd.shape[2], size), q_bhnd)
 
 
-def injected_attention_reference(
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    source_q_bhnd: Tensor,
-    source_k_bhsd: Tensor,
-    mapping_bts: Tensor,
-    weight_b: Tensor,
-) -> Tensor:
-    """`injected_attention` by its definition: (weight * A_src M^T + (1 - weight) * A) V."""
-    source_map = attention_map_reference(source_q_bhnd, source_k_bhsd)
-    return mapped_attention_reference(q_bhnd, k_bhtd, v_bhtd, source_map, mapping_bts, weight_b)
+def _to_time(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Callable[[str], None]:
+    heads, image_tokens, tokens, size = shape
+    batch = choice.timed_batch(heads * image_tokens, _TIMED_ROWS)
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v, grad = (
+        torch.randn(batch, rows, heads, size, generator=generator, device=device, dtype=dtype)
+        .transpose(1, 2)
+        for rows in (image_tokens, tokens, tokens, image_tokens)
+    )  # fmt: skip
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+
+    def run(impl: str) -> None:
+        torch.autograd.grad(attention(*inputs, impl), inputs, grad)
+
+    return run
 
 
-def mapped_attention_reference(
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    source_map_bhns: Tensor,
-    mapping_bts: Tensor,
-    weight_b: Tensor,
-) -> Tensor:
-    """`mapped_attention` by its definition: (weight * A_src M^T + (1 - weight) * A) V."""
-    weight_b111 = weight_b.view(-1, 1, 1, 1)
-    injected_map = source_map_bhns @ mapping_bts.unsqueeze(1).transpose(-1, -2)
-    own_map = attention_map_reference(q_bhnd, k_bhtd)
-    return (weight_b111 * injected_map + (1 - weight_b111) * own_map) @ v_bhtd
+choice.declare("attention", choice.Operation("sdpa", IMPLEMENTATIONS, _to_time))
 
 
-def _map_values(v_bhtd: Tensor, mapping_bts: Tensor) -> Tensor:
+def _map_values(v_bhtd: Tensor, mapping_bts: Tensor | None) -> Tensor:
     """M^T V: the value each source token stands for -> (B,H,S,d)."""
+    if mapping_bts is None:
+        return v_bhtd
     batch, target_tokens = v_bhtd.shape[0], v_bhtd.shape[2]
     assert mapping_bts.shape[:2] == (batch, target_tokens), (
         f"mapping must be (samples, target tokens, source tokens) = ({batch}, {target_tokens}, S), "

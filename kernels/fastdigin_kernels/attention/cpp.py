@@ -13,25 +13,44 @@ from torch import Tensor
 
 from fastdigin_kernels.attention.operations import like_unet, new_lse
 from fastdigin_kernels.common import native
+from fastdigin_kernels.common.native import unsupported  # noqa: F401 - as operations.py wants it
 
 _library = native.load()  # an ImportError tells why there is none
 
-
-def unsupported(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> str | None:
-    """Why these tensors cannot be taken, or None."""
-    for x in (q_bhnd, k_bhtd, v_bhtd):
-        if not x.is_cpu:
-            return f"it runs on the CPU, not on {x.device}"
-        if x.dtype is not torch.float32:
-            return f"it computes in float32, not in {x.dtype}"
-    return None
+# FastdiginAttentionForward and FastdiginAttentionBackward of csrc/fastdigin_cpu.h.
+_forward_fields = struct.Struct(f"{5 + 4 * 4 + 3}q").pack
+_backward_fields = struct.Struct(f"{5 + 5 * 4 + 2 + 3 * 4}q").pack
 
 
-def forward(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> tuple[Tensor, Tensor]:
-    """(out (B,H,N,d), lse (B,H,N))."""
-    out, lse = like_unet(q_bhnd), new_lse(q_bhnd)
-    _forward(q_bhnd, k_bhtd, v_bhtd, out, lse, None, accumulate=False)
-    return out, lse
+def forward(
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    out_bhnd: Tensor | None = None,
+    lse_bhn: Tensor | None = None,
+    factor_b: Tensor | None = None,
+    accumulate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(out (B,H,N,d), lse (B,H,N)).
+
+    For `injected_forward`, which gives the tensors to write to: out is multiplied by a factor per
+    sample, and added to what is there if ``accumulate``.
+    """
+    if out_bhnd is None or lse_bhn is None:
+        out_bhnd, lse_bhn = like_unet(q_bhnd), new_lse(q_bhnd)
+    q_bhnd, k_bhtd, v_bhtd = (_readable(x) for x in (q_bhnd, k_bhtd, v_bhtd))
+    factor_b = _contiguous_fp32(factor_b)
+    _check(
+        _library.fastdigin_attention_forward(
+            _forward_fields(
+                *_size(q_bhnd, k_bhtd), *_heads(q_bhnd), *_heads(k_bhtd), *_heads(v_bhtd),
+                *_heads(out_bhnd), lse_bhn.data_ptr(),
+                0 if factor_b is None else factor_b.data_ptr(), accumulate,
+            ),
+            torch.get_num_threads(),
+        )
+    )  # fmt: skip
+    return out_bhnd, lse_bhn
 
 
 def backward(
@@ -41,14 +60,25 @@ def backward(
     v_bhtd: Tensor,
     out_bhnd: Tensor,
     lse_bhn: Tensor,
-    *,
-    frozen_keys: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(dq, dk, dv); with frozen_keys dk and dv are None."""
-    dq = like_unet(q_bhnd)
-    dk, dv = (None, None) if frozen_keys else (like_unet(k_bhtd), like_unet(v_bhtd))
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv)."""
+    dq, dk, dv = like_unet(q_bhnd), like_unet(k_bhtd), like_unet(v_bhtd)
     _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, out_bhnd, lse_bhn, None, dq, dk, dv)
     return dq, dk, dv
+
+
+def query_gradient(
+    grad_bhnd: Tensor,
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    out_bhnd: Tensor,
+    lse_bhn: Tensor,
+) -> Tensor:
+    """dq alone."""
+    dq = like_unet(q_bhnd)
+    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, out_bhnd, lse_bhn, None, dq, None, None)
+    return dq
 
 
 def injected_forward(
@@ -66,10 +96,9 @@ def injected_forward(
     """
     out = like_unet(q_bhnd)
     lse, source_lse = new_lse(q_bhnd), new_lse(q_bhnd)
-    _forward(q_bhnd, k_bhtd, v_bhtd, out, lse, 1 - weight_b, accumulate=False)
-    _forward(
-        source_q_bhnd, source_k_bhsd, mapped_v_bhsd, out, source_lse, weight_b, accumulate=True
-    )
+    forward(q_bhnd, k_bhtd, v_bhtd, out, lse, 1 - weight_b)
+    source = (source_q_bhnd, source_k_bhsd, mapped_v_bhsd)
+    forward(*source, out, source_lse, weight_b, accumulate=True)
     return out, lse, source_lse
 
 
@@ -84,37 +113,32 @@ def injected_backward(
     weight_b: Tensor,
     lse_bhn: Tensor,
     source_lse_bhn: Tensor,
-    *,
-    frozen_keys: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(dq, dk, dv, dmapped_v); with frozen_keys all but dq are None."""
-    dq, dk, dv, dmapped = like_unet(q_bhnd), None, None, None
-    if not frozen_keys:
-        dk, dv, dmapped = like_unet(k_bhtd), like_unet(v_bhtd), like_unet(mapped_v_bhsd)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dmapped_v)."""
+    dq, dk, dv = like_unet(q_bhnd), like_unet(k_bhtd), like_unet(v_bhtd)
+    dmapped = like_unet(mapped_v_bhsd)
     _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, None, lse_bhn, 1 - weight_b, dq, dk, dv)
-    if dmapped is not None:
-        _backward(
-            grad_bhnd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd, None, source_lse_bhn, weight_b,
-            None, None, dmapped,
-        )  # fmt: skip
+    source = (source_q_bhnd, source_k_bhsd, mapped_v_bhsd)
+    _backward(grad_bhnd, *source, None, source_lse_bhn, weight_b, None, None, dmapped)
     return dq, dk, dv, dmapped
 
 
-def _forward(q, k, v, out, lse, factor_b, *, accumulate: bool) -> None:
-    q, k, v = (_readable(x) for x in (q, k, v))
-    factor_b = _contiguous_fp32(factor_b)
-    _check(
-        _library.fastdigin_attention_forward(
-            _forward_fields(
-                *_size(q, k), *_heads(q), *_heads(k), *_heads(v), *_heads(out), lse.data_ptr(),
-                0 if factor_b is None else factor_b.data_ptr(), accumulate,
-            ),
-            torch.get_num_threads(),
-        )
-    )  # fmt: skip
+def injected_query_gradient(
+    grad_bhnd: Tensor,
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    weight_b: Tensor,
+    lse_bhn: Tensor,
+) -> Tensor:
+    """dq alone."""
+    dq = like_unet(q_bhnd)
+    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, None, lse_bhn, 1 - weight_b, dq, None, None)
+    return dq
 
 
 def _backward(grad, q, k, v, out, lse, factor_b, dq, dk, dv) -> None:
+    """Writes the gradients that are not None; out is None where it is to be computed anew."""
     grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
     out = None if out is None else _readable(out)
     factor_b, lse = _contiguous_fp32(factor_b), lse.contiguous()
@@ -128,11 +152,6 @@ def _backward(grad, q, k, v, out, lse, factor_b, dq, dk, dv) -> None:
             torch.get_num_threads(),
         )
     )  # fmt: skip
-
-
-# FastdiginAttentionForward and FastdiginAttentionBackward of csrc/fastdigin_cpu.h.
-_forward_fields = struct.Struct(f"{5 + 4 * 4 + 3}q").pack
-_backward_fields = struct.Struct(f"{5 + 5 * 4 + 2 + 3 * 4}q").pack
 
 
 def _size(q: Tensor, k: Tensor) -> tuple[int, ...]:

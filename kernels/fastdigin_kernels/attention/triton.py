@@ -1,21 +1,19 @@
-"""Attention by Triton kernels, forward and backward: what the dispatcher calls.
+"""Attention by Triton kernels: a backend module as operations.py describes them.
 
-Shapes: B samples, H heads, N queries, T keys, S source keys, d head size. Tensors may have any
-strides (the U-Net hands in transposed views); one whose last dimension is not contiguous is copied.
-Results lie as (B,N,H,d) in memory, so that joining the heads is free. Which tile a kernel uses
-depends on N, T and d alone, never on B: a sample gets the same bits beside any others.
-
-The kernels: triton_forward.py, triton_dq.py and triton_dkv.py, each beside its reference.
+Shapes: B samples, H heads, N queries, T keys, S source keys, d head size. A tensor whose last
+dimension is not contiguous is copied. Which tile a kernel uses depends on N, T and d alone, never
+on B: a sample gets the same bits beside any others. The kernels are in triton_forward.py,
+triton_dq.py and triton_dkv.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import torch
 from torch import Tensor
 
+from fastdigin_kernels.attention.operations import like_unet, new_lse
 from fastdigin_kernels.attention.tiles import (
     FUSED_INJECTION,
     MAX_HEAD_SIZE,
@@ -23,50 +21,25 @@ from fastdigin_kernels.attention.tiles import (
     Tile,
     tiles_for,
 )
+from fastdigin_kernels.attention.triton_dkv import dkv_constants, dkv_kernel
+from fastdigin_kernels.attention.triton_dq import dq_constants, dq_kernel
+from fastdigin_kernels.attention.triton_forward import forward_constants, forward_kernel
+from fastdigin_kernels.common import triton_launch as launch
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-if _HAS_TRITON:
-    from fastdigin_kernels.attention.triton_dkv import dkv_constants, dkv_kernel
-    from fastdigin_kernels.attention.triton_dq import dq_constants, dq_kernel
-    from fastdigin_kernels.attention.triton_forward import forward_constants, forward_kernel
-    from fastdigin_kernels.common import triton_launch as launch
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _ROWS_PER_SPLIT = 1024  # a multiple of every tile's rows
 
 
-def unsupported(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> str | None:
-    """Why these kernels cannot take these tensors, or None if they can."""
-    tensors = {"q": q_bhnd, "k": k_bhtd, "v": v_bhtd}
-    for name, x in tensors.items():
-        if x.ndim != 4:
-            return f"{name} must have 4 dimensions (B,H,tokens,d), it is {tuple(x.shape)}"
-        if x.dtype != q_bhnd.dtype or x.device != q_bhnd.device:
-            return f"q, k and v must share dtype and device, {name} is {x.dtype} on {x.device}"
-    batch, heads, _, size = q_bhnd.shape
-    if k_bhtd.shape != v_bhtd.shape or (*k_bhtd.shape[:2], k_bhtd.shape[3]) != (batch, heads, size):
-        return (
-            f"k and v must be ({batch},{heads},T,{size}) as q, they are {tuple(k_bhtd.shape)} and "
-            f"{tuple(v_bhtd.shape)}"
-        )
-    if q_bhnd.dtype not in _DTYPES:
-        return f"it takes float16, bfloat16 and float32, not {q_bhnd.dtype}"
-    if not 1 <= size <= MAX_HEAD_SIZE:
-        return f"it takes head sizes from 1 to {MAX_HEAD_SIZE}, not {size}"
-    if k_bhtd.shape[2] == 0:
-        return "it needs at least one key"
-    if not _HAS_TRITON:
-        return "triton is not installed"
-    return launch.unsupported_device(q_bhnd.device, q_bhnd.dtype)
+def unsupported(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
+    """Why these kernels cannot take such tensors, or None if they can."""
+    if not 1 <= shape[-1] <= MAX_HEAD_SIZE:
+        return f"it takes head sizes from 1 to {MAX_HEAD_SIZE}, not {shape[-1]}"
+    return launch.unsupported(device, dtype, shape)
 
 
 def forward(
     q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, *, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(d)) V (B,H,N,d), and the log-sum-exp of the scaled scores (B,H,N), fp32.
-
-    tile: overrides the tuner's choice. ValueError where `unsupported` has a reason.
-    """
+    """out (B,H,N,d) and lse (B,H,N). tile: overrides the tuner's choice."""
     out, lse, _ = _forward(q_bhnd, k_bhtd, v_bhtd, None, tile)
     return out, lse
 
@@ -79,20 +52,17 @@ def injected_forward(
     source_k_bhsd: Tensor,
     mapped_v_bhsd: Tensor,
     weight_b: Tensor,
-    *,
-    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """w attention(Qs, Ks, Vm) + (1 - w) attention(Q, K, V) -> (out, lse, source_lse).
+    """(out, lse, source lse): the blend by weight_b of the source's attention and the own.
 
     Both parts in one pass over the queries, up to a head size of 80; beyond, the registers do not
     hold both parts' outputs. Where the weight (B,) is 0, the output is `forward`'s.
     """
     source = (source_q_bhnd, source_k_bhsd, mapped_v_bhsd)
-    _check_source(q_bhnd, *source, weight_b)
     if q_bhnd.shape[-1] <= FUSED_INJECTION:
-        return _forward(q_bhnd, k_bhtd, v_bhtd, (*source, weight_b.float()), tile)
-    own, lse = forward(q_bhnd, k_bhtd, v_bhtd, tile=tile)
-    injected, source_lse = forward(*source, tile=tile)
+        return _forward(q_bhnd, k_bhtd, v_bhtd, (*source, weight_b), None)
+    own, lse = forward(q_bhnd, k_bhtd, v_bhtd)
+    injected, source_lse = forward(*source)
     weight_b111 = weight_b.to(own.dtype).view(-1, 1, 1, 1)
     return torch.lerp(own, injected, weight_b111), lse, source_lse
 
@@ -105,17 +75,26 @@ def backward(
     out_bhnd: Tensor,
     lse_bhn: Tensor,
     *,
-    frozen_keys: bool = False,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dQ, dK and dV; with frozen_keys (the text is frozen) only dQ is computed, the others None."""
-    dq, delta = _query_gradient(
-        grad_bhnd, q_bhnd, k_bhtd, v_bhtd, out_bhnd, lse_bhn, None, not frozen_keys, tile
-    )
-    if frozen_keys:
-        return dq, None, None
-    dk, dv = _key_gradients(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, lse_bhn, delta, None, tile)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv)."""
+    own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
+    dq, delta = _query_gradient(*own, out_bhnd, lse_bhn, None, True, tile)
+    dk, dv = _key_gradients(*own, lse_bhn, delta, None, tile)
     return dq, dk, dv
+
+
+def query_gradient(
+    grad_bhnd: Tensor,
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    out_bhnd: Tensor,
+    lse_bhn: Tensor,
+) -> Tensor:
+    """dq alone."""
+    own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
+    return _query_gradient(*own, out_bhnd, lse_bhn, None, False, None)[0]
 
 
 def injected_backward(
@@ -129,35 +108,40 @@ def injected_backward(
     weight_b: Tensor,
     lse_bhn: Tensor,
     source_lse_bhn: Tensor,
-    *,
-    frozen_keys: bool = False,
-    tile: Tile | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dQ, dK, dV and the gradient of the mapped values; none to the source's queries and keys.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dmapped_v).
 
     Attention is linear in the incoming gradient, so the blend is a factor per sample on the
     results: 1 - w, and w for the mapped values.
     """
-    own_factor = 1 - weight_b.float()
     own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
-    dq, delta = _query_gradient(*own, None, lse_bhn, own_factor, not frozen_keys, tile)
-    if frozen_keys:
-        return dq, None, None, None
-    dk, dv = _key_gradients(*own, lse_bhn, delta, own_factor, tile)
+    dq, delta = _query_gradient(*own, None, lse_bhn, 1 - weight_b, True, None)
+    dk, dv = _key_gradients(*own, lse_bhn, delta, 1 - weight_b, None)
     source = (grad_bhnd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd)
-    _, dmapped_v = _key_gradients(*source, source_lse_bhn, None, weight_b.float(), tile)
+    _, dmapped_v = _key_gradients(*source, source_lse_bhn, None, weight_b, None)
     return dq, dk, dv, dmapped_v
 
 
+def injected_query_gradient(
+    grad_bhnd: Tensor,
+    q_bhnd: Tensor,
+    k_bhtd: Tensor,
+    v_bhtd: Tensor,
+    weight_b: Tensor,
+    lse_bhn: Tensor,
+) -> Tensor:
+    """dq alone."""
+    own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
+    return _query_gradient(*own, None, lse_bhn, 1 - weight_b, False, None)[0]
+
+
 def _forward(q, k, v, source, tile):
-    _check(q, k, v)
     source_q, source_k, mapped_v, weight_b = source or (q, k, v, None)
     tensors = [launch.last_dim_contiguous(x) for x in (q, k, v)]
     source_tensors = [launch.last_dim_contiguous(x) for x in (source_q, source_k, mapped_v)]
     batch, heads, queries, size = q.shape
-    out = _like_unet(q)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    source_lse = lse if source is None else torch.empty_like(lse)
+    out, lse = like_unet(q), new_lse(q)
+    source_lse = lse if source is None else new_lse(q)
     align = launch.alignment(*tensors, out, *source_tensors)
 
     def run(tile: Tile, injected: bool = source is not None) -> None:
@@ -171,10 +155,9 @@ def _forward(q, k, v, source, tile):
             **constants, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    if q.numel():
-        with launch.on(q):
-            # Tuned without injection: a sample that injects nothing keeps its bits.
-            run(tile or _tuned("forward", q, k, lambda tile: run(tile, injected=False)))
+    with launch.on(q):
+        # Tuned without injection: a sample that injects nothing keeps its bits.
+        run(tile or _tuned("forward", q, k, lambda tile: run(tile, injected=False)))
     return out, lse, source_lse
 
 
@@ -183,11 +166,9 @@ def _query_gradient(grad, q, k, v, out, lse, factor_b, store_delta, tile):
     short = k.shape[2] <= SHORT_KEYS
     if out is None and not short:
         out, _ = forward(q, k, v)  # injection saves no output of its own part; texts are short
-    _check(q, k, v)
-    _check_grad(grad, q)
     tensors = [launch.last_dim_contiguous(x) for x in (q, k, v, q if short else out, grad)]
     batch, heads, queries, size = q.shape
-    dq, delta = _like_unet(q), torch.empty_like(lse)
+    dq, delta = like_unet(q), torch.empty_like(lse)
     align = launch.alignment(*tensors, dq)
 
     def run(tile: Tile) -> None:
@@ -199,16 +180,13 @@ def _query_gradient(grad, q, k, v, out, lse, factor_b, store_delta, tile):
             **constants, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    if q.numel():
-        with launch.on(q):
-            run(tile or _tuned("dq", q, k, run))
+    with launch.on(q):
+        run(tile or _tuned("dq", q, k, run))
     return dq, delta
 
 
 def _key_gradients(grad, q, k, v, lse, delta, factor_b, tile):
     """dK and dV; without delta, dV alone."""
-    _check(q, k, v)
-    _check_grad(grad, q)
     tensors = [launch.last_dim_contiguous(x) for x in (q, k, v, grad)]
     batch, heads, queries, size = q.shape
     keys, v_only = k.shape[2], delta is None
@@ -217,7 +195,7 @@ def _key_gradients(grad, q, k, v, lse, delta, factor_b, tile):
         # Partial sums of the splits, in fp32, to be added up in order.
         dk, dv = (q.new_empty(splits, *k.shape, dtype=torch.float32) for _ in range(2))
     else:
-        dk, dv = _like_unet(k)[None], _like_unet(k)[None]
+        dk, dv = like_unet(k)[None], like_unet(k)[None]
     if v_only:
         dk = dv
     part = dk.stride(0) if splits > 1 else 0
@@ -232,13 +210,10 @@ def _key_gradients(grad, q, k, v, lse, delta, factor_b, tile):
             part // align, **constants, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    if q.numel():
-        with launch.on(q):
-            run(tile or _tuned("dkv", q, k, run))
-    else:
-        dk, dv = dk.zero_(), dv.zero_()
+    with launch.on(q):
+        run(tile or _tuned("dkv", q, k, run))
     if splits > 1:
-        return None if v_only else _like_unet(k).copy_(dk.sum(0)), _like_unet(k).copy_(dv.sum(0))
+        return None if v_only else like_unet(k).copy_(dk.sum(0)), like_unet(k).copy_(dv.sum(0))
     return None if v_only else dk[0], dv[0]
 
 
@@ -247,32 +222,3 @@ def _tuned(kernel: str, q: Tensor, k: Tensor, run) -> Tile:
     family = launch.family(q.device)
     candidates = tiles_for(kernel, size, keys, q.element_size(), family)
     return launch.fastest((kernel, queries, keys, size, q.dtype), candidates, run, q.device)
-
-
-def _like_unet(x_bhnd: Tensor) -> Tensor:
-    """An uninitialised tensor of this shape that lies as (B,N,H,d) in memory."""
-    batch, heads, tokens, size = x_bhnd.shape
-    return x_bhnd.new_empty(batch, tokens, heads, size).transpose(1, 2)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    reason = unsupported(q, k, v)
-    if reason is not None:
-        raise ValueError(f"attention by Triton kernels cannot take these tensors: {reason}")
-
-
-def _check_source(q, source_q, source_k, mapped_v, weight_b) -> None:
-    _check(source_q, source_k, mapped_v)
-    if source_q.shape != q.shape or weight_b.shape != q.shape[:1]:
-        raise ValueError(
-            f"source_q must be {tuple(q.shape)} as q, and weight ({q.shape[0]},), they are "
-            f"{tuple(source_q.shape)} and {tuple(weight_b.shape)}"
-        )
-
-
-def _check_grad(grad: Tensor, q: Tensor) -> None:
-    if grad.shape != q.shape or grad.dtype != q.dtype or grad.device != q.device:
-        raise ValueError(
-            f"the gradient must be {tuple(q.shape)} {q.dtype} on {q.device} as q, it is "
-            f"{tuple(grad.shape)} {grad.dtype} on {grad.device}"
-        )

@@ -1,17 +1,15 @@
 """Attention backward in Triton: dK and dV, or dV alone.
 
+    dV = P^T dO    dK = (P (dP - delta))^T Q / sqrt(d)    (the rest as in triton_dq.py)
+
 One program takes a tile of keys past the queries and rebuilds P from the log-sum-exp. "V only" is
 for the mapped values of prompt-to-prompt, whose queries and keys are the source's.
 """
 
 from __future__ import annotations
 
-import math
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastdigin_kernels.attention.tiles import Lengthwise, Tile, fit_rows, split
 from fastdigin_kernels.attention.triton_parts import (
@@ -24,21 +22,6 @@ from fastdigin_kernels.attention.triton_parts import (
     store_head,
     zero_heads,
 )
-
-
-def attention_dkv_reference(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    lse_bhn: Tensor,
-    delta_bhn: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """dK, dV by definition, P rebuilt from the log-sum-exp; both (B,H,T,d)."""
-    scale = 1 / math.sqrt(q_bhnd.shape[-1])
-    p_bhnt = torch.exp(q_bhnd @ k_bhtd.transpose(-1, -2) * scale - lse_bhn[..., None])
-    ds_bhnt = p_bhnt * (grad_bhnd @ v_bhtd.transpose(-1, -2) - delta_bhn[..., None])
-    return ds_bhnt.transpose(-1, -2) @ q_bhnd * scale, p_bhnt.transpose(-1, -2) @ grad_bhnd
 
 
 def dkv_constants(

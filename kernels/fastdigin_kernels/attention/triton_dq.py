@@ -1,17 +1,17 @@
 """Attention backward in Triton: dQ, and delta for the pass that computes dK and dV.
 
+    dP = dO V^T    delta = sum_j P dP = dO . O    dQ = P (dP - delta) K / sqrt(d)
+
+P is rebuilt from the log-sum-exp, which is of the scaled scores, in base e.
+
 Every number is summed by one program in a fixed order, without atomics, so results repeat bit for
 bit; hence separate passes for dQ and for dK and dV. Where the text is frozen, this one is all.
 """
 
 from __future__ import annotations
 
-import math
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastdigin_kernels.attention.tiles import SHORT_KEYS, Lengthwise, Tile, fit_rows, split
 from fastdigin_kernels.attention.triton_parts import (
@@ -24,17 +24,6 @@ from fastdigin_kernels.attention.triton_parts import (
     store_head,
     zero_heads,
 )
-
-
-def attention_dq_reference(
-    grad_bhnd: Tensor, q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, lse_bhn: Tensor
-) -> tuple[Tensor, Tensor]:
-    """dQ (B,H,N,d), and delta = sum_j P dP = dO . O (B,H,N); P is rebuilt from the log-sum-exp."""
-    scale = 1 / math.sqrt(q_bhnd.shape[-1])
-    p_bhnt = torch.exp(q_bhnd @ k_bhtd.transpose(-1, -2) * scale - lse_bhn[..., None])
-    dp_bhnt = grad_bhnd @ v_bhtd.transpose(-1, -2)
-    delta_bhn = (p_bhnt * dp_bhnt).sum(-1)
-    return p_bhnt * (dp_bhnt - delta_bhn[..., None]) @ k_bhtd * scale, delta_bhn
 
 
 def dq_constants(

@@ -7,12 +7,8 @@ why, is written in triton_parts.py and tiles.py.
 
 from __future__ import annotations
 
-import math
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastdigin_kernels.attention.tiles import Lengthwise, Tile, fit_rows, split
 from fastdigin_kernels.attention.triton_parts import (
@@ -22,21 +18,6 @@ from fastdigin_kernels.attention.triton_parts import (
     row_offset,
     store_head,
 )
-
-
-def attention_forward_reference(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor):
-    """softmax(Q K^T / sqrt(d)) V and the log-sum-exp of the scaled scores, by definition."""
-    scores = q_bhnd @ k_bhtd.transpose(-1, -2) / math.sqrt(q_bhnd.shape[-1])
-    lse_bhn = torch.logsumexp(scores, -1)
-    return torch.exp(scores - lse_bhn[..., None]) @ v_bhtd, lse_bhn
-
-
-def injected_forward_reference(q, k, v, source_q, source_k, mapped_v_bhsd, weight_b):
-    """weight * attention(source_q, source_k, mapped_v) + (1 - weight) * attention(q, k, v)."""
-    own, lse_bhn = attention_forward_reference(q, k, v)
-    injected, source_lse_bhn = attention_forward_reference(source_q, source_k, mapped_v_bhsd)
-    weight_b111 = weight_b.view(-1, 1, 1, 1)
-    return weight_b111 * injected + (1 - weight_b111) * own, lse_bhn, source_lse_bhn
 
 
 def forward_constants(

@@ -1,4 +1,4 @@
-"""What the operations on frozen parameters share."""
+"""What the autograd functions of the operations share."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from functools import wraps
 import torch
 from torch import Tensor
 
+from fastdigin_kernels.common import shortcuts
 
-def differentiable(function: type[torch.autograd.Function], kept: int = 0) -> Callable:
-    """``function.apply`` without the last ``kept`` outputs, which are for the backward alone.
+
+def differentiable(
+    function: type[torch.autograd.Function], kept: int = 0
+) -> Callable[[], Callable]:
+    """A function that gives the way to call ``function`` now, as in ``way()(x, impl)``.
 
     function: with ``forward``, ``setup_context`` and a ``backward`` that does not count on being
-    given gradients of the outputs that are left out.
+    given gradients of the outputs that are left out. kept: how many of its last outputs are for
+    the backward alone, and are left out.
 
     Transforms and compilers want a ``setup_context``, for which PyTorch binds the arguments of
     every call to a signature; and it makes zeros for the gradients of outputs that have none. That
@@ -27,24 +32,34 @@ def differentiable(function: type[torch.autograd.Function], kept: int = 0) -> Ca
         output = output[:-kept]
         return output[0] if len(output) == 1 else output
 
-    def twin_forward(ctx, *args):
+    def compiled(*args):
+        return results(function.apply(*_seen_by_compilers(args)))
+
+    def transformed(*args):
+        return results(function.apply(*args))
+
+    def without_gradient(*args):
+        return results(function.forward(*args))
+
+    def forward_of_twin(ctx, *args):
         output = function.forward(*args)
         function.setup_context(ctx, args, output)
         return results(output)
 
-    functions = {"forward": staticmethod(twin_forward), "backward": staticmethod(function.backward)}
-    twin = type(function.__name__, (torch.autograd.Function,), functions)
+    twin = type(
+        function.__name__,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward_of_twin), "backward": staticmethod(function.backward)},
+    )
 
-    def call(*args):
+    def way() -> Callable:
         if torch.compiler.is_compiling():
-            return results(function.apply(*_seen_by_compilers(args)))
-        if torch._C._are_functorch_transforms_active():
-            return results(function.apply(*args))
-        if not torch.is_grad_enabled():
-            return results(function.forward(*args))
-        return twin.apply(*args)
+            return compiled
+        if shortcuts.may_be_transformed():
+            return transformed
+        return twin.apply if torch.is_grad_enabled() else without_gradient
 
-    return call
+    return way
 
 
 def once_differentiable(backward: Callable) -> Callable:
@@ -73,6 +88,6 @@ def require_frozen(operation: str, **parameters: Tensor | None) -> None:
     for name, parameter in parameters.items():
         if parameter is not None and parameter.requires_grad:
             raise ValueError(
-                f"{name} requires a gradient, and {operation} gives one to x alone: call "
+                f"{name} requires a gradient, and {operation} does not compute it: call "
                 f"{name}.requires_grad_(False), or use PyTorch's own operation"
             )

@@ -1,9 +1,9 @@
-"""What ``auto`` chose, remembered on disk from run to run and shared by processes.
+"""What was found to be fastest on this machine, remembered on disk and shared by processes.
 
-A small JSON file in the user's cache directory (FASTDIGIN_CACHE names another one): environment ->
-{shape -> implementation}. The environment is everything that may change which is fastest: versions,
-the processor or GPU, the compiled library. A file that cannot be read is replaced, a folder that
-cannot be written costs the memory alone: both are logged.
+A small JSON file for each kind of choice in the user's cache folder (FASTDIGIN_CACHE names another
+one): environment -> {what was asked -> answer}. The environment is everything that may change the
+answer: versions, the processor or GPU, the compiled library. A file that cannot be read is
+replaced, a folder that cannot be written costs the memory alone: both are logged.
 """
 
 from __future__ import annotations
@@ -14,28 +14,41 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from fastdigin_kernels.common import native
-from fastdigin_kernels.common.file_lock import file_lock
 
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def locked(device: torch.device, name: str = "attention") -> Iterator[dict[str, str]]:
-    """The choices for this environment, to read and to add to; written back at the end.
+def remembered(
+    kind: str, device: torch.device, key: str, names: Collection[str], decide: Callable[[], str]
+) -> str:
+    """Which of ``names`` an earlier call or another process chose for ``key``, or decides now."""
+    with locked(device, kind) as choices:
+        if choices.get(key) not in names:
+            choices[key] = decide()
+        return choices[key]
 
-    name: of the file, one for each kind of choice: choosing an implementation may choose its tiles.
+
+@contextlib.contextmanager
+def locked(device: torch.device, kind: str) -> Iterator[dict[str, str]]:
+    """The choices of a kind in this environment, to read and to add to; written back at the end.
 
     Of several processes one holds them at a time, so that the first one's choice is the others'
     too and they do not disturb each other's timings.
     """
-    with file_lock(cache_folder() / f"{name}.lock"):
-        path = cache_folder() / f"{name}.json"
+    path = _folder() / f"{kind}.json"
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_suffix(".lock")))
+        except (OSError, NotImplementedError) as error:  # some network file systems
+            _log.info("%s is not locked against other processes: %s", path, error)
         everything = _read(path)
         choices = everything.setdefault(environment(device), {})
         before = dict(choices)
@@ -44,8 +57,7 @@ def locked(device: torch.device, name: str = "attention") -> Iterator[dict[str, 
             _write(path, everything)
 
 
-def cache_folder() -> Path:
-    """Where choices are kept; it need not exist."""
+def _folder() -> Path:
     if given := os.environ.get("FASTDIGIN_CACHE"):
         return Path(given)
     if sys.platform == "win32":
@@ -76,10 +88,10 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        _log.warning("attention choices in %s are not readable and are made anew: %s", path, error)
+        _log.warning("choices in %s are not readable and are made anew: %s", path, error)
         return {}
     if not isinstance(content, dict):
-        _log.warning("attention choices in %s are no JSON object and are made anew", path)
+        _log.warning("choices in %s are no JSON object and are made anew", path)
         return {}
     return {
         environment: {str(key): str(name) for key, name in chosen.items()}
@@ -97,7 +109,7 @@ def _write(path: Path, content: dict[str, dict[str, str]]) -> None:
             json.dump(content, file, indent=1, sort_keys=True)
         os.replace(temporary, path)
     except OSError as error:
-        _log.warning("attention choices cannot be kept in %s: %s", path, error)
+        _log.warning("choices cannot be kept in %s: %s", path, error)
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -13,6 +13,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import torch
+
 import fastdigin_kernels
 
 _ABI_VERSION = 3
@@ -75,6 +77,13 @@ def cpu_model() -> str:
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or "unknown")
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
+    """Why the library's kernels cannot take tensors of this device and dtype, or None."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    return None if dtype is torch.float32 else f"it computes in float32, not in {dtype}"
 
 
 def load() -> ctypes.CDLL:

@@ -1,50 +1,79 @@
-"""How operations are registered with torch, so that compilers and transforms keep them whole."""
+"""Operations of torch that are computed by exchangeable backends.
+
+Being registered, they are whole to compilers and transforms. They have no gradient of their own:
+an autograd.Function with ``setup_context`` calls them, because torch.library.register_autograd
+fails under torch.func.vjp (torch 2.14).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from fastdigin_kernels.common import shortcuts
+
 _LIBRARY = torch.library.Library("fastdigin", "FRAGMENT")
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-def register(name: str, function: Callable, fake: Callable) -> Callable:
-    """Makes ``function`` the operation torch.ops.fastdigin.NAME, and returns how to call it.
+class BackendError(RuntimeError):
+    """An implementation that was asked for cannot run here, or not on these tensors."""
 
-    Its annotations are the schema; it changes no argument. ``fake`` gives results of the same
-    shapes, dtypes and strides. The operation has no gradient: an autograd.Function calls it.
 
-    The function returned goes to torch's dispatcher where somebody there wants to know of the
-    call (a compiler, a transform, a mode such as a counter of operations, a profiler, another kind
-    of tensor), and else to ``function`` itself, which saves some 8 us a call.
+@cache
+def backend(operation: str, impl: str) -> ModuleType:
+    """The module fastdigin_kernels/OPERATION/IMPL.py. BackendError if it cannot be imported."""
+    try:
+        return import_module(f"fastdigin_kernels.{operation}.{impl}")
+    except ImportError as error:
+        raise BackendError(f"{operation} by {impl!r} cannot be used: {error}") from error
+
+
+def register(operation: str) -> Callable[[Callable], Callable]:
+    """Decorates a function OPERATION_NAME(*arguments, impl) that makes uninitialised results.
+
+    Its annotations are the schema, and its results have the shapes, dtypes and strides of the true
+    ones, which is all that compilers and fake tensors need. In its place stands the function that
+    computes: it calls NAME(*arguments) of the backend that ``impl`` names. Where the first
+    argument is empty, the results are zeros; backends see no empty tensors.
+
+    torch.ops.fastdigin.OPERATION_NAME is the same. It is what the function calls where somebody
+    may want to know of the call; else it saves the dispatcher's 8 us. Nothing is checked: that is
+    for the caller, once (choice.py).
     """
-    schema = torch.library.infer_schema(function, mutates_args=())
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastdigin::{name}", fake, lib=_LIBRARY)
-    operation = getattr(torch.ops.fastdigin, name).default
 
-    def call(*args):
-        dispatched = (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack() > 0
-            or torch.autograd.profiler._is_profiler_enabled
-            or not _are_plain(args)
-        )
-        return (operation if dispatched else function)(*args)
+    def decorate(uninitialised: Callable) -> Callable:
+        name = uninitialised.__name__
 
-    return call
+        def zeros(*args):
+            results = uninitialised(*args, "")
+            for result in (results,) if isinstance(results, Tensor) else results:
+                result.zero_()
+            return results
 
+        def find(args: tuple) -> Callable:
+            if not args[0].numel():
+                return zeros
+            return getattr(backend(operation, args[-1]), name.removeprefix(f"{operation}_"))
 
-def _are_plain(args: tuple) -> bool:
-    """Whether all tensors among the arguments are ordinary ones, with numbers of their own."""
-    for x in args:
-        if type(x) is Tensor:
-            if _is_wrapped(x):
-                return False
-        elif isinstance(x, Tensor) and type(x) is not torch.nn.Parameter:
-            return False
-    return True
+        def compute(*args):
+            return find(args)(*args[:-1])
+
+        schema = torch.library.infer_schema(uninitialised, mutates_args=())
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastdigin::{name}", uninitialised, lib=_LIBRARY)
+        dispatched = getattr(torch.ops.fastdigin, name).default
+
+        def call(*args):
+            if torch.compiler.is_compiling() or shortcuts.may_be_watched(args):
+                return dispatched(*args)
+            return find(args)(*args[:-1])
+
+        return call
+
+    return decorate

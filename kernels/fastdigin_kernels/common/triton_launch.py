@@ -18,29 +18,24 @@ from fastdigin_kernels.common import choices
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to be tested
 
 
-def unsupported_device(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton kernels cannot run on this device, or None if they can."""
+def unsupported(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
+    """Why Triton kernels cannot run on this device and dtype, or None if they can."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"it takes float16, bfloat16 and float32, not {dtype}"
     if INTERPRETED:
         if dtype == torch.bfloat16:
             return "Triton's interpreter multiplies bfloat16 wrongly"
         return None if device.type == "cpu" else f"the interpreter runs on the CPU, not on {device}"
     if device.type != "cuda":
         return f"it runs on CUDA devices, not on {device}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     if torch.version.hip is not None:
         return "its tiles are chosen for NVIDIA's GPUs"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"it needs a GPU of compute capability 8.0 or newer, not {major}.{minor}"
     return None
-
-
-def require(operation: str, x: Tensor) -> None:
-    """ValueError if Triton kernels of pointwise operations and norms cannot take ``x``."""
-    reason = unsupported_device(x.device, x.dtype)
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        reason = f"it takes float16, bfloat16 and float32, not {x.dtype}"
-    if reason is not None:
-        raise ValueError(f"{operation} by a Triton kernel cannot take x: {reason}")
 
 
 def family(device: torch.device) -> str:
@@ -90,18 +85,19 @@ def fastest(key: Sequence, candidates: Sequence, run: Callable, device: torch.de
         return candidates[0]
     names = {str(candidate): candidate for candidate in candidates}
     key = (" ".join(map(str, key)), str(device))
+
+    def decide() -> str:
+        milliseconds = {
+            name: triton.testing.do_bench(functools.partial(run, candidate), rep=20)
+            for name, candidate in names.items()
+        }
+        _log.info("%s on %s: %s ms", *key, milliseconds)
+        return min(milliseconds, key=milliseconds.get)
+
     if key not in _chosen:
         if torch.cuda.is_current_stream_capturing():
             return candidates[0]
-        with choices.locked(device, "triton_tiles") as remembered:
-            if remembered.get(key[0]) not in names:
-                milliseconds = {
-                    name: triton.testing.do_bench(functools.partial(run, candidate), rep=20)
-                    for name, candidate in names.items()
-                }
-                remembered[key[0]] = min(milliseconds, key=milliseconds.get)
-                _log.info("%s: %s (ms: %s)", *key, milliseconds)
-            _chosen[key] = remembered[key[0]]
+        _chosen[key] = choices.remembered("triton_tiles", device, key[0], names, decide)
     return names[_chosen[key]]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdigin_kernels.common import native
+from fastdigin_kernels.common.native import unsupported  # noqa: F401 - as choice.py wants it
 
 _library = native.load()
 _fields = struct.Struct("5q").pack  # FastdiginGeglu
@@ -29,19 +30,10 @@ def backward(grad: Tensor, x: Tensor) -> Tensor:
     return dx
 
 
-def unsupported(x: Tensor) -> str | None:
-    """Why this tensor cannot be taken, or None."""
-    if not x.is_cpu:
-        return f"it runs on the CPU, not on {x.device}"
-    if x.dtype is not torch.float32:
-        return f"it computes in float32, not in {x.dtype}"
-    return None
-
-
 def _call(direction: str, x: Tensor, grad: Tensor | None, y: Tensor) -> None:
     width = x.shape[-1] // 2
     fields = _fields(
-        x.numel() // (2 * width) if width else 0, width, x.data_ptr(),
+        x.numel() // (2 * width), width, x.data_ptr(),
         0 if grad is None else grad.data_ptr(), y.data_ptr(),
     )  # fmt: skip
     # It needs no scratch memory and cannot fail.

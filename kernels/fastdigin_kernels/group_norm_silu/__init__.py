@@ -1,5 +1,5 @@
 """Group norm followed by SiLU, with frozen parameters."""
 
-from fastdigin_kernels.group_norm_silu.api import group_norm_silu, group_norm_silu_reference
+from fastdigin_kernels.group_norm_silu.api import IMPLEMENTATIONS, group_norm_silu
 
-__all__ = ["group_norm_silu", "group_norm_silu_reference"]
+__all__ = ["IMPLEMENTATIONS", "group_norm_silu"]

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from fastdigin_kernels.common import native
+from fastdigin_kernels.common.native import unsupported  # noqa: F401 - as choice.py wants it
+from fastdigin_kernels.group_norm_silu.api import memory_format
 
 _library = native.load()
 _fields = struct.Struct("12qd").pack  # FastdiginGroupNormSilu
 
 
 def forward(
-    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float = 1e-5
+    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """silu(group_norm(x)) (B,C,H,W) in x's memory format, and mean and 1/std (B,G)."""
+    x_bchw = x_bchw.contiguous(memory_format=memory_format(x_bchw))
     y_bchw = torch.empty_like(x_bchw)
     mean_bg = x_bchw.new_empty(x_bchw.shape[0], groups)
     rstd_bg = torch.empty_like(mean_bg)
@@ -36,36 +39,18 @@ def backward(
     rstd_bg: Tensor,
 ) -> Tensor:
     """The gradient with respect to x, in x's memory format, from `forward`'s statistics."""
-    last = _channels_last(x_bchw)
-    grad_bchw = grad_bchw.contiguous(
-        memory_format=torch.channels_last if last else torch.contiguous_format
-    )
+    layout = memory_format(x_bchw)
+    grad_bchw, x_bchw = (t.contiguous(memory_format=layout) for t in (grad_bchw, x_bchw))
     dx_bchw = torch.empty_like(x_bchw)
     _call("backward", x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, dx_bchw, 0.0)
     return dx_bchw
 
 
-def unsupported(x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor) -> str | None:
-    """Why these tensors cannot be taken, or None."""
-    for x in (x_bchw, weight_c, bias_c):
-        if not x.is_cpu:
-            return f"it runs on the CPU, not on {x.device}"
-        if x.dtype is not torch.float32:
-            return f"it computes in float32, not in {x.dtype}"
-    if not (x_bchw.is_contiguous() or _channels_last(x_bchw)):
-        return f"x must be contiguous, or channels last, got strides {x_bchw.stride()}"
-    return None
-
-
-def _channels_last(x_bchw: Tensor) -> bool:
-    return not x_bchw.is_contiguous() and x_bchw.is_contiguous(memory_format=torch.channels_last)
-
-
 def _call(direction, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps) -> None:
     batch, channels, height, width = x_bchw.shape
-    weight_c, bias_c = weight_c.contiguous(), bias_c.contiguous()
+    weight_c, bias_c = (p.to(torch.float32).contiguous() for p in (weight_c, bias_c))
     fields = _fields(
-        batch, channels, height * width, mean_bg.shape[1], _channels_last(x_bchw),
+        batch, channels, height * width, mean_bg.shape[1], not x_bchw.is_contiguous(),
         x_bchw.data_ptr(), weight_c.data_ptr(), bias_c.data_ptr(),
         mean_bg.data_ptr(), rstd_bg.data_ptr(),
         0 if grad_bchw is None else grad_bchw.data_ptr(), y_bchw.data_ptr(),

@@ -17,35 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdigin_kernels.common import triton_launch as launch
+from fastdigin_kernels.common.triton_launch import unsupported  # noqa: F401 - as choice.py wants it
+from fastdigin_kernels.group_norm_silu.api import memory_format
 
 WARPS = 8
 _LARGEST_BLOCK = 2048
 
 
-def group_norm_silu_backward_reference(
-    grad_bchw: Tensor, x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float
-) -> Tensor:
-    """The gradient with respect to x by definition (forward: group_norm_silu_reference)."""
-    x_bgn = x_bchw.unflatten(1, (groups, -1)).flatten(2)
-    rstd_bg1 = (x_bgn.var(2, correction=0, keepdim=True) + eps).rsqrt()
-    normalised = ((x_bgn - x_bgn.mean(2, keepdim=True)) * rstd_bg1).view_as(x_bchw)
-    y = normalised * weight_c[:, None, None] + bias_c[:, None, None]
-    gate = torch.sigmoid(y)
-    grad = grad_bchw * gate * (1 + y * (1 - gate)) * weight_c[:, None, None]
-    grad, normalised = (t.unflatten(1, (groups, -1)).flatten(2) for t in (grad, normalised))
-    along_x = (grad * normalised).mean(2, keepdim=True) * normalised
-    return (rstd_bg1 * (grad - grad.mean(2, keepdim=True) - along_x)).view_as(x_bchw)
-
-
 def forward(
-    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float = 1e-5
+    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """silu(group_norm(x)) (B,C,H,W) in x's memory format, and mean and 1/std (B,G) in fp32.
-
-    float16, bfloat16 or float32. x is copied if it is contiguous in neither format. ValueError
-    names an argument that cannot be taken.
-    """
-    x_bchw = _prepared(x_bchw, weight_c, bias_c, groups)
+    """silu(group_norm(x)) (B,C,H,W) in x's memory format, and mean and 1/std (B,G) in fp32."""
+    x_bchw = x_bchw.contiguous(memory_format=memory_format(x_bchw))
     y_bchw = torch.empty_like(x_bchw)
     mean_bg = x_bchw.new_empty(x_bchw.shape[0], groups, dtype=torch.float32)
     rstd_bg = torch.empty_like(mean_bg)
@@ -64,13 +47,8 @@ def backward(
     rstd_bg: Tensor,
 ) -> Tensor:
     """The gradient with respect to x, in x's memory format, from `forward`'s statistics."""
-    x_bchw = _prepared(x_bchw, weight_c, bias_c, mean_bg.shape[1])
-    if grad_bchw.shape != x_bchw.shape or grad_bchw.device != x_bchw.device:
-        raise ValueError(
-            f"the gradient must be {tuple(x_bchw.shape)} on {x_bchw.device} as x, it is "
-            f"{tuple(grad_bchw.shape)} on {grad_bchw.device}"
-        )
-    grad_bchw = grad_bchw.contiguous(memory_format=_memory_format(x_bchw))
+    layout = memory_format(x_bchw)
+    grad_bchw, x_bchw = (t.contiguous(memory_format=layout) for t in (grad_bchw, x_bchw))
     dx_bchw = torch.empty_like(x_bchw)
     arguments = (grad_bchw, x_bchw, dx_bchw, weight_c, bias_c, mean_bg, rstd_bg)
     _launch(backward_kernel, x_bchw, mean_bg.shape[1], arguments)
@@ -205,35 +183,9 @@ def block_size(group_elements: int) -> int:
 def _launch(kernel, x_bchw: Tensor, groups: int, arguments: tuple) -> None:
     batch, channels, height, width = x_bchw.shape
     pixels = height * width
-    if not x_bchw.numel():
-        return
     with launch.on(x_bchw):
         kernel[(batch * groups,)](
             *arguments, channels, groups, pixels,
             BLOCK=block_size(channels // groups * pixels),
-            CHANNELS_LAST=_memory_format(x_bchw) == torch.channels_last, num_warps=WARPS,
+            CHANNELS_LAST=memory_format(x_bchw) == torch.channels_last, num_warps=WARPS,
         )  # fmt: skip
-
-
-def _prepared(x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int) -> Tensor:
-    """x, contiguous in one of the two formats; ValueError if the kernels cannot take it."""
-    if x_bchw.ndim != 4:
-        raise ValueError(f"x must be (B,C,H,W), got {tuple(x_bchw.shape)}")
-    launch.require("group norm", x_bchw)
-    channels = x_bchw.shape[1]
-    if groups < 1 or channels % groups:
-        raise ValueError(f"groups must divide the {channels} channels, got {groups}")
-    for name, parameter in (("weight", weight_c), ("bias", bias_c)):
-        if parameter.shape != (channels,) or parameter.device != x_bchw.device:
-            raise ValueError(
-                f"{name} must be ({channels},) on {x_bchw.device}, got {tuple(parameter.shape)} on "
-                f"{parameter.device}"
-            )
-    return x_bchw.contiguous(memory_format=_memory_format(x_bchw))
-
-
-def _memory_format(x_bchw: Tensor) -> torch.memory_format:
-    contiguous = x_bchw.is_contiguous()
-    if not contiguous and x_bchw.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format

@@ -1,0 +1,105 @@
+"""What group norm, GEGLU and the frozen convolution refuse, and where numbers are extreme."""
+
+import pytest
+import torch
+from gradients import probe
+from kernel_operations import INTERPRETED, OPERATIONS, device_of, marks
+
+from fastdigin_kernels.frozen_conv import conv2d
+from fastdigin_kernels.geglu import geglu
+from fastdigin_kernels.geglu.reference import geglu_reference
+from fastdigin_kernels.group_norm_silu import group_norm_silu
+
+NORM, CONV = OPERATIONS["group norm"], OPERATIONS["frozen convolution"]
+ours = pytest.mark.parametrize(
+    "impl", [pytest.param(impl, marks=marks(impl)) for impl in ("cpp", "triton")]
+)
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="only Triton's kernels are interpreted")
+
+
+@ours
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_large_mean_costs_no_precision(layout, impl):
+    """Sums of squares of numbers around 1000 would leave nothing of a variance of 4."""
+    x, *rest = NORM.inputs(((2, 48, 16, 16), 8, layout), torch.float32, device_of(impl))
+    x, doubled = x + 1000, [p.double() if isinstance(p, torch.Tensor) else p for p in rest]
+    exact = NORM.reference(x.double(), *doubled)
+    errors = [(NORM.by(by)(x, *rest).double() - exact).abs().max() for by in (impl, "pytorch")]
+    assert errors[0] <= 2 * errors[1]
+
+
+@ours
+def test_the_tails_of_the_gate(impl):
+    x = torch.stack([torch.ones(1999), torch.linspace(-30, 30, 1999)], 1).to(device_of(impl))
+    torch.testing.assert_close(
+        geglu(x, impl=impl).double(), geglu_reference(x.double()), rtol=5e-7, atol=3e-7
+    )
+
+
+@pytest.mark.parametrize("impl", [pytest.param("cpp", marks=marks("cpp"))])
+def test_not_a_number_stays_in_its_group(impl):
+    inputs = NORM.inputs(((2, 48, 16, 16), 8), torch.float32)
+    inputs[0][1, 3, 2, 2] = float("nan")
+    for found in NORM.results(impl, inputs):
+        assert found[1, :6].isnan().any() and found[0].isfinite().all()
+        assert found[1, 6:].isfinite().all()
+
+
+@not_interpreted
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_trainable_parameters_are_refused(name):
+    place = {"weight": 1, "bias": 2}[name]
+    for operation in (NORM, CONV):
+        inputs = operation.draw(*operation.cases[0])
+        function = operation.by("torch")
+
+        def of_parameter(parameter, inputs=inputs, function=function):
+            return function(*inputs[:place], parameter, *inputs[place + 1 :]).sum()
+
+        for differentiate in (
+            lambda p, f=of_parameter: f(p.requires_grad_()),
+            lambda p, f=of_parameter: torch.func.grad(f)(p),
+        ):
+            with pytest.raises(ValueError, match=f"{name} requires a gradient"):
+                differentiate(inputs[place].clone())
+
+
+@not_interpreted
+@pytest.mark.parametrize("impl", ["torch", "auto", "cpp"])
+def test_parameters_that_do_not_fit_are_refused(impl):
+    x, weight, bias, *rest = NORM.inputs(((2, 6, 5, 7), 3), torch.float32)
+    for wrong in (weight[:5], weight[None], weight.to("meta")):
+        with pytest.raises(ValueError, match=r"weight must be \(6,\) on cpu, got"):
+            group_norm_silu(x, wrong, bias, *rest, impl=impl)
+        with pytest.raises(ValueError, match=r"bias must be \(6,\) on cpu, got"):
+            group_norm_silu(x, weight, wrong, *rest, impl=impl)
+    with pytest.raises(AssertionError, match="groups must divide the 6 channels, got 4"):
+        group_norm_silu(x, weight, bias, 4, impl=impl)
+
+
+@not_interpreted
+def test_inputs_of_other_dimensions_are_refused():
+    for operation in (NORM, CONV):
+        x, *rest = operation.draw(*operation.cases[0])
+        with pytest.raises(AssertionError, match=r"x must be \(B,"):
+            operation.by("torch")(x[0], *rest)
+    with pytest.raises(AssertionError, match="2d"):
+        geglu(torch.ones(2, 3))
+
+
+@not_interpreted
+def test_a_gradient_in_another_memory_format_is_taken():
+    x, *rest = NORM.draw((2, 6, 5, 7), 3, torch.channels_last)
+    gradients = []
+    for function in (group_norm_silu, NORM.pytorch):
+        x = x.detach().requires_grad_()
+        output = function(x, *rest).contiguous()
+        gradients += torch.autograd.grad(output, x, probe(output))
+    assert torch.equal(*gradients)
+
+
+@not_interpreted
+def test_a_convolution_takes_numbers_for_pairs():
+    x, weight, bias, *_ = CONV.draw(*CONV.cases[0])
+    expected = conv2d(x, weight, bias, (2, 2), (1, 1), (1, 1), 1)
+    assert torch.equal(conv2d(x, weight, bias, 2, 1), expected)

@@ -1,0 +1,198 @@
+"""Calls around torch's dispatcher: only where nobody watches, and only while torch can tell."""
+
+import importlib
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from gradients import assert_all_ways_agree, kept_tensors, output_and_gradient
+from kernel_operations import INTERPRETED, OPERATIONS, device_of, pairs
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastdigin_kernels
+from fastdigin_kernels.common import registry, shortcuts
+from fastdigin_kernels.common.autograd import differentiable, once_differentiable
+
+PRIVATE = {
+    "_are_functorch_transforms_active": torch._C,
+    "_len_torch_dispatch_stack": torch._C,
+    "is_functorch_wrapped_tensor": torch._C._functorch,
+    "_is_profiler_enabled": torch.autograd.profiler,
+}
+callers: list[str] = []
+
+
+def scaled(x: Tensor) -> Tensor:
+    """What the backend of an operation of these tests does."""
+    callers.append(sys._getframe(1).f_code.co_name)
+    return 2 * x
+
+
+@registry.register("example")
+def example_scaled(x: Tensor, impl: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch):
+    """This module is the backend of that operation."""
+    real = registry.backend
+    this = sys.modules[__name__]
+    monkeypatch.setattr(
+        registry, "backend", lambda name, impl: this if name == "example" else real(name, impl)
+    )
+    callers.clear()
+
+
+@contextmanager
+def missing(name):
+    """torch without one of its private names, as far as the kernels see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(PRIVATE[name], name)
+        importlib.reload(shortcuts)
+    assert not shortcuts.AVAILABLE
+    try:
+        yield
+    finally:
+        importlib.reload(shortcuts)
+        assert shortcuts.AVAILABLE
+
+
+class Watch(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_unwatched_it_is_the_function_alone():
+    for x in (torch.ones(3), torch.nn.Parameter(torch.ones(3))):
+        assert torch.equal(example_scaled(x, "a note"), torch.full((3,), 2.0))
+    assert callers == ["call", "call"]
+
+
+def test_a_mode_sees_the_operation():
+    with Watch() as watch:
+        example_scaled(torch.ones(3), "")
+    assert "fastdigin::example_scaled" in watch.seen
+
+
+def test_a_profiler_names_the_operation():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        example_scaled(torch.ones(3), "")
+    assert "fastdigin::example_scaled" in {event.key for event in profile.key_averages()}
+    example_scaled(torch.ones(3), "")
+    assert callers[-1] == "call"
+
+
+def test_a_compiler_keeps_the_operation_whole():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: example_scaled(x, "") + 1, fullgraph=True, backend=backend)
+    assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 3.0))
+    assert any(str(node.target).startswith("fastdigin.") for node in graphs[0].graph.nodes)
+
+
+def test_tensors_without_numbers_take_its_fake():
+    with torch._subclasses.FakeTensorMode():
+        x = torch.ones(3)
+    assert example_scaled(x, "").shape == (3,) and callers == []
+
+
+def test_what_a_transform_has_wrapped_goes_to_the_dispatcher():
+    output, _ = torch.func.vjp(lambda x: example_scaled(x, ""), torch.ones(3))
+    assert torch.equal(output, torch.full((3,), 2.0))
+    assert callers and "call" not in callers
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_without_a_private_name_the_dispatcher_is_always_taken(name):
+    with missing(name):
+        assert torch.equal(example_scaled(torch.ones(3), ""), torch.full((3,), 2.0))
+    assert callers and "call" not in callers
+
+
+@pytest.mark.parametrize(("operation", "impl"), pairs("torch", "cpp", "triton"))
+def test_without_private_names_results_and_gradients_are_the_same(operation, impl):
+    operation = OPERATIONS[operation]
+    inputs = operation.inputs(operation.cases[0], torch.float32, device_of(impl))
+    expected = operation.results(impl, inputs)
+    with missing("_len_torch_dispatch_stack"):
+        for a, e in zip(operation.results(impl, inputs), expected, strict=True):
+            assert torch.equal(a, e)
+        with torch.no_grad():
+            assert torch.equal(operation.by(impl)(*inputs), expected[0])
+        x, *rest = inputs
+        assert_all_ways_agree(lambda x: operation.by(impl)(x, *rest), x)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing of Triton")
+def test_private_names_are_used_in_one_small_file():
+    private = re.compile(r"torch(\.\w+)*\._[a-zA-Z]|from torch[\w.]* import .*\b_\w+|torch\._C")
+    (folder,) = fastdigin_kernels.__path__
+    found = {path.name for path in Path(folder).rglob("*.py") if private.search(path.read_text())}
+    assert found == {"shortcuts.py"}
+
+
+class Cube(torch.autograd.Function):
+    """x^3, with x^2 for its backward alone."""
+
+    @staticmethod
+    def forward(x):
+        return x**3, x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        return 3 * ctx.saved_tensors[0] * grad
+
+
+def cube(x):
+    return differentiable(Cube, kept=1)()(x)
+
+
+def test_a_call_gives_what_is_not_kept_and_its_gradient():
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    output, gradient = output_and_gradient(cube, x)
+    torch.testing.assert_close((output, gradient), output_and_gradient(lambda x: x * x * x, x))
+    assert [t.shape for t in kept_tensors(cube, x)] == [x.shape]
+    with torch.no_grad():
+        assert torch.equal(cube(x.requires_grad_()), output)
+
+
+def test_two_outputs_that_are_not_kept_stay_a_pair():
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return 2 * x, 3 * x, x.sum()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.mark_non_differentiable(output[2])
+
+        @staticmethod
+        def backward(ctx, grad_double, grad_triple, *_):
+            return 2 * grad_double + 3 * grad_triple
+
+    x = torch.randn(3, 4, requires_grad=True)
+    double, triple = differentiable(Both, kept=1)()(x)
+    assert torch.equal(double, 2 * x) and torch.equal(triple, 3 * x)
+    (gradient,) = torch.autograd.grad(double.sum() + triple.sum(), x)
+    assert torch.equal(gradient, torch.full_like(x, 5))
