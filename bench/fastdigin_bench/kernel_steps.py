@@ -6,8 +6,8 @@ Part of ``fastdigin bench kernels``.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -21,6 +21,8 @@ from fastdigin.models.attention import install_processors
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin.models.frozen import freeze_aware
 from fastdigin_bench.account_models import SD_1_4
+from fastdigin_bench.kernel_timing import time_in_turns
+from fastdigin_bench.text_jobs import run_all
 
 _PROFILED = {"embedded": 10, "sd-1.4": 3}  # steps
 _KINDS = {
@@ -68,7 +70,7 @@ def shares(seconds: dict[str, float]) -> dict[str, float]:
     }
 
 
-def engine_ratio(impls: Sequence[str], repeats: int = 5) -> dict:
+def engine_ratio(impls: Sequence[str], seconds: float = 60.0) -> dict:
     """Seconds of an engine iteration with the embedded model, by implementation of attention.
 
     Eight jobs, twenty steps, in turns. The first is the baseline of ``ratio`` (the median of the
@@ -78,14 +80,8 @@ def engine_ratio(impls: Sequence[str], repeats: int = 5) -> dict:
         impl: Engine(LatentDiffusion.load(EMBEDDED, attention=impl), slots=_SLOTS, kept_steps=0)
         for impl in impls
     }
-    seconds: dict[str, list[float]] = {impl: [] for impl in impls}
-    losses: dict[str, Tensor] = {}
-    for repeat in range(repeats + 1):
-        for impl, engine in engines.items():
-            taken, losses[impl] = _iterations(engine)
-            if repeat:  # once untimed
-                seconds[impl].append(taken)
     base, *others = impls
+    losses = {impl: losses_of(engine) for impl, engine in engines.items()}
     differences = {
         impl: ((losses[impl] - losses[base]) / losses[base]).abs().max().item() for impl in others
     }
@@ -95,11 +91,15 @@ def engine_ratio(impls: Sequence[str], repeats: int = 5) -> dict:
                 f"losses by {impl!r} and {base!r} differ by {difference:.1e} of their size: speeds "
                 "of different computations are not compared"
             )
+    runs = {impl: partial(losses_of, engine) for impl, engine in engines.items()}
+    taken = time_in_turns(runs, seconds, torch.device("cpu"))
     ratios = {
-        impl: [b / s for b, s in zip(seconds[base], seconds[impl], strict=True)] for impl in others
+        impl: [b / s for b, s in zip(taken[base], taken[impl], strict=True)] for impl in others
     }
     return {
-        "seconds": {impl: round(statistics.median(s), 3) for impl, s in seconds.items()},
+        "seconds": {
+            impl: round(statistics.median(s) / (_ITERATIONS + 1), 3) for impl, s in taken.items()
+        },
         "ratio": {impl: round(statistics.median(r), 3) for impl, r in ratios.items()},
         "ratio_range": {impl: [round(min(r), 3), round(max(r), 3)] for impl, r in ratios.items()},
         "loss_difference": max(differences.values()),
@@ -113,8 +113,8 @@ class _Brightness:
         return candidate.image.square().mean()
 
 
-def _iterations(engine: Engine) -> tuple[float, Tensor]:
-    """(seconds an iteration, all losses)."""
+def losses_of(engine: Engine) -> Tensor:
+    """Of all iterations of some jobs."""
     model = engine.model
     text, empty = model.encode_prompts(["a photo of a white boot on brick", ""])
     generator = torch.Generator().manual_seed(0)
@@ -124,10 +124,8 @@ def _iterations(engine: Engine) -> tuple[float, Tensor]:
             [_Brightness()], settings)
         for i in range(_SLOTS)
     ]  # fmt: skip
-    start = time.perf_counter()
-    results = {result.job.id: result for result in engine.run(jobs)}
-    taken = (time.perf_counter() - start) / (_ITERATIONS + 1)
-    return taken, torch.tensor(
+    results = {result.job.id: result for result in run_all(engine, jobs)}
+    return torch.tensor(
         [row["total"] for job in jobs for row in results[job.id].history], dtype=torch.float64
     )
 

@@ -11,20 +11,17 @@ in a step of the U-Net, and iterations of the engine with PyTorch's attention an
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fastdigin.report.console import table
 from fastdigin_bench.counters import SavedBytes
 from fastdigin_bench.kernel_cases import MODELS, OPS, Case, cases
-from fastdigin_bench.output import conditions, finish, say
+from fastdigin_bench.kernel_timing import keep_pages, matmul_peak, time_in_turns
+from fastdigin_bench.output import conditions, finish, rows_table, say
 from fastdigin_kernels.attention import unavailable
 
 PASSES = {
@@ -33,17 +30,15 @@ PASSES = {
     "both": (slice(0, 2), slice(0, None)),
 }
 """Pass -> its part of a case's FLOPs and bytes (forward, backward), and of the errors."""
-_LEAST_ROUNDS, _MOST_ROUNDS = 3, 100
-_SAMPLE_SECONDS = 2e-3  # calls are timed in bundles of at least this
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 
 
 def run(options: Namespace) -> int:
     """Prints the table and the last line; 1 if an implementation was refused, else 0."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = options.dtype or (["float32"] if device.type == "cpu" else ["float16", "bfloat16"])
+    device_name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     rows, peaks = [], {}
-    _keep_pages()
+    keep_pages()
     for name in names:
         dtype = getattr(torch, name)
         peaks[name] = matmul_peak(device, dtype)
@@ -53,27 +48,16 @@ def run(options: Namespace) -> int:
             for row in found:
                 rows.append({"model": case.model, "op": case.op, "shape": case.shape} | row)
             say(f"{case.op} {case.shape}: {_summary(found)}")
-    print(_table(rows))
+    print(rows_table(rows, _COLUMNS))
     whole = {} if options.steps is None else _whole_steps(options.steps, device)
     results = {
-        "conditions": conditions() | {"device": _device_name(device)},
+        "conditions": conditions() | {"device": device_name},
         "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
         **whole,
         "rows": rows,
     }
     finish(options.results / "kernels.json", results)
     return 1 if any(row["refused"] for row in rows) else 0
-
-
-def _keep_pages() -> None:
-    """Has glibc give no memory back to the system.
-
-    Else, by the luck of the heap, a call may take as long again to get its pages anew.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, -1)
-        mallopt(_MMAP_MAX, 0)
 
 
 def _whole_steps(names: Sequence[str], device: torch.device) -> dict:
@@ -192,51 +176,12 @@ def _pass(case: Case, impl: str, one: str, grad: Tensor) -> Callable[[], object]
     return lambda: torch.autograd.grad(function(*case.variables), wanted, grad)
 
 
-def time_in_turns(
-    runs: dict[str, Callable[[], None]], seconds: float, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds a call, of every round; in a round each takes its turn."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-    def sample(run, calls: int) -> float:
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        synchronize()
-        return (time.perf_counter() - start) / calls
-
-    once = {}
-    for name, run in runs.items():  # the first call may tune or compile
-        run()
-        once[name] = sample(run, 1)
-    calls = {name: max(1, round(_SAMPLE_SECONDS / taken)) for name, taken in once.items()}
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.perf_counter()
-    for done in range(_MOST_ROUNDS):
-        if done >= _LEAST_ROUNDS and time.perf_counter() - start > seconds:
-            break
-        for name, run in runs.items():
-            samples[name].append(sample(run, calls[name]))
-    return samples
-
-
 def saved_megabytes(case: Case, impl: str) -> float:
     """What the forward keeps for the backward beyond the variables themselves."""
     saved = SavedBytes(case.variables)
     with saved:
         case.implementations[impl](*case.variables)
     return round(saved.total / 1e6, 3)
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of torch's own matrix product, the best of some sizes."""
-    best = 0.0
-    for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
-        a, b = torch.randn(2, size, size, device=device).to(dtype)
-        taken = time_in_turns({"": lambda a=a, b=b: a @ b}, 0.3, device)[""]
-        best = max(best, 2 * size**3 / min(taken))
-    return best
 
 
 def incoming(case: Case) -> Tensor:
@@ -251,27 +196,26 @@ def _wanted(variables: Sequence[Tensor]) -> list[Tensor]:
     return [x for x in variables if x.requires_grad]
 
 
-def _table(rows: Sequence[dict]) -> str:
-    titles = ["operation", "shape", "dtype", "impl", "pass", "ms", "quartiles", "GFLOP/s",
-              "of peak", "GB/s", "vs PyTorch", "saved MB", "error"]  # fmt: skip
-    return table(titles, [_cells(row) for row in rows])
+def _rate(key: str, form: str) -> Callable[[dict], str]:
+    """A column of figures, empty where there are none."""
+    return lambda row: form.format(row[key]) if row[key] else ""
 
 
-def _cells(row: dict) -> list[str]:
-    if row["refused"]:
-        figures = ["refused", "", "", "", "", ""]
-    else:
-        low, high = row["milliseconds_quartiles"]
-        figures = [
-            f"{row['milliseconds']:.3g}",
-            f"{low:.3g}-{high:.3g}",
-            f"{row['gflops']:.0f}" if row["gflops"] else "",
-            f"{row['fraction_of_matmul_peak']:.2f}" if row["gflops"] else "",
-            f"{row['gigabytes_per_second']:.1f}",
-            f"{row['ratio_vs_sdpa']:.2f}x",
-        ]
-    head = [row["op"], row["shape"], row["dtype"], row["impl"], row["pass"]]
-    return [*head, *figures, f"{row['saved_megabytes']:.2f}", f"{row['max_error']:.1e}"]
+_COLUMNS = {
+    "operation": "op",
+    "shape": "shape",
+    "dtype": "dtype",
+    "impl": "impl",
+    "pass": "pass",
+    "ms": lambda row: "refused" if row["refused"] else f"{row['milliseconds']:.3g}",
+    "quartiles": lambda row: "-".join(f"{ms:.3g}" for ms in row["milliseconds_quartiles"] or ()),
+    "GFLOP/s": _rate("gflops", "{:.0f}"),
+    "of peak": _rate("fraction_of_matmul_peak", "{:.2f}"),
+    "GB/s": _rate("gigabytes_per_second", "{:.1f}"),
+    "vs PyTorch": _rate("ratio_vs_sdpa", "{:.2f}x"),
+    "saved MB": _rate("saved_megabytes", "{:.2f}"),
+    "error": _rate("max_error", "{:.1e}"),
+}
 
 
 def _summary(rows: Sequence[dict]) -> str:
@@ -279,7 +223,3 @@ def _summary(rows: Sequence[dict]) -> str:
     return ", ".join(
         f"{row['impl']} " + (row["refused"] or f"{row['milliseconds']:.3g} ms") for row in both
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)

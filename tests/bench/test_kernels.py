@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fastdigin_bench import command, kernel_cases, kernels
+from fastdigin_bench import command, kernel_cases, kernel_timing, kernels
 
 KEYS = {"model", "op", "shape", "dtype", "impl", "pass", "milliseconds", "gflops", "max_error",
         "fraction_of_matmul_peak", "ratio_vs_sdpa", "saved_megabytes", "refused"}  # fmt: skip
@@ -108,8 +108,8 @@ def test_a_result_that_is_not_a_number_is_refused():
 def test_turns_are_taken_in_order(monkeypatch):
     calls = []
     runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    monkeypatch.setattr(kernels, "_SAMPLE_SECONDS", 0)
-    samples = kernels.time_in_turns(runs, 0, torch.device("cpu"))
+    monkeypatch.setattr(kernel_timing, "_SAMPLE_SECONDS", 0)
+    samples = kernel_timing.time_in_turns(runs, 0, torch.device("cpu"))
     assert [len(taken) for taken in samples.values()] == [3, 3]
     assert calls[4:] == ["a", "b"] * 3
 
