@@ -14,7 +14,7 @@ _HOME = {
     "Result": "fastdigin.engine.job",
     "Settings": "fastdigin.engine.job",
     "EarlyStop": "fastdigin.engine.job",
-    "ImageInput": "fastdigin.tasks.inputs",
+    "ImageInput": "fastdigin.photos",
     "UserError": "fastdigin.errors",
     "counterfactuals": "fastdigin.tasks.counterfactual",
     "CounterfactualSettings": "fastdigin.tasks.counterfactual",

@@ -7,7 +7,7 @@ bags on gravel. Disagreement and the neuron tasks should find just that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 from torch import Tensor
@@ -15,71 +15,56 @@ from torch import Tensor
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier
-from fastdigin.tasks import counterfactual as cf
-from fastdigin.tasks import disagreement as dis
-from fastdigin.tasks import neuron_counterfactual as ncf
-from fastdigin.tasks import neurons as neu
-from fastdigin.tasks.inputs import ImageInput, collect, read_images
-from fastdigin.tasks.part import Part
+from fastdigin.photos import ImageInput, collect, read_images
+from fastdigin.tasks.counterfactual import Counterfactuals
+from fastdigin.tasks.disagreement import Disagreements
+from fastdigin.tasks.neuron_counterfactual import NeuronCounterfactuals
+from fastdigin.tasks.neurons import NeuronVisualisations
+from fastdigin.tasks.task import Task
 
 
-def demo_parts(engine: Engine, per_task: int, seed: int) -> list[Part]:
+def demo_tasks(engine: Engine, per_task: int, seed: int) -> list[Task]:
     """The four tasks with ``per_task`` jobs each, on the embedded model."""
-    robust, spurious, judge, backgrounds = (
-        Classifier.load(f"embedded:{name}")
-        for name in ("robust", "spurious", "judge", "background")
+    makers: tuple[Callable[[Engine, int, int], Task], ...] = (
+        demo_counterfactuals,
+        demo_disagreements,
+        demo_neurons,
+        demo_neuron_counterfactuals,
     )
-    return [
-        counterfactual_part(engine, robust, judge, per_task, seed),
-        disagreement_part(engine, robust, spurious, per_task, seed),
-        neuron_part(engine, spurious, per_task, seed),
-        neuron_counterfactual_part(engine, spurious, backgrounds, per_task, seed),
-    ]
+    return [make(engine, per_task, seed) for make in makers]
 
 
-def counterfactual_part(engine, classifier, judge, count, seed) -> Part:
+def demo_counterfactuals(
+    engine: Engine, count: int, seed: int, classifier: str = "robust"
+) -> Counterfactuals:
     """The first ``count`` packaged pairs: every beginning of them is a good mix."""
-    settings = cf.default_settings(engine.model)
-    inputs = collect(["embedded:pairs"], count)
-    return Part(
-        cf.TASK,
-        cf.run_settings(engine.model, settings, classifier, judge, seed),
-        cf.job_ids(inputs, classifier),
-        lambda skip, tick: cf.counterfactuals(
-            engine, inputs, classifier, judge=judge, seed=seed, skip=skip, on_progress=tick
-        ),
-    )
+    return Counterfactuals(
+        engine=engine, seed=seed, photos=collect(["embedded:pairs"], count),
+        classifier=_packaged(classifier), judge=_packaged("judge"),
+    )  # fmt: skip
 
 
-def disagreement_part(engine, f, g, count, seed) -> Part:
+def demo_disagreements(engine: Engine, count: int, seed: int) -> Disagreements:
     """The planted classes in turn: where f sees a sneaker, g wants the grass as well."""
-    settings = dis.default_settings(engine.model)
     classes = list(embedded.PLANTED)[:count]
     seeds = -(-count // len(classes))
-    ids = [dis.job_id(c, n) for n in range(seeds) for c in classes]
-    wanted, surplus = ids[:count], ids[count:]
-    return Part(
-        dis.TASK,
-        dis.run_settings(engine.model, settings, f, g, seed),
-        wanted,
-        lambda skip, tick: dis.disagreements(
-            engine, f, g, classes, seeds=seeds, seed=seed, skip={*skip, *surplus}, on_progress=tick
-        ),
-    )
+    task = Disagreements(
+        engine=engine, seed=seed, f=_packaged("robust"), g=_packaged("spurious"), classes=classes,
+        seeds=seeds,
+    )  # fmt: skip
+    in_turn = sorted(task.requests, key=lambda request: request.number)
+    wanted = {request.id for request in in_turn[:count]}
+    task.requests = [request for request in task.requests if request.id in wanted]
+    return task
 
 
-def neuron_part(engine, classifier, count, seed) -> Part:
+def demo_neurons(engine: Engine, count: int, seed: int) -> NeuronVisualisations:
     """Neurons in the order of ``planted_neurons_first``."""
-    neurons = planted_neurons_first(classifier)[:count]
-    settings, words = neu.default_settings(engine.model), embedded.words()
-    dataset = _dataset(engine)
-    return Part(
-        neu.TASK,
-        neu.run_settings(engine.model, settings, classifier, words, dataset, seed),
-        [neu.job_id(neuron, settings.direction, 0) for neuron in neurons],
-        lambda skip, tick: neu.visualise_neurons(
-            engine, classifier, neurons, words, dataset, seed=seed, skip=skip, on_progress=tick
-        ),
+    classifier = _packaged("spurious")
+    return NeuronVisualisations(
+        engine=engine, seed=seed, classifier=classifier,
+        neurons=planted_neurons_first(classifier)[:count], words=embedded.words(),
+        dataset=_dataset(engine),
     )  # fmt: skip
 
 
@@ -90,19 +75,13 @@ def planted_neurons_first(classifier: Classifier) -> list[int]:
     return [*first, *(n for n in range(classifier.num_neurons) if n not in first)]
 
 
-def neuron_counterfactual_part(engine, classifier, backgrounds, count, seed) -> Part:
+def demo_neuron_counterfactuals(engine: Engine, count: int, seed: int) -> NeuronCounterfactuals:
     """Planted neurons are raised where their background is absent and lowered where it is not."""
-    plans = list(islice(neuron_counterfactual_plans(), count))
+    plans = islice(neuron_counterfactual_plans(), count)
     photos, neurons, directions = (list(column) for column in zip(*plans, strict=True))
-    settings, dataset = ncf.default_settings(engine.model), _dataset(engine)
-    return Part(
-        ncf.TASK,
-        ncf.run_settings(engine.model, settings, classifier, backgrounds, seed, dataset),
-        ncf.job_ids(photos, neurons, directions),
-        lambda skip, tick: ncf.neuron_counterfactuals(
-            engine, photos, classifier, neurons, directions, dataset=dataset,
-            backgrounds=backgrounds, seed=seed, skip=skip, on_progress=tick,
-        ),
+    return NeuronCounterfactuals(
+        engine=engine, seed=seed, photos=photos, classifier=_packaged("spurious"), neuron=neurons,
+        direction=directions, dataset=_dataset(engine), backgrounds=_packaged("background"),
     )  # fmt: skip
 
 
@@ -132,6 +111,10 @@ def neuron_counterfactual_plans() -> Iterator[tuple[ImageInput, int, str]]:
             neuron_of[background],
             direction,
         )
+
+
+def _packaged(name: str) -> Classifier:
+    return Classifier.load(f"embedded:{name}")
 
 
 def _dataset(engine: Engine) -> list[Tensor]:

@@ -6,9 +6,9 @@ from tiny import IMAGE_SHAPE, build_classifier, uniform
 
 from fastdigin.engine.job import Settings
 from fastdigin.objectives import Cutouts
+from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
 from fastdigin.tasks.disagreement import DisagreementSettings, disagreements
-from fastdigin.tasks.inputs import ImageInput
 from fastdigin.tasks.neuron_counterfactual import (
     NeuronCounterfactualSettings,
     neuron_counterfactuals,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdigin.commands.task_options import load_engine
+from fastdigin.commands.task import load_engine
 from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.costs import step_inputs
 from fastdigin.engine.sampler import StepFunctions

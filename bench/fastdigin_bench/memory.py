@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdigin.commands.task_options import load_engine
+from fastdigin.commands.task import load_engine
 from fastdigin.engine.costs import state_bytes
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes

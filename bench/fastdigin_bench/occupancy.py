@@ -18,8 +18,8 @@ from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
+from fastdigin.photos import collect
 from fastdigin.tasks import counterfactual as cf
-from fastdigin.tasks.inputs import collect
 
 SLOTS, STEPS = 8, 5
 LENGTHS = (1, 20)

@@ -21,11 +21,11 @@ from fastdigin.engine.job import Job
 from fastdigin.models.attention import SourceAttention
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence
+from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings
-from fastdigin.tasks.inputs import ImageInput, read_image, read_mask
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.regularisers import losses_of
-from fastdigin.tasks.sources import Source, SourcePhoto, check_photo
+from fastdigin.tasks.sources import Source, SourcePhoto, read_photo
 from fastdigin.tasks.words import class_word
 from fastdigin_bench.plain_loop import PlainRun, optimise, plain_total
 from fastdigin_bench.plain_model import PlainModel
@@ -42,7 +42,7 @@ def counterfactual(
 
     Every candidate of the schedule search is sampled by itself.
     """
-    photo, _ = check_photo(plain.model, classifier, item)
+    photo = read_photo(plain.model, classifier, item)
     source = prepare(plain, photo, settings.inversion(), max(settings.injection_fractions))
     schedules = itertools.product(settings.injection_fractions, settings.blending_fractions)
     jobs = [_candidate(plain, source, classifier, settings, seed, *s) for s in schedules]
@@ -52,12 +52,12 @@ def counterfactual(
 def prepare(
     plain: PlainModel, photo: SourcePhoto, settings: InversionSettings, injected_fraction: float
 ) -> Source:
-    """Reads and inverts one photo and records its attention and its mask."""
+    """Inverts one photo and records its attention and its mask."""
     size = plain.model.image_size
-    image = read_image(photo.item, size).to(plain.device, plain.dtype)
+    image = photo.image.to(plain.device, plain.dtype)
     inversion = invert(plain, image, photo.prompt, settings)
     record = record_maps(plain, inversion, injected_fraction)
-    mask = read_mask(photo.item, size)
+    mask = photo.mask
     if mask is None:
         tokens = phrase_tokens(plain.model, photo.prompt, photo.source)
         mask = soften(attention_mask(record.maps, tokens, size))

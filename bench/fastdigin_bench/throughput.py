@@ -26,15 +26,15 @@ from typing import Any
 
 import torch
 
-from fastdigin.commands.task_options import load_engine
+from fastdigin.commands.task import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
 from fastdigin.engine.memory import parse_memory
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
+from fastdigin.photos import ImageInput, collect
 from fastdigin.tasks import counterfactual as cf
-from fastdigin.tasks.inputs import ImageInput, collect
 from fastdigin_bench import plain_photo
 from fastdigin_bench.agreement import gradient_error
 from fastdigin_bench.causes import Cause, causes_of, time_variants, variants
@@ -177,8 +177,7 @@ def time_plain(sides: Sides, item: ImageInput, timings: Timings) -> None:
     began = time.perf_counter()
     found = plain_photo.counterfactual(sides.plain, item, sides.classifier, sides.settings)
     timings.add(PLAIN, time.perf_counter() - began)
-    (id,) = cf.job_ids([item], sides.classifier)
-    timings.losses[PLAIN][id] = _best(found.result.history)
+    timings.losses[PLAIN][f"{item.id}-to-{item.target}"] = _best(found.result.history)
 
 
 def time_engine(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdigin import embedded
-from fastdigin.commands.task_options import load_engine
+from fastdigin.commands.task import load_engine
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED

@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 
 from fastdigin import embedded
-from fastdigin.commands.parts import run_parts
+from fastdigin.commands.run import run_tasks
 from fastdigin.demo import (
-    counterfactual_part,
-    disagreement_part,
-    neuron_counterfactual_part,
-    neuron_counterfactual_plans,
-    neuron_part,
+    demo_counterfactuals,
+    demo_disagreements,
+    demo_neuron_counterfactuals,
+    demo_neurons,
 )
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import CounterfactualRecord, NeuronCounterfactualRecord, Record, read_records
 from fastdigin.results.pictures import read_picture
-from fastdigin.tasks.explanation import masked_l1
-from fastdigin.tasks.part import Part
+from fastdigin.tasks.masked import masked_l1
+from fastdigin.tasks.photo_task import PhotoTask
+from fastdigin.tasks.task import Task
 from fastdigin_bench.figures import at_least
 from fastdigin_bench.pictures import predictions, round_trip
 from fastdigin_bench.truth_figures import (
@@ -46,44 +46,35 @@ SEED = 0
 
 def counterfactuals(name: str, setup: Setup, out: Path) -> Measured:
     """The packaged pairs, for the classifier called ``name``."""
-    classifier, judge = setup.classifiers[name], setup.classifiers["judge"]
-    part = counterfactual_part(setup.engine, classifier, judge, setup.at_most(PAIRS), SEED)
-    done = finished(part, out)
-    photo_of = {id: pair.photo for id, pair in zip(part.ids, embedded.pairs(), strict=False)}
-    looks = [outside(setup.engine.model, photo_of[record.id], record) for record in done]
+    task = demo_counterfactuals(setup.engine, setup.at_most(PAIRS), SEED, classifier=name)
+    done, photos = finished(task, out), photos_of(task)
+    looks = [outside(setup.engine.model, photos[record.id], record) for record in done]
     # A robust classifier's reasons should convince others; a clean one's may be its own.
     target = at_least(0.75) if name == "robust" else None
-    return Measured.of(part.ids, done, counterfactual_figures(done, looks, target))
+    return Measured.of(ids(task), done, counterfactual_figures(done, looks, target))
 
 
 def disagreements(setup: Setup, out: Path) -> Measured:
     """The planted classes in turn, f robust and g spurious."""
-    f, g, backgrounds = (setup.classifiers[name] for name in ("robust", "spurious", "background"))
-    part = disagreement_part(setup.engine, f, g, setup.at_most(DISAGREEMENTS), SEED)
-    done = finished(part, out)
+    task = demo_disagreements(setup.engine, setup.at_most(DISAGREEMENTS), SEED)
+    done, backgrounds = finished(task, out), setup.classifiers["background"]
     looks = [Backgrounds(*predictions(backgrounds, [r.initial_image, r.image])) for r in done]
-    return Measured.of(part.ids, done, disagreement_figures(done, looks))
+    return Measured.of(ids(task), done, disagreement_figures(done, looks))
 
 
 def neurons(setup: Setup, out: Path) -> Measured:
     """Neurons of the spurious classifier, the planted ones first."""
-    spurious = setup.classifiers["spurious"]
-    part = neuron_part(setup.engine, spurious, setup.at_most(NEURONS), SEED)
-    done = finished(part, out)
-    return Measured.of(part.ids, done, neuron_figures(done))
+    task = demo_neurons(setup.engine, setup.at_most(NEURONS), SEED)
+    done = finished(task, out)
+    return Measured.of(ids(task), done, neuron_figures(done))
 
 
 def neuron_counterfactuals(setup: Setup, out: Path) -> Measured:
     """Planted neurons, raised and lowered in turn."""
-    spurious, backgrounds = (setup.classifiers[name] for name in ("spurious", "background"))
-    count = setup.at_most(PLANS)
-    part = neuron_counterfactual_part(setup.engine, spurious, backgrounds, count, SEED)
-    done = finished(part, out)
-    by_id = {photo.id: photo for photo in embedded.photos()}
-    plans = zip(part.ids, neuron_counterfactual_plans(), strict=False)
-    photo_of = {id: by_id[item.id] for id, (item, _, _) in plans}
-    looks = [inside(setup.engine.model, photo_of[record.id], record) for record in done]
-    return Measured.of(part.ids, done, neuron_counterfactual_figures(done, looks))
+    task = demo_neuron_counterfactuals(setup.engine, setup.at_most(PLANS), SEED)
+    done, photos = finished(task, out), photos_of(task)
+    looks = [inside(setup.engine.model, photos[record.id], record) for record in done]
+    return Measured.of(ids(task), done, neuron_counterfactual_figures(done, looks))
 
 
 def outside(model: LatentDiffusion, photo: embedded.Photo, record: CounterfactualRecord) -> Outside:
@@ -109,12 +100,23 @@ def inside(
     )
 
 
-def finished(part: Part, out: Path) -> list[Record]:
-    """Runs what ``out`` lacks; the records of the part's jobs that are done, in their order.
+def ids(task: Task) -> list[str]:
+    """Of all its jobs, in their order."""
+    return [request.id for request in task.requests]
 
-    The folder may hold more jobs than the part: a longer run was there before.
+
+def photos_of(task: PhotoTask) -> dict[str, embedded.Photo]:
+    """Job id -> the packaged photo."""
+    by_id = {photo.id: photo for photo in embedded.photos()}
+    return {request.id: by_id[request.item.id] for request in task.requests}
+
+
+def finished(task: Task, out: Path) -> list[Record]:
+    """Runs what ``out`` lacks; the records of the task's jobs that are done, in their order.
+
+    The folder may hold more jobs than the task: a longer run was there before.
     """
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
-        run_parts([part], out, as_json=False)
+        run_tasks([task], out, as_json=False)
     records = {record.id: record for record in read_records(out)}
-    return [records[id] for id in part.ids if records[id].status == "done"]
+    return [records[id] for id in ids(task) if records[id].status == "done"]

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdigin.commands.cache_options import add_cache_options, chosen_cache
-from fastdigin.commands.classifier_options import CLASSIFIER_HELP, load_classifier
+from fastdigin.commands.classifier_options import (
+    CLASSIFIER_HELP,
+    add_class_names,
+    load_classifier,
+)
+from fastdigin.commands.common_options import add_neurons
 
 TOP_IMAGES = 9
 
@@ -18,8 +23,8 @@ if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.retrieval import Activating
 
 
-def add_activating_options(parser: argparse.ArgumentParser) -> None:
-    """All but those of the classifier's names and of the neurons."""
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """Photos, neurons and the classifier."""
     parser.add_argument(
         "photos", nargs="+", metavar="PHOTOS",
         help="folders with their subfolders, files, tables or data sets",
@@ -32,6 +37,8 @@ def add_activating_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("activating"), metavar="DIR", help="(default activating)"
     )
     add_cache_options(parser, "activations")
+    add_neurons(parser)
+    add_class_names(parser)
 
 
 def run(options: argparse.Namespace) -> int:

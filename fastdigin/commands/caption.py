@@ -9,11 +9,13 @@ import json
 from pathlib import Path
 
 from fastdigin.commands.cache_options import add_cache_options
+from fastdigin.commands.common_options import add_images
 from fastdigin.errors import UserError
 
 
-def add_caption_options(parser: argparse.ArgumentParser) -> None:
-    """All but those of the images."""
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """The images and the model."""
+    add_images(parser)
     parser.add_argument(
         "--captions", required=True, metavar="ID",
         help="an image-to-text model of transformers: a hub id or a folder",
@@ -27,10 +29,11 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the table and prints it; 1 if a photo has no caption in the end."""
-    from fastdigin.commands.photo_options import with_captions
+    from fastdigin.commands.inputs import with_captions
+    from fastdigin.photos import collect
+    from fastdigin.photos.collect import TABLE_COLUMNS
     from fastdigin.storage import write_atomically
     from fastdigin.tasks.captions import caption_table, needs_caption
-    from fastdigin.tasks.inputs import TABLE_COLUMNS, collect
 
     if options.out.suffix.lower() != ".csv":
         raise UserError(f"--out '{options.out}' must end in .csv, as it is a table")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+import argparse
 
-from fastdigin.commands.parts import run_parts
-from fastdigin.commands.task_options import load_engine
-from fastdigin.demo import demo_parts
-from fastdigin.models.diffusion import EMBEDDED
+from fastdigin.commands.common_options import add_attention, add_run
+from fastdigin.commands.options import count
 
 DEMO_SLOTS = 8
 """Not planned: another number would change the last bits of the pictures in the README.
@@ -16,8 +14,19 @@ So would compiled steps, which are off.
 """
 
 
-def run(options: Namespace) -> int:
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    parser.add_argument("--per-task", type=count, default=2, metavar="N", help="jobs (default 2)")
+    add_run(parser, out="demo")
+    add_attention(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """All four tasks on the embedded model."""
+    from fastdigin.commands.run import run_tasks
+    from fastdigin.commands.task import load_engine
+    from fastdigin.demo import demo_tasks
+    from fastdigin.models.diffusion import EMBEDDED
+
     engine = load_engine(EMBEDDED, slots=DEMO_SLOTS, attention=options.attention, compile="off")
-    parts = demo_parts(engine, options.per_task, options.seed)
-    return run_parts(parts, options.out, as_json=options.json, shard=options.shard)
+    tasks = demo_tasks(engine, options.per_task, options.seed)
+    return run_tasks(tasks, options.out, as_json=options.json, shard=options.shard)

@@ -12,7 +12,7 @@ from fastdigin.commands.classifier_options import CLASSIFIER_HELP
 from fastdigin.presets import load_preset
 
 
-def add_doctor_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """What a run would name."""
     parser.add_argument("--preset", metavar="NAME", help="look for what this preset names")
     parser.add_argument("--model", metavar="MODEL", help="embedded, a hub id or a folder")

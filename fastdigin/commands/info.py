@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 import diffusers
@@ -12,6 +12,10 @@ import torch
 import transformers
 
 import fastdigin
+
+
+def add_options(parser: ArgumentParser, command: str) -> None:
+    """There are none but the common ones."""
 
 
 def run(options: Namespace) -> int:

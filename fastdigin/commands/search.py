@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdigin.commands.cache_options import add_cache_options, chosen_cache
-from fastdigin.commands.classifier_options import CLASSIFIER_HELP, load_classifier
+from fastdigin.commands.classifier_options import (
+    CLASSIFIER_HELP,
+    add_class_names,
+    load_classifier,
+)
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.retrieval import Label, Search
 
 
-def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """All but those of the classifiers' names."""
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """The image, the photos and the classifiers."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a result, or any other picture")
     parser.add_argument(
         "photos", nargs="+", metavar="PHOTOS",
@@ -40,6 +44,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("search"), metavar="DIR", help="(default search)"
     )
     add_cache_options(parser, "features")
+    add_class_names(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from fastdigin.commands.output import write_jsonl
+    from fastdigin.photos import ImageInput
     from fastdigin.report.photo_page import write_search_page
     from fastdigin.retrieval import find_similar, load_embedding, photo_files
-    from fastdigin.tasks.inputs import ImageInput
 
     photos = photo_files(options.photos)
     device = "cuda" if torch.cuda.is_available() else "cpu"

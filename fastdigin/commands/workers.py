@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from fastdigin.commands.parts import conclude
+from fastdigin.commands.run import conclude
 from fastdigin.engine.memory import parse_memory
 from fastdigin.results.store import read_runs
 

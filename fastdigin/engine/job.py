@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from fastdigin.configuration import check_settings, setting
 from fastdigin.errors import UserError
 from fastdigin.models.attention import SourceAttention
 
@@ -70,48 +71,39 @@ class EarlyStop:
 class Settings:
     """How a job is sampled and optimised. Defaults: DiG-IN, section 3 and supplement B.
 
-    steps: of the solver, T. guidance_scale: s; 1 leaves the null branch out. Models that take the
-        scale as an input (LCM) never have one.
-    iterations: updates. The image is evaluated once more after the last one, so a history has
-        ``iterations + 1`` entries and entry 0 is the unoptimised image.
-    last_steps: K, how many of the last predicted x0 carry the loss, with weights 1..K over their
-        sum.
-    learning_rate: for the text embeddings; the latents' is ``latent_lr_factor`` times that.
-    schedule: "cosine" lets every rate fall to a tenth of its start.
-    normalise_gradients: divides each variable's gradient by its norm; clip_gradients bounds its
-        largest element (inf-norm), by scaling.
-    variables: which of "latents", "conditioning", "null_text" are optimised.
-    shared_deltas: one text delta for all timesteps instead of one each.
+    guidance_scale 1 leaves the null branch out; models that take the scale as an input (LCM) never
+    have one. The image is evaluated once more after the last update, so a history has
+    ``iterations + 1`` entries, and entry 0 is the unoptimised image.
     """
 
-    steps: int = 20
-    guidance_scale: float = 3.0
-    iterations: int = 20
-    last_steps: int = 3
-    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 0.01
-    latent_lr_factor: float = 0.1
-    schedule: Literal["constant", "cosine"] = "constant"
-    normalise_gradients: bool = False
-    clip_gradients: float | None = None
-    variables: tuple[str, ...] = VARIABLES
-    shared_deltas: bool = False
-    early_stop: EarlyStop | None = None
+    steps: int = setting(20, "of the solver, T", least=1, metavar="T")
+    guidance_scale: float = setting(3.0, "classifier-free guidance", least=0, metavar="G")
+    iterations: int = setting(20, "updates", least=0, metavar="N")
+    last_steps: int = setting(
+        3, "how many of the last predicted x0 carry the loss, weighted 1 to K", least=1, metavar="K"
+    )
+    optimiser: Literal["adam", "adamw", "sgd"] = setting("adam", "of all variables")
+    learning_rate: float = setting(0.01, "of the text embeddings", above=0, metavar="R")
+    latent_lr_factor: float = setting(
+        0.1, "the latents' rate is this times that of the texts", least=0, metavar="F"
+    )
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", "cosine lets every rate fall to a tenth of its start"
+    )
+    normalise_gradients: bool = setting(False, "divide each variable's gradient by its norm")
+    clip_gradients: float | None = setting(
+        None, "bound of the largest element of each variable's gradient", above=0, metavar="B"
+    )
+    variables: tuple[Literal["latents", "conditioning", "null_text"], ...] = setting(
+        VARIABLES, "what is optimised"
+    )
+    shared_deltas: bool = setting(False, "one text delta for all timesteps instead of one each")
+    early_stop: EarlyStop | None = setting(None, "ends a job sooner", flag=None)
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", self.steps, "at least 1")
-        _require(self.guidance_scale >= 0, "guidance_scale", self.guidance_scale, "at least 0")
-        _require(self.iterations >= 0, "iterations", self.iterations, "at least 0")
-        _require(self.last_steps >= 1, "last_steps", self.last_steps, "at least 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _require(self.latent_lr_factor >= 0, "latent_lr_factor", self.latent_lr_factor, ">= 0")
-        _choice(self.optimiser, "optimiser", ("adam", "adamw", "sgd"))
-        _choice(self.schedule, "schedule", ("constant", "cosine"))
-        clip = self.clip_gradients
-        _require(clip is None or clip > 0, "clip_gradients", clip, "above 0, or None")
-        _require(bool(self.variables), "variables", self.variables, f"some of {VARIABLES}")
-        for variable in self.variables:
-            _choice(variable, "variables", VARIABLES)
+        check_settings(self)
+        if not self.variables:
+            raise UserError(f"variables must be some of {VARIABLES}, got ()")
 
     @property
     def guided(self) -> bool:
@@ -240,7 +232,3 @@ class Result:
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
         raise UserError(f"{name} must be {wanted}, got {value!r}")
-
-
-def _choice(value: object, name: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, name, value, "one of " + ", ".join(choices))

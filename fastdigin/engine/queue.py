@@ -96,7 +96,8 @@ class Queue:
     """Jobs and stages in order. Whatever is read lazily comes after what was submitted.
 
     Args:
-        lazy: read one at a time, when the queue is empty otherwise.
+        lazy: read one at a time, when the queue is empty otherwise. Its length hint, if it has one,
+            counts jobs.
     """
 
     def __init__(self, lazy: Iterable[Job | Stage] = ()):
@@ -110,14 +111,13 @@ class Queue:
     @property
     def waiting(self) -> int:
         """How many jobs are known to follow."""
-        counts = (item.count if isinstance(item, Stage) else 1 for item in self._items)
-        return sum(counts) + max(self._expected, 0)
+        return sum(map(_jobs_of, self._items)) + max(self._expected, 0)
 
     def __bool__(self) -> bool:
         """Whether anything is left; reads one more if it must."""
         if not self._items and (item := next(self._lazy, None)) is not None:
             self._items.append(item)
-            self._expected -= 1
+            self._expected -= _jobs_of(item)
         return bool(self._items)
 
     def head(
@@ -138,6 +138,10 @@ class Queue:
     def pop(self) -> None:
         """Takes the head away."""
         self._items.popleft()
+
+
+def _jobs_of(item: Job | Stage | Result) -> int:
+    return item.count if isinstance(item, Stage) else 1
 
 
 def checked(items: Iterable, kinds: tuple[type, ...], name: str) -> Iterator:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdigin.errors import UserError
+from fastdigin.configuration import check_settings, setting
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.resampling import resample_crops
 
@@ -45,17 +45,15 @@ class Cutouts:
     Source: DiG-IN (arXiv 2311.17833), whose code takes whole pixels and has no ``min_fraction``.
     """
 
-    count: int = 16
-    power: float = 0.3
-    noise: float = 0.005
-    min_fraction: float = 0.75
+    count: int = setting(16, "crops an image and step", least=1)
+    power: float = setting(0.3, "below 1 prefers large crops", above=0)
+    noise: float = setting(0.005, "standard deviation of the noise, on a scale of [0, 1]", least=0)
+    min_fraction: float = setting(
+        0.75, "of the image's shorter side, for classifiers as large as it", above=0, most=1
+    )
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.power <= 0 or self.noise < 0 or not 0 < self.min_fraction <= 1:
-            raise UserError(
-                f"{self} is not possible: count must be at least 1, power above 0, noise not "
-                "negative and min_fraction in (0, 1]."
-            )
+        check_settings(self)
 
     def __call__(self, image_3hw: Tensor, size: int, key: Key) -> Tensor:
         """The crops of this key; differentiable in the image.

@@ -10,9 +10,8 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +72,6 @@ def list_presets() -> str:
     """One line per preset, for people."""
     width = max(map(len, preset_names()))
     return "\n".join(f"{n:<{width}}  {load_preset(n).about}" for n in preset_names())
-
-
-def show_presets(options: Namespace) -> int:
-    """fastdigin presets [NAME]: what presets there are, or what one of them sets."""
-    names = [options.name] if options.name else preset_names()
-    if options.json:
-        for name in names:
-            print(json.dumps(asdict(load_preset(name))))
-    else:
-        print(load_preset(options.name).describe() if options.name else list_presets())
-    return 0
 
 
 def wants_list(arguments: Sequence[str]) -> bool:

@@ -83,7 +83,7 @@ class ResultStore:
         The pictures it names must exist: a record is the promise that its job is complete.
         Numbers that are not finite are written as null.
         """
-        record = jsonable({"task": self.task, **record})
+        record = jsonable({**record, "task": record.get("task", self.task)})
         if record["task"] != self.task:
             raise ValueError(f"this store keeps {self.task!r} records, not {record['task']!r}")
         if not _is_record(record):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput
 from fastdigin.retrieval.features import best_of, feature_blocks
 from fastdigin.storage import TensorCache, fingerprint
-from fastdigin.tasks.inputs import ImageInput
 
 
 @dataclass(frozen=True)

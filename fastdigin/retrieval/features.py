@@ -14,8 +14,8 @@ from torch import Tensor
 from fastdigin.datasets.layout import SUFFIXES
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput, collect, distinct, read_any_image
 from fastdigin.storage import TensorCache, cache_key, cached, weights_fingerprint
-from fastdigin.tasks.inputs import ImageInput, collect, distinct, read_any_image
 
 BLOCK = 64  # photos of a file on disk, on average
 LARGEST_BLOCK = 4 * BLOCK

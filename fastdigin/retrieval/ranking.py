@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput, read_any_image
 from fastdigin.retrieval.features import best_of, embed, feature_blocks
 from fastdigin.storage import TensorCache
-from fastdigin.tasks.inputs import ImageInput, read_any_image
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from fastdigin.datasets import PROMPT as DATASET_PROMPT
 from fastdigin.errors import UserError
 from fastdigin.models.captioner import Captioner
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.photos import ImageInput, read_any_image
 from fastdigin.storage import TensorCache, cache_key, cached
-from fastdigin.tasks.inputs import ImageInput, read_any_image
 
 FORMAT = 1  # to be raised when the same photo shall get another caption
 ROOM = 8

@@ -9,6 +9,8 @@ import torch
 from fastdigin.engine.job import Job, Settings
 from fastdigin.models.diffusion import LatentDiffusion
 
+PROMPT_OF_A_WORD = "a photo of a {}"
+
 
 def seed_of(seed: int, number: int, draw: int = 0) -> int:
     """The seed of the ``number``-th image of a run: its own, whatever runs beside or before it.
@@ -19,32 +21,22 @@ def seed_of(seed: int, number: int, draw: int = 0) -> int:
 
 
 def generated_job(
-    model: LatentDiffusion,
-    *,
-    id: str,
-    prompt: str,
-    losses: list[Any],
-    settings: Settings,
-    seed: int,
-    monitors: dict[str, Any],
-    info: dict[str, Any],
+    model: LatentDiffusion, *, prompt: str, settings: Settings, seed: int, **known: Any
 ) -> Job:
     """A Job whose latent is drawn on the CPU from ``seed`` (so devices agree).
 
-    It is the latent that diffusers' pipelines start from, given a generator with that seed.
+    It is the latent that diffusers' pipelines start from, given a generator with that seed. known:
+    the other fields of the Job.
     """
     generator = torch.Generator().manual_seed(seed)
     scale = model.ddim_table(settings.steps).initial_scale
     conditioning, null_text = model.encode_prompts([prompt, ""])
     return Job(
-        id=id,
         latents=scale * torch.randn(model.latent_shape, generator=generator),
         conditioning=conditioning,
         null_text=null_text,
         pooled=model.encode_pooled([prompt, ""]),
-        losses=losses,
         settings=settings,
         seed=seed,
-        monitors=monitors,
-        info=info | {"prompt": prompt},
+        **known,
     )

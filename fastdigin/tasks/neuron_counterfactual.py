@@ -9,26 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdigin.configuration import check_settings, setting
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.embedded import BACKGROUNDS
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Settings
+from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import NeuronActivation
-from fastdigin.storage import fingerprint
-from fastdigin.tasks.defaults import fitted
-from fastdigin.tasks.explanation import Explanation, explain, masked_l1, plain
-from fastdigin.tasks.firing import check_fires
-from fastdigin.tasks.inputs import (
+from fastdigin.photos import (
     ImageInput,
     Images,
     as_inputs,
@@ -36,53 +30,59 @@ from fastdigin.tasks.inputs import (
     one_each,
     readable_images,
 )
+from fastdigin.results import NeuronCounterfactualRecord
+from fastdigin.storage import fingerprint
+from fastdigin.tasks.firing import check_fires
+from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Activation, Confidence
-from fastdigin.tasks.photo_run import run_photo_jobs
-from fastdigin.tasks.regularisers import Regulariser, check_regularisers, losses_of
-from fastdigin.tasks.search import best_candidates
+from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
+from fastdigin.tasks.regularisers import Regulariser, losses_of
 from fastdigin.tasks.sources import (
-    EDGES,
     NO_TOOLS,
     MaskEdge,
-    PhotoSettings,
     PhotoTools,
     Source,
     SourcePhoto,
-    check_photo,
     edited_start,
-    prepare,
 )
+from fastdigin.tasks.task import given
 
-TASK = "neuron-counterfactual"
 SCALING_IMAGES = 1000
-"""Of ``images``, at most so many are read to see how strongly a neuron fires."""
+"""Of the photos, at most so many are read to see how strongly a neuron fires."""
 
 
 @dataclass(frozen=True)
 class NeuronCounterfactualSettings(PhotoSettings):
     """How neuron counterfactuals are made.
 
-    injection_fraction: of the steps that attend as the photo did. blending_fraction: of the
-    steps whose foreground is taken from the photo. background_words: tried in place of the phrase
-    of the prompt that names the background, where an ImageInput tells which; the prompt with the
-    smallest neuron loss is the start. (An addition to the paper: optimisation alone tints a small
-    model's background rather than replacing it.) mask_edge: of the automatic mask, as in
-    ``prepare``. regularisers: what keeps the result near the
-    photo; by default its foreground. The neuron looks at the plain image: no crops.
+    background_words are tried in place of the phrase of the prompt that names the background,
+    where an ImageInput tells which; the prompt with the smallest neuron loss is the start. (An
+    addition to the paper: optimisation alone tints a small model's background rather than
+    replacing it.) regularisers: what keeps the result near the photo; by default its foreground.
+    The neuron looks at the plain image: no crops.
     """
 
-    injection_fraction: float = 0.3
-    blending_fraction: float = 0.3
-    background_words: tuple[str, ...] = ()
-    mask_edge: MaskEdge = "soften"
-    regularisers: tuple[Regulariser, ...] = (
-        Regulariser("latents-l2", "foreground", 25.0),
-        Regulariser("pixels-l2", "foreground", 250.0),
+    injection_fraction: float = setting(
+        0.3, "fraction of the steps that attend as the photo did", least=0, most=1
+    )
+    blending_fraction: float = setting(
+        0.3, "fraction of the steps whose foreground is the photo's", least=0, most=1
+    )
+    background_words: tuple[str, ...] = setting((), "tried in place of the photo's background")
+    mask_edge: MaskEdge = setting(
+        "soften", "an automatic mask gets a soft margin (the paper's), or is cut to the object"
+    )
+    regularisers: tuple[Regulariser, ...] = setting(
+        (
+            Regulariser("latents-l2", "foreground", 25.0),
+            Regulariser("pixels-l2", "foreground", 250.0),
+        ),
+        "what keeps the result near the photo, instead of the default ones",
+        flag="regulariser",
     )
 
     def __post_init__(self) -> None:
-        if self.mask_edge not in EDGES:
-            raise UserError(f"mask_edge must be one of {', '.join(EDGES)}, got {self.mask_edge!r}")
+        check_settings(self)
 
 
 # Chosen on photos that no bench uses, by eye and by figures: higher rates please the neuron
@@ -102,17 +102,208 @@ EMBEDDED = NeuronCounterfactualSettings(
 
 
 @dataclass(frozen=True)
-class _Request:
-    id: str
-    photo: SourcePhoto
-    source_class: int
+class NeuronRequest(PhotoRequest):
+    """A photo, a neuron, and whether it shall fire more ("max") or less ("min")."""
+
     neuron: int
     direction: str
 
 
+@dataclass(kw_only=True)
+class NeuronCounterfactuals(PhotoTask):
+    """Neuron counterfactuals of photos.
+
+    Args:
+        classifier: whose neurons are meant; ``at_layer`` chooses the layer.
+        neuron, direction: one for all photos, or one each. direction is "max" or "min".
+        dataset: photos whose largest activation sets the scale of a neuron's loss; without any,
+            the first SCALING_IMAGES of ``photos`` do.
+        backgrounds: a classifier that names the background before and after, never optimised
+            against.
+    """
+
+    name = "neuron-counterfactual"
+    record_type = NeuronCounterfactualRecord
+    settings_type = NeuronCounterfactualSettings
+    embedded_settings = EMBEDDED
+    search_by = "neuron_loss"
+
+    classifier: Classifier = given(
+        "the classifier of the neuron", kind="classifier", metavar="C", layer=True
+    )
+    neuron: str | int | Sequence[int] = given("its number in the layer", metavar="N", affects=False)
+    direction: str | Sequence[str] = given(
+        "whether it shall fire more or less", kind="direction", affects=False
+    )
+    dataset: Sequence[Tensor] = given(
+        "photos that tell how strongly the neuron fires", kind="dataset", default=(),
+        metavar="IMAGES", embedded="embedded:photos", affects=False,
+    )  # fmt: skip
+    backgrounds: Classifier | None = given(
+        "names the background before and after", kind="classifier", default=None, metavar="C",
+        embedded="embedded:background",
+    )  # fmt: skip
+
+    def prepare(self) -> None:
+        super().prepare()
+        count = len(self.photos)
+        self._neurons = [
+            self.classifier.check_neuron(n) for n in one_each(self.neuron, "neurons", count)
+        ]
+        self._directions = one_each(self.direction, "directions", count)
+        for direction in self._directions:
+            if direction not in ("max", "min"):
+                raise UserError(f"direction must be max or min, got {direction!r}")
+        self._scales = self._measured_scales()
+
+    def measured(self) -> dict:
+        if len(self.dataset):
+            return {"dataset": fingerprint(*self.dataset)}
+        # Without a data set a resumed run with other photos would mix scales.
+        scales = {str(n): float(f"{scale:.4g}") for n, scale in self._scales.items()}
+        return {"dataset": None, "scales": scales}
+
+    def make_requests(self) -> list[NeuronRequest]:
+        ids = distinct(
+            f"{photo.id}-neuron-{neuron}-{direction}"
+            for photo, neuron, direction in zip(
+                self.photos, self._neurons, self._directions, strict=True
+            )
+        )
+        return list(map(NeuronRequest, ids, self.photos, self._neurons, self._directions))
+
+    def check(self, request: NeuronRequest) -> CheckedPhoto:
+        checked = super().check(request)
+        for prompt in self._prompts(checked.photo):
+            token_mapping(self.model, checked.photo.prompt, prompt)  # raises where they do not fit
+        return checked
+
+    @property
+    def injected_fraction(self) -> float:
+        return self.settings.injection_fraction
+
+    @property
+    def mask_edge(self) -> MaskEdge:
+        return self.settings.mask_edge
+
+    def candidates(self, request: NeuronRequest, source: Source) -> list[Job]:
+        return [self._job(request, source, prompt) for prompt in self._prompts(source.photo)]
+
+    def _prompts(self, photo: SourcePhoto) -> list[str]:
+        """The photo's prompt and, where its background is named, those with other backgrounds."""
+        named = photo.item.background
+        others = [w for w in self.settings.background_words if w != named] if named else []
+        return [photo.prompt, *(replace_phrase(photo.prompt, named, word) for word in others)]
+
+    def _job(self, request: NeuronRequest, source: Source, prompt: str) -> Job:
+        model, photo, settings = self.model, source.photo, self.settings
+        injected, blended = settings.injection_fraction, settings.blending_fraction
+        loss = NeuronActivation(
+            self.classifier, request.neuron, maximise=request.direction == "max",
+            scale=self._scales[request.neuron], name="neuron_loss",
+        )  # fmt: skip
+        injection = blend = None
+        if injected:
+            mapping = token_mapping(model, photo.prompt, prompt).to(model.device, model.dtype)
+            steps = settings.optimisation.steps
+            injection = source.attention.injection(mapping, injected, steps)
+        if blended:
+            blend = blending(source.latent_mask, source.inversion.trajectory, blended)
+        return Job(
+            id=request.id,
+            **edited_start(model, prompt, source.inversion),
+            losses=[loss, *losses_of(settings.regularisers, source)],
+            settings=settings.optimisation,
+            seed=self.seed,
+            injection=injection,
+            blending=blend,
+            monitors={
+                "activation": Activation(self.classifier, request.neuron),
+                "class_confidence": Confidence(self.classifier, photo.source_class),
+            },
+            info=Edit(request, source, prompt, injected, blended),
+        )
+
+    @torch.no_grad()
+    def _measured_scales(self) -> dict[int, float]:
+        """Each neuron's largest activation over the data set, or 1 where it never fires."""
+        size, images = self.model.image_size, self.dataset
+        if not len(images):
+            images = readable_images(self.photos[:SCALING_IMAGES], size)
+        neurons = set(self._neurons)
+        rows = [
+            self.classifier.activations(image[None].to(self.classifier.device))[0].cpu()
+            for image in (images if neurons else ())
+        ]
+        if not rows:
+            return dict.fromkeys(neurons, 1.0)
+        low, high = torch.stack(rows).amin(dim=0), torch.stack(rows).amax(dim=0)
+        ranges = {n: (float(low[n]), float(high[n])) for n in neurons}
+        check_fires(self.classifier, ranges, len(rows), must=False)
+        return {n: top if top > 0 else 1.0 for n, (_, top) in ranges.items()}
+
+    @torch.no_grad()
+    def explain(self, result: Result) -> NeuronCounterfactualRecord:
+        edit: Edit = result.job.info
+        request, source = edit.request, edit.source
+        figures = {"caption": f"Neuron {request.neuron}: the job failed."}
+        if result.image is not None:
+            figures = self._figures(result.image.to(source.image), edit)
+        return NeuronCounterfactualRecord.of(
+            result,
+            settings=self.run_settings,
+            before=source.reconstruction,
+            input_image=source.image,
+            mask=source.mask,
+            neuron=request.neuron,
+            direction=request.direction,
+            prompt=source.photo.prompt,
+            edited_prompt=edit.prompt,
+            input=request.fingerprint,
+            class_=self.classifier.classes[source.photo.source_class],
+            **figures,
+        )
+
+    def _figures(self, image: Tensor, edit: Edit) -> dict:
+        request, source, classifier = edit.request, edit.source, self.classifier
+        neuron, source_class = request.neuron, source.photo.source_class
+        original = source.image
+        before, rebuilt, after = (
+            float(classifier.activations(x[None])[0, neuron])
+            for x in (original, source.reconstruction, image)
+        )
+        seen_before, seen_after = (self._background(x) for x in (original, image))
+        class_before, class_after = (
+            float(classifier.probabilities(x[None])[0, source_class]) for x in (original, image)
+        )
+        turned = f"; the background turns from {seen_before} to {seen_after}" if seen_before else ""
+        return {
+            "activation_before": before,
+            "activation_reconstruction": rebuilt,
+            "activation": after,
+            "background_before": seen_before,
+            "background_after": seen_after,
+            "class_confidence_before": class_before,
+            "class_confidence": class_after,
+            "foreground_l1": masked_l1(image, original, source.mask),
+            "background_l1": masked_l1(image, original, 1 - source.mask),
+            "caption": (
+                f"Neuron {neuron} ({request.direction}) goes from {before:.2f} to {after:.2f} "
+                f"around a {source.photo.source}{turned}, and {classifier.name}'s confidence in "
+                f"{classifier.classes[source_class]} goes from {class_before:.0%} to "
+                f"{class_after:.0%}."
+            ),
+        }
+
+    def _background(self, image_3hw: Tensor) -> str | None:
+        if self.backgrounds is None:
+            return None
+        return self.backgrounds.classes[int(self.backgrounds.logits(image_3hw[None]).argmax())]
+
+
 def neuron_counterfactuals(
     engine: Engine,
-    images: Images,
+    images: Images | ImageInput,
     classifier: Classifier,
     neurons: int | Sequence[int],
     directions: str | Sequence[str],
@@ -124,215 +315,37 @@ def neuron_counterfactuals(
     tools: PhotoTools = NO_TOOLS,
     skip: Collection[str] = (),
     on_progress: Callable[[float], None] | None = None,
-) -> Iterator[Explanation]:
-    """An Explanation per image, as it finishes.
+) -> Iterator[NeuronCounterfactualRecord]:
+    """Changes what a neuron sees around the object of a photo, and keeps the object.
 
-    images, tools, skip, on_progress: as in ``counterfactuals``. neurons, directions ("max" or
-    "min"): one for all images, or one each. dataset: images (3, H, W) whose largest activation
-    sets the scale of a neuron's loss; without any, that of (the first SCALING_IMAGES) ``images``.
-    backgrounds: a classifier that names the background before and after, never optimised against.
-    Raises UserError before any work if nothing can be done; one bad image among several yields a
-    failed Explanation.
+    Args:
+        engine, images, seed, tools, skip, on_progress: as in
+            :func:`fastdigin.counterfactuals`.
+        classifier: whose neurons are meant: those before the head, or of ``at_layer``.
+        neurons: numbers in that layer, one for all images or one each.
+        directions: "max" or "min", one for all images or one each.
+        dataset: images (3, H, W) in [0, 1] whose largest activation sets the scale of a neuron's
+            loss; without any, that of the first SCALING_IMAGES of ``images``.
+        backgrounds: a classifier that names the background before and after, never optimised
+            against.
+        settings: None takes the defaults for the engine's model.
+
+    Returns:
+        A record per image, as it finishes. One bad image among several yields a failed record.
+
+    Raises:
+        UserError: before any work, if nothing can be done.
+
+    Example:
+        >>> spurious = fd.Classifier.load("embedded:spurious")
+        >>> for r in fd.neuron_counterfactuals(engine, "embedded:photos", spurious, 76, "min"):
+        ...     print(r.activation_before, r.activation, r.class_confidence)
+
+    Source: DiG-IN (arXiv 2311.17833), section 4.4.
     """
-    settings = settings or default_settings(engine.model)
-    inputs = as_inputs(images)
-    neurons = [classifier.check_neuron(n) for n in one_each(neurons, "neurons", len(inputs))]
-    directions = one_each(directions, "directions", len(inputs))
-    for direction in directions:
-        if direction not in ("max", "min"):
-            raise UserError(f"direction must be max or min, got {direction!r}")
-    for network in filter(None, (classifier, backgrounds)):
-        network.to(engine.model.device)
-    engine.model.ddim_table(settings.optimisation.steps)  # raises where there are too many
-    check_regularisers(settings.regularisers, engine.model.device)
-    dataset = list(dataset)
-    described = run_settings(engine.model, settings, classifier, backgrounds, seed, dataset, tools)
-
-    def check(plan: tuple[str, ImageInput, int, str]) -> _Request:
-        id, item, neuron, direction = plan
-        photo, source_class = check_photo(engine.model, classifier, item)
-        for prompt in _prompts(photo, settings):
-            token_mapping(engine.model, photo.prompt, prompt)  # raises where they do not fit
-        return _Request(id, photo, source_class, neuron, direction)
-
-    ids = job_ids(inputs, neurons, directions)
-    plans = list(zip(ids, inputs, neurons, directions, strict=True))
-    if not dataset:
-        dataset = readable_images(inputs[:SCALING_IMAGES], engine.model.image_size)
-    scales = _scales(classifier, set(neurons), dataset)
-    return run_photo_jobs(
-        engine, TASK, plans, check,
-        partial(_jobs, engine, classifier=classifier, scales=scales, settings=settings, seed=seed,
-                tools=tools),
-        partial(_explain, classifier=classifier, backgrounds=backgrounds, described=described),
-        described, skip=skip, on_progress=on_progress,
+    task = NeuronCounterfactuals(
+        engine=engine, photos=as_inputs(images), classifier=classifier, neuron=neurons,
+        direction=directions, dataset=list(dataset), backgrounds=backgrounds, settings=settings,
+        seed=seed, tools=tools,
     )  # fmt: skip
-
-
-def default_settings(model: LatentDiffusion) -> NeuronCounterfactualSettings:
-    """The paper's, with the model's usual steps and guidance; the embedded model has its own."""
-    return EMBEDDED if model.name == "embedded" else fitted(NeuronCounterfactualSettings(), model)
-
-
-def run_settings(
-    model: LatentDiffusion,
-    settings: NeuronCounterfactualSettings,
-    classifier: Classifier,
-    backgrounds: Classifier | None,
-    seed: int,
-    dataset: Sequence[Tensor] = (),
-    tools: PhotoTools = NO_TOOLS,
-) -> dict[str, Any]:
-    """Whatever decides the results, as plain values for run.json."""
-    return (
-        plain(settings)
-        | tools.described()
-        | {
-            "model": model.name,
-            "classifier": classifier.name,
-            "layer": classifier.layer,
-            "backgrounds": backgrounds.name if backgrounds else None,
-            "seed": seed,
-            "dataset": fingerprint(*dataset) if dataset else None,
-        }
-    )
-
-
-def job_ids(
-    inputs: Sequence[ImageInput], neurons: Sequence[int], directions: Sequence[str]
-) -> list[str]:
-    """One id per input, "IMAGE-neuron-N-DIRECTION"."""
-    return distinct(
-        f"{item.id}-neuron-{neuron}-{direction}"
-        for item, neuron, direction in zip(inputs, neurons, directions, strict=True)
-    )
-
-
-@torch.no_grad()
-def _scales(
-    classifier: Classifier, neurons: Collection[int], images: Iterable[Tensor]
-) -> dict[int, float]:
-    """Each neuron's largest activation over the images, or 1 where it never fires, and says so."""
-    rows = [
-        classifier.activations(image[None].to(classifier.device))[0].cpu()
-        for image in (images if neurons else ())
-    ]
-    if not rows:
-        return dict.fromkeys(neurons, 1.0)
-    low, high = torch.stack(rows).amin(dim=0), torch.stack(rows).amax(dim=0)
-    ranges = {n: (float(low[n]), float(high[n])) for n in neurons}
-    check_fires(classifier, ranges, len(rows), must=False)
-    return {n: top if top > 0 else 1.0 for n, (_, top) in ranges.items()}
-
-
-def _jobs(engine, requests, *, classifier, scales, settings, seed, tools, batch, on_step):
-    sources = prepare(
-        engine,
-        [r.photo for r in requests],
-        settings.inversion(),
-        settings.injection_fraction,
-        tools=tools,
-        batch=batch,
-        mask_edge=settings.mask_edge,
-        on_step=on_step,
-    )
-    groups = []
-    for request, source in zip(requests, sources, strict=True):
-        job = partial(_job, engine, request, source, classifier, scales[request.neuron], settings)
-        groups.append([job(prompt, seed) for prompt in _prompts(request.photo, settings)])
-    return best_candidates(engine, groups, by="neuron_loss")
-
-
-def _prompts(photo: SourcePhoto, settings: NeuronCounterfactualSettings) -> list[str]:
-    """The photo's prompt and, where its background is named, those with other backgrounds."""
-    named = photo.item.background
-    others = [w for w in settings.background_words if w != named] if named else []
-    return [photo.prompt, *(replace_phrase(photo.prompt, named, word) for word in others)]
-
-
-def _job(
-    engine, request: _Request, source: Source, classifier, scale, settings, prompt, seed
-) -> Job:
-    model, photo, inversion = engine.model, source.photo, source.inversion
-    steps = settings.optimisation.steps
-    losses: list[Any] = [
-        NeuronActivation(
-            classifier,
-            request.neuron,
-            maximise=request.direction == "max",
-            scale=scale,
-            name="neuron_loss",
-        )
-    ]
-    losses += losses_of(settings.regularisers, source)
-    injection = blend = None
-    if settings.injection_fraction:
-        mapping = token_mapping(model, photo.prompt, prompt).to(model.device, model.dtype)
-        injection = source.attention.injection(mapping, settings.injection_fraction, steps)
-    if settings.blending_fraction:
-        blend = blending(source.latent_mask, inversion.trajectory, settings.blending_fraction)
-    return Job(
-        id=request.id,
-        **edited_start(model, prompt, inversion),
-        losses=losses,
-        settings=settings.optimisation,
-        seed=seed,
-        injection=injection,
-        blending=blend,
-        monitors={
-            "activation": Activation(classifier, request.neuron),
-            "class_confidence": Confidence(classifier, request.source_class),
-        },
-        info={"request": request, "source": source, "prompt": prompt},
-    )
-
-
-@torch.no_grad()
-def _explain(result, *, classifier, backgrounds, described) -> Explanation:
-    request, source = result.job.info["request"], result.job.info["source"]
-    neuron, direction = request.neuron, request.direction
-    photo, original = source.photo, source.image
-    class_name = classifier.classes[request.source_class]
-    record: dict[str, Any] = {
-        "neuron": neuron,
-        "direction": direction,
-        "prompt": photo.prompt,
-        "edited_prompt": result.job.info["prompt"],
-        "input": photo.fingerprint,
-        "class": class_name,
-        "caption": f"Neuron {neuron}: the job failed.",
-    }
-    if result.image is not None:
-        image = result.image.to(original)
-        before = float(classifier.activations(original[None])[0, neuron])
-        after = float(classifier.activations(image[None])[0, neuron])
-        seen = [_seen(backgrounds, x) for x in (original, image)]
-        class_before, class_after = (
-            float(classifier.probabilities(x[None])[0, request.source_class])
-            for x in (original, image)
-        )
-        record |= {
-            "activation_before": before,
-            "activation": after,
-            "background_before": seen[0],
-            "background_after": seen[1],
-            "class_confidence_before": class_before,
-            "class_confidence": class_after,
-            "foreground_l1": masked_l1(image, original, source.mask),
-            "background_l1": masked_l1(image, original, 1 - source.mask),
-            "caption": (
-                f"Neuron {neuron} ({direction}) goes from {before:.2f} to {after:.2f} around a "
-                f"{photo.source}"
-                + (f"; the background turns from {seen[0]} to {seen[1]}" if seen[0] else "")
-                + f", and {classifier.name}'s confidence in {class_name} goes from "
-                f"{class_before:.0%} to {class_after:.0%}."
-            ),
-        }
-    return explain(TASK, result, described, record, before=source.reconstruction,
-                   input_image=source.image, mask=source.mask)  # fmt: skip
-
-
-def _seen(backgrounds: Classifier | None, image_3hw: Tensor) -> str | None:
-    if backgrounds is None:
-        return None
-    return backgrounds.classes[int(backgrounds.logits(image_3hw[None]).argmax())]
+    return task.run(skip=skip, on_progress=on_progress)

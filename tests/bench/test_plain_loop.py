@@ -21,8 +21,8 @@ from tiny import (
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.objectives import ClassConfidence, Cutouts, Distance
+from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
-from fastdigin.tasks.inputs import ImageInput
 from fastdigin_bench.agreement import TOLERANCE, engine_first_gradients, gradient_errors
 from fastdigin_bench.plain_loop import first_gradients, optimise, plain_total
 from fastdigin_bench.plain_model import FusedAttention, MapAttention, PlainModel

@@ -14,8 +14,8 @@ from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.errors import UserError
 from fastdigin.objectives import Cutouts
+from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings
-from fastdigin.tasks.inputs import ImageInput
 from fastdigin_bench import throughput
 from fastdigin_bench.equivalents import forward_equivalents
 from fastdigin_bench.plain_model import PlainModel

@@ -12,14 +12,18 @@ from cli_commands import QUICK, run, words_file
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Fewer candidates and shorter inversions than the defaults, for which there is no option."""
-    from fastdigin.tasks import counterfactual as cf
-    from fastdigin.tasks import neuron_counterfactual as ncf
-    from fastdigin.tasks import neurons as neu
+    from fastdigin.tasks.counterfactual import Counterfactuals
+    from fastdigin.tasks.neuron_counterfactual import NeuronCounterfactuals
+    from fastdigin.tasks.neurons import NeuronVisualisations
 
     less = {"injection_fractions": (0.5,), "blending_fractions": (0.5,), "null_text_steps": 1}
-    monkeypatch.setattr(cf, "EMBEDDED", replace(cf.EMBEDDED, **less))
-    monkeypatch.setattr(ncf, "EMBEDDED", replace(ncf.EMBEDDED, null_text_steps=1))
-    monkeypatch.setattr(neu, "EMBEDDED", replace(neu.EMBEDDED, samples_per_word=2))
+    for task, changes in (
+        (Counterfactuals, less),
+        (NeuronCounterfactuals, {"null_text_steps": 1}),
+        (NeuronVisualisations, {"samples_per_word": 2}),
+    ):
+        brief = replace(task.embedded_settings, **changes)
+        monkeypatch.setattr(task, "embedded_settings", brief)
 
 
 @pytest.fixture

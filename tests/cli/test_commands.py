@@ -30,7 +30,7 @@ def test_counterfactual_stops_when_the_target_is_seen(tmp_path):
     (record,) = records(out)
     assert record["iterations"] == 2
     settings = json.loads((out / "run.json").read_text())["counterfactual"]
-    assert settings["optimisation"]["early_stop"]["above"] == 1e-9
+    assert settings["stop_at"] == 1e-9
 
 
 def test_counterfactual(tmp_path, capsys):
@@ -146,15 +146,25 @@ def test_info(capsys):
     assert facts["torch"] in capsys.readouterr().out
 
 
-def test_help_does_not_wait_for_torch():
+def test_the_list_of_commands_does_not_wait_for_torch():
+    """A task's own --help does: its options are made of its settings."""
     code = (
         "import sys; from fastdigin import cli\n"
-        "try: cli.main(['counterfactual', '--help'])\n"
+        "try: cli.main(['--help'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for option in ("--classifier", "--target", "--source", "--prompt", "--out", "--limit"):
-        assert option in result.stdout
+    for command in ("counterfactual", "disagree", "neurons", "neuron-counterfactual", "demo"):
+        assert command in result.stdout
+
+
+def test_help_of_a_task_names_its_inputs_and_its_settings(capsys):
+    assert run("counterfactual", "--help") == 0
+    shown = capsys.readouterr().out
+    for option in ("--classifier", "--target", "--source", "--prompt", "--out", "--limit",
+                   "--learning-rate", "--injection-fractions", "--cutouts-count"):  # fmt: skip
+        assert option in shown
+    assert "--optimisation" not in shown and "--early-stop" not in shown

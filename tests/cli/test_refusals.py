@@ -99,7 +99,7 @@ def test_model_that_is_not_on_this_machine(tmp_path):
     process = start_process(*arguments, "--out", tmp_path / "out", env=offline)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2 and out == "" and "Traceback" not in err
-    assert "'nobody/nothing-at-all' cannot be loaded" in err and "connection" in err
+    assert "'nobody/nothing-at-all' are not on this machine" in err and "hf download" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -20,9 +20,9 @@ from tiny import (
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Candidate, Settings
 from fastdigin.objectives import Cutouts
+from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
 from fastdigin.tasks.disagreement import DisagreementSettings, disagreements
-from fastdigin.tasks.inputs import ImageInput
 from fastdigin.tasks.neuron_counterfactual import (
     NeuronCounterfactualSettings,
     neuron_counterfactuals,

@@ -9,8 +9,8 @@ import torch
 from photos import as_tensor, photo
 
 from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput
 from fastdigin.retrieval import features, find_similar, load_embedding, most_activating
-from fastdigin.tasks.inputs import ImageInput
 
 COUNT = 12
 NAMES = {f"class-{n % 3}/{n:02d}.png": n for n in range(COUNT)}

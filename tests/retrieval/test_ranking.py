@@ -10,8 +10,8 @@ import fastdigin as fd
 from fastdigin.cli import main
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput
 from fastdigin.retrieval import find_similar, load_embedding, photo_files
-from fastdigin.tasks.inputs import ImageInput
 
 
 def test_ranks_by_cosine(folder, judge, clean, query, by_hand):

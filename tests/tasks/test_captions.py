@@ -11,10 +11,10 @@ from captioners import save_captioner
 
 from fastdigin import cli, datasets, embedded
 from fastdigin.models.captioner import Captioner
+from fastdigin.photos import ImageInput, collect, read_any_image
 from fastdigin.storage import TensorCache
 from fastdigin.tasks.captions import captioned, with_caption
-from fastdigin.tasks.inputs import ImageInput, collect, read_any_image
-from fastdigin.tasks.sources import check_photo
+from fastdigin.tasks.sources import read_photo
 
 PHOTO = embedded.photos()[5]
 
@@ -79,10 +79,10 @@ def test_as_much_of_a_caption_as_there_is_room_for(embedded):
 
 def test_a_caption_follows_the_prompt(embedded, clean):
     item = ImageInput("x", PHOTO.path, source=PHOTO.garment, caption=f"my {PHOTO.garment}")
-    photo, _ = check_photo(embedded, clean, item)
+    photo = read_photo(embedded, clean, item)
     assert photo.prompt == f"a photo of a {PHOTO.garment}, my {PHOTO.garment}"
     assert item.fingerprint() != replace(item, caption="another").fingerprint()
-    named, _ = check_photo(embedded, clean, replace(item, prompt="one {}"))
+    named = read_photo(embedded, clean, replace(item, prompt="one {}"))
     assert named.prompt.startswith(f"one {PHOTO.garment}, my")
 
 

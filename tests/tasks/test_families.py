@@ -11,15 +11,18 @@ from families import FAMILIES, save_family
 
 import fastdigin as fd
 from fastdigin.engine.job import VARIABLES
-from fastdigin.tasks import counterfactual, disagreement, neuron_counterfactual, neurons
-from fastdigin.tasks.inputs import collect, read_any_image
+from fastdigin.photos import collect, read_any_image
+from fastdigin.tasks.counterfactual import Counterfactuals
+from fastdigin.tasks.disagreement import Disagreements
+from fastdigin.tasks.neuron_counterfactual import NeuronCounterfactuals
+from fastdigin.tasks.neurons import NeuronVisualisations
 
 pytestmark = pytest.mark.slow
 
 
-def brief(module, model, steps, **changes):
+def brief(task, model, steps, **changes):
     """A task's settings for the model with few steps and one iteration."""
-    settings = module.default_settings(model)
+    settings = task.default_settings(model)
     optimisation = replace(
         settings.optimisation,
         steps=min(steps, settings.optimisation.steps),
@@ -32,12 +35,12 @@ def brief(module, model, steps, **changes):
 
 def check(explanation):
     """Done, finite, changed by the update, and reproducible from the Result."""
-    record, result = explanation.record, explanation.result
-    assert explanation.status == "done", record.get("error")
-    assert len(record["history"]) == 2
-    totals = [row["total"] for row in record["history"]]
+    result, history = explanation.result, explanation.history
+    assert explanation.status == "done", explanation.error
+    assert len(history) == 2
+    totals = [row["total"] for row in history]
     assert all(map(math.isfinite, totals)) and totals[0] != totals[1]
-    assert totals[record["best_iteration"]] == min(totals)
+    assert totals[explanation.best_iteration] == min(totals)
     assert explanation.image.isfinite().all() and explanation.image.min() >= 0
     assert explanation.image.max() <= 1 and explanation.image.std() > 0.01
     assert set(result.job.settings.variables) == set(VARIABLES)
@@ -58,21 +61,21 @@ def run_all_tasks(model, clean, spurious, steps):
     target = "bag" if photo[0].source != "bag" else "boot"
     (cf,) = fd.counterfactuals(
         engine, photo, clean, target,
-        settings=brief(counterfactual, model, steps, injection_fractions=(0.5,),
+        settings=brief(Counterfactuals, model, steps, injection_fractions=(0.5,),
                        blending_fractions=(0.0, 0.5), **of_photo),
     )  # fmt: skip
     (dis,) = fd.disagreements(
         engine, clean, spurious, "sneaker",
         # Of a random model's images f may be so sure that a confidence has no gradient left.
-        settings=brief(disagreement, model, steps, objective="log_conf"),
+        settings=brief(Disagreements, model, steps, objective="log_conf"),
     )  # fmt: skip
     (neu,) = fd.visualise_neurons(
         engine, spurious, 3, ["sneaker"], dataset,
-        settings=brief(neurons, model, steps, samples_per_word=1),
+        settings=brief(NeuronVisualisations, model, steps, samples_per_word=1),
     )  # fmt: skip
     (ncf,) = fd.neuron_counterfactuals(
         engine, photo, spurious, 3, "max", dataset=dataset,
-        settings=brief(neuron_counterfactual, model, steps, **of_photo),
+        settings=brief(NeuronCounterfactuals, model, steps, **of_photo),
     )  # fmt: skip
     for explanation in (cf, dis, neu, ncf):
         check(explanation)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastdigin import embedded
 from fastdigin.errors import UserError
-from fastdigin.tasks.inputs import (
+from fastdigin.photos import (
     ImageInput,
     as_inputs,
     collect,

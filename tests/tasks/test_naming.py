@@ -12,7 +12,7 @@ import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.models.captioner import Captioner
 from fastdigin.models.classifier import Classifier
-from fastdigin.tasks.inputs import collect, read_images
+from fastdigin.photos import collect, read_images
 from fastdigin.tasks.naming import QUESTION, CaptionedWords, RankedWords, content_words, listed
 
 QUICK = ["--neurons", "76", "--steps", "2", "--iterations", "0", "--json"]
@@ -37,7 +37,7 @@ def test_planted_neurons_are_named_by_their_background():
     backgrounds, spurious = (Classifier.load(f"embedded:{n}") for n in ("background", "spurious"))
     neurons = {place: numbers[0] for place, numbers in embedded.planted_neurons().items()}
     found = fd.most_activating(spurious, neurons.values(), fd.photo_files(["embedded:photos"]))
-    from fastdigin.tasks.inputs import read_any_image
+    from fastdigin.photos import read_any_image
 
     for place, neuron in neurons.items():
         top = [read_any_image(photo) for _, photo in found.top[neuron]]

@@ -7,7 +7,7 @@ import torch
 
 import fastdigin as fd
 from fastdigin import embedded as world
-from fastdigin.tasks.inputs import collect, read_images
+from fastdigin.photos import collect, read_images
 
 PHOTO = next(p for p in world.photos() if p.garment == "sneaker" and p.background == "grass")
 
@@ -31,17 +31,17 @@ def test_max_and_min_of_several_neurons(engine, spurious, settings, dataset, tmp
     )  # fmt: skip
     assert up.id == f"{PHOTO.id}-neuron-76-max" and down.id == "own-neuron-3-min"
     for e, sign in ((up, 1), (down, -1)):
-        history = e.record["history"]
+        history = e.history
         assert sign * history[-1]["activation"] > sign * history[0]["activation"]
-        assert e.record["background_before"] == "grass"
+        assert e.background_before == "grass"
         with torch.no_grad():
-            activation = spurious.activations(e.image[None])[0, e.record["neuron"]]
+            activation = spurious.activations(e.image[None])[0, e.neuron]
             confidence = spurious.probabilities(e.image[None])[0, 5]
-        assert e.record["activation"] == pytest.approx(float(activation), abs=1e-5)
-        assert e.record["class"] == "sneaker"
-        assert e.record["class_confidence"] == pytest.approx(float(confidence), abs=1e-5)
+        assert e.activation == pytest.approx(float(activation), abs=1e-5)
+        assert e.class_ == "sneaker"
+        assert e.class_confidence == pytest.approx(float(confidence), abs=1e-5)
         e.save(tmp_path)
-    assert down.record["prompt"] == PHOTO.prompt
+    assert down.prompt == PHOTO.prompt
 
 
 def test_the_users_mask_wins(engine, spurious, settings, dataset):
@@ -52,7 +52,7 @@ def test_the_users_mask_wins(engine, spurious, settings, dataset):
         engine, item, spurious, 76, "min", dataset=dataset, settings=settings
     )
     assert torch.equal(e.pictures["mask"], mask)
-    assert e.record["background_before"] is None  # nobody was asked
+    assert e.background_before is None  # nobody was asked
 
 
 def test_a_result_does_not_depend_on_the_others(engine, spurious, settings, dataset):
@@ -138,7 +138,7 @@ def test_the_best_background_word_is_the_start(engine, spurious, settings, datas
             engine, item, spurious, 76, "min", dataset=dataset,
             settings=replace(settings, background_words=words),
         )  # fmt: skip
-        return e.record["edited_prompt"], e.record["history"][0]["neuron_loss"]
+        return e.edited_prompt, e.history[0]["neuron_loss"]
 
     losses = dict(first_loss(item, words) for words in ((), ("brick",), ("gravel",), ("plain",)))
     assert PHOTO.prompt in losses

@@ -8,7 +8,7 @@ import torch
 
 import fastdigin as fd
 from fastdigin import embedded as world
-from fastdigin.tasks.inputs import collect, read_images
+from fastdigin.photos import collect, read_images
 
 WORDS = ["sneaker on grass", "bag"]
 
@@ -36,25 +36,25 @@ def test_directions(engine, spurious, dataset, settings, direction):
     explanations = list(
         fd.visualise_neurons(engine, spurious, [76, "3", 76], WORDS, dataset, **call)
     )
-    assert [e.record["neuron"] for e in explanations] == [76, 76, 3, 3]
+    assert [e.neuron for e in explanations] == [76, 76, 3, 3]
     assert [e.id for e in explanations][:2] == [
         f"neuron-0076-{direction}-000", f"neuron-0076-{direction}-001",
     ]  # fmt: skip
     maxima = dataset_activations(spurious, dataset).max(dim=0).values
     for e in explanations:
-        record, neuron = e.record, e.record["neuron"]
+        neuron = e.neuron
         with torch.no_grad():
             activations = spurious.activations(e.image[None])[0]
-        assert record["activation"] == pytest.approx(float(activations[neuron]), abs=1e-4)
-        assert record["dataset_max_activation"] == pytest.approx(float(maxima[neuron]), abs=1e-5)
+        assert e.activation == pytest.approx(float(activations[neuron]), abs=1e-4)
+        assert e.dataset_max_activation == pytest.approx(float(maxima[neuron]), abs=1e-5)
         other = 3 if neuron == 76 else 76
         expected = float(activations[other] / maxima[other])
-        assert record["max_other_activation"] == pytest.approx(expected, abs=1e-4)
-        change = record["activation"] - record["activation_before"]
+        assert e.max_other_activation == pytest.approx(expected, abs=1e-4)
+        change = e.activation - e.activation_before
         assert change >= 0 if direction == "max" else change <= 0
     first, second = explanations[:2]  # two starts, the more activating one first
-    assert first.record["activation_before"] >= second.record["activation_before"]
-    assert first.record["seed"] != second.record["seed"]
+    assert first.activation_before >= second.activation_before
+    assert first.seed != second.seed
 
 
 def test_word_with_the_highest_mean_activation(engine, spurious, dataset, settings):
@@ -64,10 +64,10 @@ def test_word_with_the_highest_mean_activation(engine, spurious, dataset, settin
         explanations = fd.visualise_neurons(
             engine, spurious, 76, [word], dataset, images_per_neuron=2, settings=start
         )
-        activations = [e.record["activation"] for e in explanations]
+        activations = [e.activation for e in explanations]
         means[word] = sum(activations) / 2
     (e,) = fd.visualise_neurons(engine, spurious, 76, WORDS, dataset, settings=start)
-    assert e.record["word"] == max(means, key=means.get)
+    assert e.word == max(means, key=means.get)
 
 
 def test_a_callable_names_the_objects(engine, spurious, dataset, settings):
@@ -81,7 +81,7 @@ def test_a_callable_names_the_objects(engine, spurious, dataset, settings):
     explanations = list(
         fd.visualise_neurons(engine, spurious, [76, 3], name_objects, dataset, settings=settings)
     )
-    assert {e.record["neuron"]: e.record["word"] for e in explanations} == {
+    assert {e.neuron: e.word for e in explanations} == {
         76: "sneaker on grass", 3: "bag",
     }  # fmt: skip
     for neuron, images in asked.items():
@@ -103,11 +103,11 @@ def test_photos_that_stream(engine, spurious, dataset, settings):
         return WORDS
 
     records = [
-        next(fd.visualise_neurons(engine, spurious, 76, name_objects, data, **call)).record
+        next(fd.visualise_neurons(engine, spurious, 76, name_objects, data, **call))
         for data in (found, dataset)
     ]
-    for key in ("word", "activation", "dataset_max_activation", "cross_activations"):
-        assert key == "cross_activations" or records[0][key] == records[1][key]
+    for key in ("word", "activation", "dataset_max_activation"):
+        assert getattr(records[0], key) == getattr(records[1], key)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and len(seen[0]) == 9
     with pytest.raises(fd.UserError, match="dataset holds nothing of neuron 4"):
         fd.visualise_neurons(engine, spurious, [3, 4], WORDS, found, **call)
@@ -116,7 +116,7 @@ def test_photos_that_stream(engine, spurious, dataset, settings):
 def test_own_classifier_and_a_named_layer(engine, own_classifier, dataset, settings, tmp_path):
     layer = own_classifier.at_layer("0")
     (e,) = fd.visualise_neurons(engine, layer, 5, ["<u>bag"], dataset, settings=settings)
-    assert e.record["max_other_activation"] is None
+    assert e.max_other_activation is None
     e.save(tmp_path)
     page = fd.write_report(tmp_path).read_text(encoding="utf-8")
     assert "<u>bag" not in page and "&lt;u&gt;bag" in page
@@ -143,7 +143,7 @@ def test_errors_come_with_the_call(engine, spurious, dataset, settings):
             fd.visualise_neurons(
                 engine, spurious, 3, WORDS, dataset, images_per_neuron=count, **call
             )
-    with pytest.raises(fd.UserError, match="direction must be max or min"):
+    with pytest.raises(fd.UserError, match="direction must be one of max, min"):
         fd.NeuronSettings(direction="other")
 
 
@@ -168,7 +168,7 @@ def test_a_sample_that_fails_does_not_stop_the_search(
 
     monkeypatch.setattr(type(engine), "evaluate", one_fails)
     (e,) = fd.visualise_neurons(engine, spurious, 3, WORDS, dataset, settings=settings)
-    assert e.record["word"] == "sneaker on grass" and math.isfinite(e.record["activation"])
+    assert e.word == "sneaker on grass" and math.isfinite(e.activation)
 
 
 def test_planted_neurons_see_their_background(spurious):

@@ -9,7 +9,8 @@ import pytest
 
 from fastdigin import embedded
 from fastdigin.errors import UserError
-from fastdigin.tasks import counterfactual, inputs, neuron_counterfactual
+from fastdigin.photos import collect, pixels
+from fastdigin.tasks import counterfactual, neuron_counterfactual
 
 PHOTOS = [p for p in embedded.photos() if p.garment == "boot"]
 
@@ -18,9 +19,9 @@ PHOTOS = [p for p in embedded.photos() if p.garment == "boot"]
 def opened(monkeypatch):
     """The files that were opened as pictures, in order."""
     names = []
-    original = inputs._open
+    original = pixels._open
     monkeypatch.setattr(
-        inputs, "_open", lambda path, label: names.append(path.name) or original(path, label)
+        pixels, "_open", lambda path, label: names.append(path.name) or original(path, label)
     )
     return names
 
@@ -34,7 +35,7 @@ def data_set(tmp_path):
         shutil.copy(PHOTOS[n % len(PHOTOS)].path, folder / f"{n:03}.png") if n < 5 else (
             folder / f"{n:03}.png"
         ).write_bytes(b"broken")
-    return inputs.collect([f"imagefolder:{tmp_path / 'set'}"])
+    return collect([f"imagefolder:{tmp_path / 'set'}"])
 
 
 
@@ -43,7 +44,7 @@ def test_photos_are_opened_a_batch_at_a_time(engine, clean, data_set, opened, qu
     run = counterfactual.counterfactuals(engine, data_set, clean, "bag", settings=made)
     assert len(opened) == 1  # is there anything to do at all?
     first = next(run)
-    assert first.status == "done" and first.record["prompt"] == "a photograph of a boot"
+    assert first.status == "done" and first.prompt == "a photograph of a boot"
     assert set(opened) <= {f"{n:03}.png" for n in range(2 * engine.slots + 2)}
     rest = list(run)
     assert len(rest) == 99 and sum(e.status == "done" for e in rest) == 4
@@ -64,10 +65,10 @@ def test_the_scale_of_a_neuron_is_read_off_some_photos(
     arguments = (engine, data_set, spurious, 3, "max")
     whole = neuron_counterfactual.neuron_counterfactuals(*arguments, settings=made)
     assert set(opened) == {f"{n:03}.png" for n in range(10)}
-    results = {e.id: e.record for e in (next(whole), next(whole))}
+    results = {e.id: e.history for e in (next(whole), next(whole))}
     again = next(
         neuron_counterfactual.neuron_counterfactuals(
             *arguments, settings=made, skip={min(results)}
         )
     )
-    assert again.record["history"] == results[again.id]["history"]
+    assert again.history == results[again.id]

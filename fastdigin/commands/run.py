@@ -1,4 +1,4 @@
-"""Running the parts of a command into one folder: records, progress, report."""
+"""Running the tasks of a command into one folder: records, progress, report."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError
 from fastdigin.report import print_results, write_report
 from fastdigin.results import Record, ResultStore, read_records
-from fastdigin.results.store import jsonable
-from fastdigin.tasks.part import Part
+from fastdigin.tasks.task import Task
 
 
-def run_parts(parts: list[Part], out: Path, *, as_json: bool, shard: Shard = WHOLE) -> int:
-    """Runs parts one after the other into one folder, prints, reports; returns the exit code.
+def run_tasks(
+    tasks: Sequence[Task], out: Path, *, as_json: bool, shard: Shard = WHOLE
+) -> int:
+    """Runs tasks one after the other into one folder, prints, reports; returns the exit code.
 
     Jobs that the folder already holds as done are not repeated, and those of other shards are not
-    done. Every part is checked before the first one starts and before anything is written.
+    done. Every task is checked before the first one starts and before anything is written.
     """
-    if not any(shard.of(part.ids) for part in parts):
+    shares = [shard.of([request.id for request in task.requests]) for task in tasks]
+    if not any(shares):
         return 0  # fewer jobs than shards: others say what is wrong with them
     done = {(r.task, r.id): r for r in read_records(out) if r.status == "done"}
-    bars, explanations = [], []
-    for part in parts:
-        finished = {id for task, id in done if task == part.task}
-        own = set(shard.of(part.ids))
-        bars.append(_Bar(part.task, own, finished))
-        skipped = finished | (set(part.ids) - own)
-        explanations.append(part.run(skipped, bars[-1].advance))
-    stores = [ResultStore(out, part.task, part.settings) for part in parts]
-    for part in parts:
-        _check_same_inputs(part, done, out)
+    bars, runs = [], []
+    for task, share in zip(tasks, shares, strict=True):
+        finished = {id for name, id in done if name == task.name}
+        bars.append(_Bar(task.name, share, finished))
+        others = {request.id for request in task.requests} - set(share)
+        runs.append(task.run(skip=finished | others, on_progress=bars[-1].advance))
+    stores = [ResultStore(out, task.name, task.run_settings) for task in tasks]
+    for task in tasks:
+        _check_same_inputs(task, done, out)
     failed = 0
-    for bar, store, results in zip(bars, stores, explanations, strict=True):
+    for bar, store, records in zip(bars, stores, runs, strict=True):
         with bar:
-            for explanation in results:
-                record = explanation.save(store)
+            for record in records:
+                line = record.save(store)
                 if as_json:
-                    print(json.dumps(jsonable(record)), flush=True)
-                if explanation.status == "failed":
+                    print(json.dumps(line), flush=True)
+                if record.status == "failed":
                     failed += 1
-                    tqdm.write(f"failed: {explanation.id}: {record['error']}", file=sys.stderr)
-    conclude([part.task for part in parts], out, as_json=as_json)
+                    tqdm.write(f"failed: {record.id}: {record.error}", file=sys.stderr)
+    conclude([task.name for task in tasks], out, as_json=as_json)
     return 1 if failed else 0
 
 
@@ -63,7 +64,7 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
 
 
 class _Bar:
-    """The progress of one part on stderr; drawn from the moment that it is entered."""
+    """The progress of one task on stderr; drawn from the moment that it is entered."""
 
     def __init__(self, task: str, ids: Collection[str], finished: Collection[str]):
         self._task, self._total = task, len(ids)
@@ -85,13 +86,14 @@ class _Bar:
         self._bar.close()
 
 
-def _check_same_inputs(part: Part, done: Mapping[tuple[str, str], Record], out: Path) -> None:
+def _check_same_inputs(task: Task, done: Mapping[tuple[str, str], Record], out: Path) -> None:
     """Raises UserError where a finished job has the id of an input but was another photo's."""
-    for id, item in part.inputs.items():
-        before = getattr(done.get((part.task, id)), "input", None)
-        now = item.fingerprint() if before else None
+    for request in task.requests:
+        record = done.get((task.name, request.id))
+        before = getattr(record, "input", None)
+        now = getattr(request, "fingerprint", None) if before else None
         if before and now and before != now:
             raise UserError(
-                f"--out '{out}' holds {id!r} of another image, prompt, source or mask; name "
-                "another --out, or give the image an id of its own in a table"
+                f"--out '{out}' holds {request.id!r} of another image, prompt, source or mask; "
+                "name another --out, or give the image an id of its own in a table"
             )

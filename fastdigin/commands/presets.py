@@ -1,0 +1,24 @@
+"""fastdigin presets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from fastdigin.presets import list_presets, load_preset, preset_names
+
+
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one (default: list)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """What presets there are, or what one of them sets."""
+    names = [options.name] if options.name else preset_names()
+    if options.json:
+        for name in names:
+            print(json.dumps(asdict(load_preset(name))))
+    else:
+        print(load_preset(options.name).describe() if options.name else list_presets())
+    return 0

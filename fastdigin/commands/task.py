@@ -1,0 +1,76 @@
+"""The command of any task: its options, made of its inputs and settings, and its run."""
+
+from __future__ import annotations
+
+import argparse
+
+import diffusers
+import transformers
+
+from fastdigin import tasks
+from fastdigin.commands.common_options import (
+    add_attention,
+    add_compile,
+    add_memory,
+    add_run,
+)
+from fastdigin.commands.inputs import Loading, add_inputs
+from fastdigin.commands.options import add_settings, chosen_settings, count
+from fastdigin.commands.run import run_tasks
+from fastdigin.engine.engine import Engine
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.tasks.task import Task
+
+
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """All options of a task's command."""
+    task = tasks.find(command)
+    add_inputs(parser.add_argument_group("inputs"), task)
+    group = parser.add_argument_group(
+        "settings", "The packaged model has other defaults (fastdigin.tasks)."
+    )
+    add_settings(group, task.settings_type)
+    run = parser.add_argument_group("run")
+    add_run(run, out=f"{command}s" if not command.endswith("s") else command)
+    run.add_argument("--limit", type=count, metavar="N", help="only the first N inputs")
+    run.add_argument(
+        "--preset", metavar="NAME", help="options of one experiment; --preset list names them all"
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--model", default="embedded", metavar="MODEL",
+        help="embedded, a hub id or a local diffusers folder (default embedded)",
+    )  # fmt: skip
+    add_memory(engine)
+    add_compile(engine)
+    add_attention(engine)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the task into its folder."""
+    task = load_task(tasks.find(options.command), options)
+    return run_tasks([task], options.out, as_json=options.json, shard=options.shard)
+
+
+def load_task(task: type[Task], options: argparse.Namespace) -> Task:
+    """The task with all that its options name."""
+    loading = Loading(task, options, lambda: load_engine(
+        options.model, options.memory, options.slots, options.attention, options.compile
+    ))  # fmt: skip
+    values = loading.all()
+    settings = chosen_settings(options, task.default_settings(loading.engine.model))
+    return task(engine=loading.engine, settings=settings, seed=options.seed, **values)
+
+
+def load_engine(
+    model: str,
+    memory: str = "auto",
+    slots: int | None = None,
+    attention: str = "auto",
+    compile: str = "auto",
+) -> Engine:
+    """An engine around what ``LatentDiffusion.from_pretrained`` finds under that name."""
+    diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
+    transformers.utils.logging.disable_progress_bar()
+    loaded = LatentDiffusion.load(model, attention=attention)
+    return Engine(loaded, memory=memory, slots=slots, compile=compile)

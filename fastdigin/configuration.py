@@ -1,0 +1,136 @@
+"""Settings: frozen dataclasses whose fields say what they mean and what they accept.
+
+A field made by :func:`setting` carries its help text and its bounds. They are written once: the
+class checks its values by them (:func:`check_settings`), and the command line makes its options of
+them (commands/options.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastdigin.errors import UserError
+
+_SETTING = "fastdigin"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field beside its type and its default.
+
+    help: for people, without a full stop. least, most: inclusive bounds; above, below: exclusive.
+    flag: of the command line, where it is not the field's name; None for no option. metavar: of
+    the value in help texts. flat: the options of nested settings are not named after the field.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    flag: str | None = ""
+    metavar: str | None = None
+    flat: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """The bounds in words: "at least 1 and below 2"."""
+        bounds = (
+            ("at least", self.least), ("above", self.above),
+            ("at most", self.most), ("below", self.below),
+        )  # fmt: skip
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+
+    def accepts(self, number: float) -> bool:
+        """Whether a number is finite and within the bounds."""
+        return (
+            math.isfinite(number)
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+
+def setting(default: Any, help: str, **known: Any) -> Any:
+    """A dataclass field with a default and what :class:`Setting` says of it."""
+    metadata = {_SETTING: Setting(help, **known)}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def settings_of(cls: type) -> dict[str, tuple[Any, Setting]]:
+    """Field name -> (its type, what is known of it), of the fields made by :func:`setting`."""
+    types_of = typing.get_type_hints(cls)
+    return {
+        field.name: (types_of[field.name], field.metadata[_SETTING])
+        for field in dataclasses.fields(cls)
+        if _SETTING in field.metadata
+    }
+
+
+def check_settings(settings: Any) -> None:
+    """Raises UserError for the first value that its field's type or bounds do not accept."""
+    for name, (kind, known) in settings_of(type(settings)).items():
+        _check(name, getattr(settings, name), kind, known)
+
+
+def optional(kind: Any) -> tuple[Any, bool]:
+    """(the type without None, whether None was among it)."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind, False
+    others = [part for part in typing.get_args(kind) if part is not type(None)]
+    return (others[0] if len(others) == 1 else kind), len(others) < len(typing.get_args(kind))
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal; () for any other type."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+
+def element(kind: Any) -> Any:
+    """The type of the elements of tuple[X, ...]; None for any other type."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON values, nested ones included; other objects as their text."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _check(name: str, value: Any, kind: Any, known: Setting) -> None:
+    kind, may_be_none = optional(kind)
+    if value is None and may_be_none:
+        return
+    if item := element(kind):
+        _require(isinstance(value, (tuple, list)), name, value, "a tuple")
+        for each in value:
+            _check(name, each, item, known)
+    elif values := choices(kind):
+        _require(value in values, name, value, "one of " + ", ".join(map(str, values)))
+    elif kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        number = whole or (kind is float and isinstance(value, float))
+        what = "a whole number" if kind is int else "a number"
+        _require(number, name, value, what)
+        _require(known.accepts(value), name, value, known.wanted or "finite")
+    elif isinstance(kind, type):
+        _require(isinstance(value, kind), name, value, f"of type {kind.__name__}")
+
+
+def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
+    if not condition:
+        raise UserError(f"{name} must be {wanted}, got {value!r}")

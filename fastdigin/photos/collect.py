@@ -1,0 +1,137 @@
+"""From what users name (files, folders, tables, data sets) to ImageInputs. No image is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from fastdigin import datasets
+from fastdigin.datasets.layout import SUFFIXES, images_of
+from fastdigin.errors import UserError
+from fastdigin.photos.image_input import ImageInput, Images
+from fastdigin.photos.pixels import to_tensor
+from fastdigin.photos.tables import TABLE_SUFFIXES, read_table
+
+TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background", "caption")
+
+
+def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInput]:
+    """Inputs from command-line arguments: files, folders, tables, data sets, packaged photos.
+
+    A folder means its images in alphabetical order; a table is a CSV with a header, a JSONL or a
+    Parquet file with the columns of TABLE_COLUMNS (only ``image`` is needed; paths are relative to
+    the table). A data set is ``imagenet:PATH`` or another of ``fastdigin.datasets.LAYOUTS``;
+    ``embedded:photos|pairs`` come with the package. No image is opened.
+    Raises UserError for names that mean nothing and where no image is left.
+    """
+    found: list[ImageInput] = []
+    for argument in arguments:
+        if argument.startswith("embedded:"):
+            found += _embedded(argument)
+        elif datasets.is_dataset(argument):
+            found += _dataset(argument)
+        elif Path(argument).is_dir():
+            found += _folder(Path(argument))
+        elif Path(argument).suffix.lower() in TABLE_SUFFIXES:
+            found += _table(Path(argument))
+        else:
+            found.append(ImageInput(Path(argument).stem, Path(argument)))
+    if not found:
+        raise UserError(
+            "no images were given: name files, a folder, a table, a data set or embedded:photos"
+        )
+    return found[:limit]
+
+
+def as_inputs(images: Images | ImageInput | str | Path | Tensor | Image.Image) -> list[ImageInput]:
+    """Inputs from what callers of the library pass: many images, or a single one."""
+    if isinstance(images, (ImageInput, str, Path, Image.Image)) or (
+        isinstance(images, Tensor) and images.ndim == 3
+    ):
+        images = [images]
+    inputs = []
+    for number, image in enumerate(images):
+        if isinstance(image, ImageInput):
+            inputs.append(image)
+        elif isinstance(image, Image.Image):
+            inputs.append(ImageInput(f"image-{number:03d}", to_tensor(image)))
+        elif isinstance(image, Tensor):
+            inputs.append(ImageInput(f"image-{number:03d}", image))
+        else:
+            inputs += collect([str(image)])
+    if not inputs:
+        raise UserError("images is empty: name at least one")
+    return inputs
+
+
+def one_each(value: Any, name: str, count: int) -> list:
+    """``count`` values from one for all, or from one each."""
+    single = isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
+    values = [value] if single else list(value)
+    if len(values) not in (1, count):
+        raise UserError(f"{len(values)} {name} for {count} images: give one, or one each")
+    return values * count if len(values) == 1 else values
+
+
+def distinct(ids: Iterable[str]) -> list[str]:
+    """The ids in order, the second of the same name called NAME-2: ids name results."""
+    taken: dict[str, None] = {}
+    last_number: dict[str, int] = {}
+    for id in ids:
+        unique, number = id, last_number.get(id, 1)
+        while unique in taken:
+            number += 1
+            unique = f"{id}-{number}"
+        last_number[id] = number
+        taken[unique] = None
+    return list(taken)
+
+
+def _embedded(argument: str) -> list[ImageInput]:
+    from fastdigin import embedded
+
+    if argument == "embedded:photos":
+        return [
+            ImageInput(p.id, p.path, p.prompt, p.garment, background=p.background)
+            for p in embedded.photos()
+        ]
+    if argument == "embedded:pairs":
+        return [
+            ImageInput(
+                p.photo.id,
+                p.photo.path,
+                p.prompt,
+                p.source,
+                p.target,
+                background=p.photo.background,
+            )  # fmt: skip
+            for p in embedded.pairs()
+        ]
+    raise UserError(f"{argument!r} does not exist: write embedded:photos or embedded:pairs")
+
+
+def _folder(folder: Path) -> list[ImageInput]:
+    files = images_of(folder)
+    if not files:
+        raise UserError(f"folder '{folder}' holds no images ({', '.join(sorted(SUFFIXES))})")
+    return [ImageInput(f.stem, f) for f in files]
+
+
+def _table(path: Path) -> list[ImageInput]:
+    inputs = []
+    for given in read_table(path, TABLE_COLUMNS, needed="image"):
+        file = path.parent / given.pop("image")
+        mask = path.parent / given.pop("mask") if "mask" in given else None
+        inputs.append(ImageInput(given.pop("id", file.stem), file, mask=mask, **given))
+    return inputs
+
+
+def _dataset(argument: str) -> list[ImageInput]:
+    return [
+        ImageInput(p.id, p.path, datasets.PROMPT, p.source, p.target, crop=True)
+        for p in datasets.photos(argument)
+    ]

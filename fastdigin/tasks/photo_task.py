@@ -1,0 +1,164 @@
+"""What the tasks that edit photos share: their settings, and the stage that prepares a batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from fastdigin.configuration import setting
+from fastdigin.editing.inversion import InversionSettings, Method
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Result, Settings, Unmade
+from fastdigin.engine.queue import Search, Stage
+from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput
+from fastdigin.tasks.regularisers import check_regularisers
+from fastdigin.tasks.sources import (
+    NO_TOOLS,
+    MaskEdge,
+    PhotoTools,
+    Source,
+    SourcePhoto,
+    make_sources,
+    read_photo,
+)
+from fastdigin.tasks.task import Request, Task, given
+
+PREPARATION = 2.0
+"""How much of an image's work preparing it is, in iterations; for the progress bar only."""
+
+
+@dataclass(frozen=True)
+class PhotoSettings:
+    """Settings of all tasks that start from a photo.
+
+    optimisation: of the engine; its steps and guidance serve inversion as well. inversion_method,
+    null_text_steps: as in :class:`fastdigin.editing.inversion.InversionSettings`.
+    """
+
+    optimisation: Settings = setting(Settings, "the engine's settings", flat=True)
+    inversion_method: Method = setting(
+        "null-text",
+        "how photos are inverted: null-text optimisation, or negative-prompt, which takes a "
+        "fraction of the time and reproduces the photo less well",
+        flag="inversion",
+    )
+    null_text_steps: int = setting(10, "updates of null-text optimisation per step", least=0)
+
+    def inversion(self) -> InversionSettings:
+        return InversionSettings(
+            steps=self.optimisation.steps,
+            guidance_scale=self.optimisation.guidance_scale,
+            null_text_steps=self.null_text_steps,
+            method=self.inversion_method,
+        )
+
+
+@dataclass(frozen=True)
+class PhotoRequest(Request):
+    """A photo that shall be edited."""
+
+    item: ImageInput
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Tells whether an id still means the same photo; None where its file cannot be read."""
+        return self.item.fingerprint()
+
+
+@dataclass(frozen=True)
+class CheckedPhoto:
+    """A request whose photo was read and found to be good."""
+
+    request: PhotoRequest
+    photo: SourcePhoto
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a job of a photo was made from: its ``info``. prompt: the edited one.
+
+    injected, blended: fractions of the steps.
+    """
+
+    request: PhotoRequest
+    source: Source
+    prompt: str
+    injected: float
+    blended: float
+
+
+@dataclass(kw_only=True)
+class PhotoTask(Task):
+    """A task that edits photos."""
+
+    search_by: ClassVar[str] = "total"
+    """The loss that decides which candidate is the start."""
+
+    photos: list[ImageInput] = given("the photos", kind="photos", affects=False)
+    classifier: Classifier = given("whose answer is explained", kind="classifier", metavar="C")
+    tools: PhotoTools = given("what helps to prepare photos", kind="tools", default=NO_TOOLS)
+
+    def prepare(self) -> None:
+        check_regularisers(self.settings.regularisers, self.model.device)
+
+    def check(self, request: PhotoRequest) -> CheckedPhoto:
+        return CheckedPhoto(request, read_photo(self.model, self.classifier, request.item))
+
+    def jobs(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
+        return [Preparation(self, checked, width)]
+
+    def preparation(self, requests: Sequence[Request]) -> float:
+        return PREPARATION * len(requests)
+
+    @property
+    @abstractmethod
+    def injected_fraction(self) -> float:
+        """Of the steps for which the source's attention is needed."""
+
+    @property
+    def mask_edge(self) -> MaskEdge:
+        """What becomes of automatic masks."""
+        return "soften"
+
+    @abstractmethod
+    def candidates(self, request: PhotoRequest, source: Source) -> list[Job]:
+        """The jobs of which the best one before any optimisation is the start."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Inverts the photos of a batch; of each one's candidates the search keeps the best."""
+
+    task: PhotoTask
+    checked: Sequence[CheckedPhoto]
+    width: int
+
+    @property
+    def count(self) -> int:
+        return len(self.checked)
+
+    def run(self, engine: Engine, advance: Callable[[float], None]) -> list[Any]:
+        task = self.task
+        sources = make_sources(
+            engine,
+            [checked.photo for checked in self.checked],
+            task.settings.inversion(),
+            task.injected_fraction,
+            tools=task.tools,
+            batch=self.width,
+            mask_edge=task.mask_edge,
+            on_step=lambda photos: advance(PREPARATION * photos),
+        )
+        groups = [
+            task.candidates(checked.request, source)
+            for checked, source in zip(self.checked, sources, strict=True)
+        ]
+        return [Search(groups, by=task.search_by)]
+
+    def failed(self, error: str) -> list[Result]:
+        ids = [checked.request.id for checked in self.checked]
+        return [Result.failure(Unmade(id), error) for id in ids]

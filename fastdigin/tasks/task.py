@@ -1,0 +1,281 @@
+"""What all tasks share: inputs become requests, requests jobs, results records.
+
+A task is one file: its settings, its record (:class:`fastdigin.results.Record`), and a subclass of
+:class:`Task` with ``requests``, ``jobs`` and ``explain``. The command line, the report, resuming,
+progress and the settings in run.json follow from these (tasks/__init__.py registers it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any, ClassVar
+
+from fastdigin.configuration import plain
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Job, Result, Unmade
+from fastdigin.engine.queue import Stage
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.results import Record
+from fastdigin.storage import fingerprint
+
+_INPUT = "fastdigin input"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is known of an input of a task beside its type and its default.
+
+    help: for people, without a full stop. kind: how the command line reads it
+    (commands/inputs.py). flag: of the command line, where it is not the field's name. metavar: of
+    the value in help texts. embedded: the text that stands for the value where the model is the
+    packaged one and the user says nothing. layer: of a classifier whose neurons are meant; --layer
+    names them. affects: whether it belongs to the settings of run.json.
+    """
+
+    help: str
+    kind: str = "text"
+    flag: str = ""
+    metavar: str | None = None
+    embedded: str | None = None
+    layer: bool = False
+    affects: bool = True
+
+
+def given(help: str, *, default: Any = dataclasses.MISSING, **known: Any) -> Any:
+    """A field of a task that its user gives; the command line makes an argument of it."""
+    return field(default=default, kw_only=True, metadata={_INPUT: Input(help, **known)})
+
+
+def inputs_of(task: type[Task]) -> dict[str, tuple[dataclasses.Field, Input]]:
+    """Field name -> (the field, what is known of it), of the fields made by :func:`given`."""
+    return {
+        f.name: (f, f.metadata[_INPUT]) for f in dataclasses.fields(task) if _INPUT in f.metadata
+    }
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image that a task is asked for. id: names its result, whatever runs beside it."""
+
+    id: str
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
+    """One explanation method with all that it needs, checked and ready to run.
+
+    Subclasses are dataclasses too. They add their inputs by :func:`given` and say:
+
+    name: of the task in results and on the command line. record_type: of its records.
+    settings_type: a frozen dataclass with a field ``optimisation`` (:class:`fastdigin.Settings`).
+    embedded_settings: the defaults for the packaged model, where they are not those of the class.
+
+    Args:
+        engine: runs the jobs.
+        settings: of settings_type; None takes the defaults for the engine's model.
+        seed: of all that is random. An image's own seed follows from it and its place in the run.
+
+    Raises:
+        UserError: for anything that would fail later, before any work starts.
+    """
+
+    name: ClassVar[str]
+    record_type: ClassVar[type[Record]]
+    settings_type: ClassVar[type]
+    embedded_settings: ClassVar[Any] = None
+
+    engine: Engine
+    settings: Any = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.settings is None:
+            self.settings = self.default_settings(self.model)
+        for classifier in self.classifiers:
+            classifier.to(self.model.device)
+        self.model.ddim_table(self.settings.optimisation.steps)  # raises where there are too many
+        self.prepare()
+        self.requests: Sequence[Request] = self.make_requests()
+
+    @property
+    def model(self) -> LatentDiffusion:
+        return self.engine.model
+
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """All classifiers among the inputs."""
+        values = (getattr(self, name) for name in inputs_of(type(self)))
+        return [value for value in values if isinstance(value, Classifier)]
+
+    @classmethod
+    def default_settings(cls, model: LatentDiffusion) -> Any:
+        """The paper's, with the model's usual steps and guidance, or the packaged model's own."""
+        if model.name == "embedded" and cls.embedded_settings is not None:
+            return cls.embedded_settings
+        settings = cls.settings_type()
+        usual = {"steps": model.usual_steps, "guidance_scale": model.usual_guidance_scale}
+        return replace(settings, optimisation=replace(settings.optimisation, **usual))
+
+    @cached_property
+    def run_settings(self) -> dict[str, Any]:
+        """Settings that affect the results, as JSON values, for run.json."""
+        found = plain(self.settings) | {"model": self.model.name, "seed": self.seed}
+        for name, (_, known) in inputs_of(type(self)).items():
+            if known.affects:
+                found |= _described(name, getattr(self, name), known)
+        if self.classifiers:  # the classes of a zero-shot classifier are the user's
+            found["classes"] = fingerprint(*(c.classes for c in self.classifiers))
+        return found | self.measured()
+
+    def prepare(self) -> None:  # noqa: B027 - most tasks have nothing to add
+        """Checks the inputs, and does whatever is needed before the requests are known."""
+
+    def measured(self) -> dict[str, Any]:
+        """What ``prepare`` found that affects the results, for run.json."""
+        return {}
+
+    @abstractmethod
+    def make_requests(self) -> Sequence[Request]:
+        """All images that are asked for, in their order, with ids that differ.
+
+        Cheap: no photo is opened. Called once; ``requests`` keeps what it returned.
+        """
+
+    def check(self, request: Request) -> Any:
+        """What ``jobs`` takes for a request, made when its turn comes. UserError fails it alone."""
+        return request
+
+    @abstractmethod
+    def jobs(self, checked: Sequence[Any], width: int) -> Sequence[Job | Stage]:
+        """The work of some requests, as :meth:`check` returned them.
+
+        width: how many requests a batch holds when it is full. Work that runs in batches of its own
+        takes this width for a last batch that is not full too, so that an image's result does not
+        depend on how many others there are.
+        """
+
+    @abstractmethod
+    def explain(self, result: Result) -> Record:
+        """The record of a finished or failed job."""
+
+    def preparation(self, requests: Sequence[Request]) -> float:
+        """The work before the iterations of these requests, in iterations of one job."""
+        return 0.0
+
+    def run(
+        self,
+        *,
+        skip: Collection[str] = (),
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Iterator[Record]:
+        """Records as jobs finish, failed ones included.
+
+        Args:
+            skip: ids not to do again.
+            on_progress: called with the share of one image's work that was just done.
+
+        Raises:
+            UserError: at once, where every request fails its check.
+        """
+        todo = [request for request in self.requests if request.id not in skip]
+        outcomes = self._outcomes(todo)
+        head: list[_Outcome] = []
+        for outcome in outcomes:
+            head.append(outcome)
+            if outcome.error is None:
+                break
+        else:
+            if head and len(head) == len(self.requests):
+                raise head[0].error
+        return self._records(todo, chain(head, outcomes), self._progress(todo, on_progress))
+
+    def _records(
+        self,
+        todo: Sequence[Request],
+        outcomes: Iterator[_Outcome],
+        on_progress: Callable[[float], None] | None,
+    ) -> Iterator[Record]:
+        """Feeds the engine while slots are free, and explains what comes out."""
+        failures: deque[Record] = deque()
+        work = _Work(self._work(todo, outcomes, failures), len(todo))
+        for result in self.engine.run(work, on_progress):
+            while failures:
+                yield failures.popleft()
+            if isinstance(result.job, Unmade):
+                yield self._failure(result.id, result.error)
+            else:
+                yield self.explain(result)
+        yield from failures
+
+    def _work(self, todo, outcomes, failures: deque[Record]) -> Iterator[Job | Stage]:
+        """The work of a batch of requests at a time; requests that fail their check come aside."""
+        width, checked = min(self.engine.slots, len(todo)), []
+        for outcome in outcomes:
+            if outcome.error is not None:
+                failures.append(self._failure(outcome.request.id, str(outcome.error)))
+                continue
+            checked.append(outcome.checked)
+            if len(checked) == width:
+                yield from self.jobs(checked, width)
+                checked = []
+        if checked:
+            yield from self.jobs(checked, width)
+
+    def _outcomes(self, requests: Sequence[Request]) -> Iterator[_Outcome]:
+        for request in requests:
+            try:
+                yield _Outcome(request, self.check(request))
+            except UserError as error:
+                yield _Outcome(request, error=error)
+
+    def _failure(self, id: str, error: str) -> Record:
+        return self.record_type.failure(id, self.seed, error, self.run_settings)
+
+    def _progress(self, todo, on_progress) -> Callable[[float], None] | None:
+        """Turns iterations of a job into shares of an image's work."""
+        if on_progress is None or not todo:
+            return None
+        iterations = len(todo) * (self.settings.optimisation.iterations + 1)
+        share = len(todo) / (iterations + self.preparation(todo))
+        return lambda count: on_progress(share * count)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of checking a request."""
+
+    request: Request
+    checked: Any = None
+    error: UserError | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Work that is made when its turn comes. count: how many jobs it is, for the engine's plans."""
+
+    items: Iterator[Job | Stage]
+    count: int
+
+    def __iter__(self) -> Iterator[Job | Stage]:
+        return self.items
+
+    def __length_hint__(self) -> int:
+        return self.count
+
+
+def _described(name: str, value: Any, known: Input) -> dict[str, Any]:
+    if isinstance(value, Classifier):
+        return {name: value.name} | ({"layer": value.layer} if known.layer else {})
+    if hasattr(value, "described"):
+        return value.described()
+    if callable(value) and not isinstance(value, type):
+        return {name: getattr(value, "__name__", str(value))}
+    return {name: plain(value)}
