@@ -8,7 +8,9 @@ them (commands/options.py).
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
@@ -80,6 +82,23 @@ def check_settings(settings: Any) -> None:
     """Raises UserError for the first value that its field's type or bounds do not accept."""
     for name, (kind, known) in settings_of(type(settings)).items():
         _check(name, getattr(settings, name), kind, known)
+
+
+def documented(cls: type) -> type:
+    """Adds the Args section to the docstring of a settings class; for use as a decorator.
+
+    It stands before the section Raises, and is made of what :func:`setting` says of the fields.
+    """
+    lines = []
+    for field in dataclasses.fields(cls):
+        if _SETTING in field.metadata:
+            known = field.metadata[_SETTING]
+            bounds = f" ({known.wanted})" if known.wanted else ""
+            line = f"    {field.name}: {known.help}{bounds}."
+            lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 8))
+    text = inspect.cleandoc(cls.__doc__ or "")
+    cls.__doc__ = text.replace("Raises:\n", "\n".join(["Args:", *lines, "", "Raises:", ""]), 1)
+    return cls
 
 
 def optional(kind: Any) -> tuple[Any, bool]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from fastdigin.configuration import check_settings, setting
+from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.engine.engine import Engine
@@ -36,12 +36,20 @@ CONFIDENCE = "target_confidence"
 """The monitor of every job: the classifier's confidence in the target, on the plain image."""
 
 
+@documented
 @dataclass(frozen=True)
 class CounterfactualSettings(PhotoSettings):
     """How counterfactuals are made.
 
-    injection_fractions x blending_fractions are the candidates of the schedule search.
-    regularisers: what keeps the result near the photo; the paper's hold the background.
+    injection_fractions x blending_fractions are the candidates of the schedule search. The
+    regularisers of the paper hold the background.
+
+    Raises:
+        UserError: a value that is out of its bounds, or no candidate for the search.
+
+    Example:
+        >>> settings = fd.Counterfactuals.default_settings(model)
+        >>> replace(settings, stop_at=0.95, optimisation=replace(settings.optimisation, steps=10))
     """
 
     injection_fractions: tuple[float, ...] = setting(
@@ -119,6 +127,15 @@ class Counterfactuals(PhotoTask):
             a prompt it is "a photo of a {source}"; without a source it is what the classifier sees.
         target: one class for all photos or one each; None takes those of the photos.
         judge: an independent classifier that is asked about the result, never optimised against.
+        engine, classifier, settings, seed, tools: as in :func:`fastdigin.counterfactuals`.
+
+    Raises:
+        UserError: for anything that would fail later, before any work starts.
+
+    Example:
+        >>> photos = fd.collect(["photos/"])
+        >>> task = fd.Counterfactuals(engine=engine, photos=photos, classifier=robust, target=3)
+        >>> records = list(task.run())
     """
 
     name = "counterfactual"

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from fastdigin.configuration import check_settings, setting
+from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.engine.queue import Search
@@ -26,11 +26,18 @@ from fastdigin.tasks.task import Request, Task, given
 from fastdigin.tasks.words import class_word, same_classes
 
 
+@documented
 @dataclass(frozen=True)
 class DisagreementSettings:
     """How disagreements are made.
 
     draws is an addition to the paper, which starts from one sample.
+
+    Raises:
+        UserError: a value that is out of its bounds, or a prompt without {}.
+
+    Example:
+        >>> replace(fd.Disagreements.default_settings(model), draws=8)
     """
 
     optimisation: Settings = setting(Settings, "the engine's settings", flat=True)
@@ -81,6 +88,14 @@ class Disagreements(Task):
         f, g: any two classifiers that both know the classes, a zero-shot one included.
         classes: names, or indices of f; one or several.
         seeds: images per class.
+        engine, settings, seed: as in :func:`fastdigin.disagreements`.
+
+    Raises:
+        UserError: for a class that f or g does not know, before any work starts.
+
+    Example:
+        >>> task = fd.Disagreements(engine=engine, f=robust, g=spurious, classes=["bag"], seeds=4)
+        >>> records = list(task.run())
     """
 
     name = "disagreement"

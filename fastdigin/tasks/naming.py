@@ -37,6 +37,14 @@ class RankedWords:
     """The classes that a classifier finds likeliest, on average over the images.
 
     A zero-shot classifier of the user's word list ranks that list (CLIP, Radford et al. 2021).
+
+    Args:
+        classifier: ranks its classes, by their mean probability.
+        count: how many of them are returned.
+
+    Example:
+        >>> words = fd.RankedWords(fd.Classifier.load("embedded:judge"), count=3)
+        >>> fd.visualise_neurons(engine, spurious, [76], words, found)
     """
 
     classifier: Classifier
@@ -61,6 +69,14 @@ class CaptionedWords:
     """What a captioner names in most of the images; of two as frequent, what it named first.
 
     A model that can be asked names the objects; of captions all words count that may name one.
+
+    Args:
+        captioner: describes the images, or answers what they show.
+        count: how many words are returned.
+
+    Example:
+        >>> blip = fd.Captioner.load("Salesforce/blip-image-captioning-base")
+        >>> fd.visualise_neurons(engine, spurious, [76], fd.CaptionedWords(blip), found)
     """
 
     captioner: Captioner

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdigin.configuration import check_settings, setting
+from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.embedded import BACKGROUNDS
@@ -51,6 +51,7 @@ SCALING_IMAGES = 1000
 """Of the photos, at most so many are read to see how strongly a neuron fires."""
 
 
+@documented
 @dataclass(frozen=True)
 class NeuronCounterfactualSettings(PhotoSettings):
     """How neuron counterfactuals are made.
@@ -58,8 +59,15 @@ class NeuronCounterfactualSettings(PhotoSettings):
     background_words are tried in place of the phrase of the prompt that names the background,
     where an ImageInput tells which; the prompt with the smallest neuron loss is the start. (An
     addition to the paper: optimisation alone tints a small model's background rather than
-    replacing it.) regularisers: what keeps the result near the photo; by default its foreground.
-    The neuron looks at the plain image: no crops.
+    replacing it.) The regularisers of the paper hold the foreground. The neuron looks at the plain
+    image: no crops.
+
+    Raises:
+        UserError: a value that is out of its bounds.
+
+    Example:
+        >>> settings = fd.NeuronCounterfactuals.default_settings(model)
+        >>> replace(settings, blending_fraction=0.5, background_words=("grass", "sand"))
     """
 
     injection_fraction: float = setting(
@@ -120,6 +128,16 @@ class NeuronCounterfactuals(PhotoTask):
             the first SCALING_IMAGES of ``photos`` do.
         backgrounds: a classifier that names the background before and after, never optimised
             against.
+        engine, photos, settings, seed, tools: as in :func:`fastdigin.neuron_counterfactuals`.
+
+    Raises:
+        UserError: for a neuron that does not exist, before any work starts.
+
+    Example:
+        >>> task = fd.NeuronCounterfactuals(
+        ...     engine=engine, photos=photos, classifier=spurious, neuron=76, direction="min"
+        ... )
+        >>> records = list(task.run())
     """
 
     name = "neuron-counterfactual"

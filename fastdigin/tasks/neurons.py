@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdigin.configuration import check_settings, setting
+from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings, Unmade
 from fastdigin.engine.queue import Stage
@@ -34,9 +34,17 @@ NameObjects = Callable[[int, Sequence[Tensor]], Sequence[str]]
 """(neuron, its most activating images, each (3, H, W)) -> words."""
 
 
+@documented
 @dataclass(frozen=True)
 class NeuronSettings:
-    """How neurons are visualised."""
+    """How neurons are visualised.
+
+    Raises:
+        UserError: a value that is out of its bounds, or a prompt without {}.
+
+    Example:
+        >>> replace(fd.NeuronVisualisations.default_settings(model), samples_per_word=8)
+    """
 
     optimisation: Settings = setting(Settings, "the engine's settings", flat=True)
     direction: Literal["max", "min"] = setting(
@@ -89,6 +97,17 @@ class NeuronVisualisations(Task):
         words: tried for every neuron, or a callable that names what activates a neuron.
         per_neuron: images per neuron, from different seeds, the most activating first; at most
             ``samples_per_word``.
+        engine, settings, seed: as in :func:`fastdigin.visualise_neurons`.
+
+    Raises:
+        UserError: for a neuron that does not exist or does not fire on the data set, and for an
+            empty word list, before any work starts.
+
+    Example:
+        >>> task = fd.NeuronVisualisations(
+        ...     engine=engine, classifier=spurious, neurons=[76], words=["grass"], dataset=found
+        ... )
+        >>> records = list(task.run())
     """
 
     name = "neurons"

@@ -23,6 +23,17 @@ class Regulariser:
 
     L1 and L2 are means of mask * |difference|^p over ALL pixels or latent elements (DiG-IN,
     supplement C). "lpips" needs the extra ``lpips`` and its weights.
+
+    Args:
+        kind: the distance.
+        region: where it counts; "foreground" is the mask of the photo.
+        weight: of the distance in the total, above 0.
+
+    Raises:
+        UserError: a word that is none of those above, or a weight that is not above 0.
+
+    Example:
+        >>> fd.Regulariser("pixels-l2", "background", 250.0)
     """
 
     kind: Literal["pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips"]

@@ -48,8 +48,15 @@ class SourcePhoto:
 class PhotoTools:
     """What may help to prepare photos.
 
-    inversions: keeps them between runs; None makes them anew. segmentation: finds the foreground
-    where the user gives no mask; None takes the attention for it.
+    Args:
+        inversions: keeps them between runs; None makes them anew.
+        segmentation: finds the foreground where the user gives no mask; None takes the attention
+            for it.
+
+    Example:
+        >>> segmenter = fd.Segmenter.load("hq-sam:vit_h")
+        >>> tools = fd.PhotoTools(fd.InversionCache(model), fd.Segmentation(segmenter))
+        >>> fd.counterfactuals(engine, photos, robust, "boot", tools=tools)
     """
 
     inversions: InversionCache | None = None

@@ -85,6 +85,14 @@ class Task(ABC):
 
     Raises:
         UserError: for anything that would fail later, before any work starts.
+
+    Example:
+        >>> @fd.register
+        ... @dataclass(kw_only=True)
+        ... class Brightness(fd.Task):
+        ...     "Makes images brighter."
+        ...     name = "brightness"
+        ...     record_type, settings_type = BrightnessRecord, BrightnessSettings
     """
 
     name: ClassVar[str]

@@ -1,0 +1,76 @@
+"""The public names: complete, importable, the same for Python and for editors, and explained."""
+
+import ast
+import importlib.resources
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import fastdigin as fd
+
+FUNCTIONS = ("counterfactuals", "disagreements", "visualise_neurons", "neuron_counterfactuals")
+CLASSES = tuple(
+    name
+    for name in fd.__all__
+    if fd._HOME[name].startswith("fastdigin.tasks") and name not in (*FUNCTIONS, "register")
+)
+
+
+def _stub() -> dict[str, str]:
+    text = (importlib.resources.files("fastdigin") / "__init__.pyi").read_text()
+    imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname: node.module for node in imports for alias in node.names}
+
+
+def test_the_stub_names_what_the_package_names():
+    assert _stub() == fd._HOME
+
+
+@pytest.mark.parametrize("name", fd.__all__)
+def test_every_public_name_is_that_of_its_module(name):
+    found = getattr(fd, name)
+    assert found is getattr(import_module(fd._HOME[name]), name)
+    assert inspect.getdoc(found), f"fd.{name} has no docstring"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'counterfactual_'"):
+        fd.counterfactual_  # noqa: B018
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, fastdigin; assert fastdigin.__all__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_help_of_a_task_says_what_goes_in_and_what_comes_out(name):
+    function = getattr(fd, name)
+    text = inspect.getdoc(function)
+    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert f"\n{section}\n" in text, f"help(fd.{name}) has no section {section}"
+    arguments = text.split("\nArgs:\n")[1].split("\n\n")[0]
+    for argument in inspect.signature(function).parameters:
+        assert argument in arguments, f"help(fd.{name}) does not explain {argument}"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_help_of_a_class_of_a_task_says_what_it_takes(name):
+    cls = getattr(fd, name)
+    text = inspect.getdoc(cls)
+    checks = ("Raises:",) if hasattr(cls, "__post_init__") else ()
+    for section in ("Args:", *checks, "Example:"):
+        assert f"\n{section}\n" in text, f"help(fd.{name}) has no section {section}"
+
+
+def test_the_package_carries_its_types_examples_and_templates():
+    package = Path(str(importlib.resources.files("fastdigin")))
+    for name in (
+        "py.typed", "__init__.pyi", "examples/tour.ipynb", "report/templates/report.html",
+        "results/templates/card.html",
+    ):  # fmt: skip
+        assert (package / name).is_file(), f"{name} is missing from the package"
