@@ -20,7 +20,7 @@ FORBIDDEN = {
 """Beside all that point up (lines.ORDER)."""
 
 TODAY = {
-    ("cli", "bench"), ("commands", "bench"), ("doctor", "bench"), ("tasks", "report"),
+    ("cli", "bench"), ("commands", "bench"), ("tasks", "report"),
     ("retrieval", "tasks"), ("embedded", "models"), ("report", "kernels"),
 }  # fmt: skip
 """Arrows that stand today and are to go."""

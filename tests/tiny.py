@@ -26,6 +26,7 @@ from fastdigin.editing.attention_store import store_attention
 from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.prompts import token_mapping
 from fastdigin.embedded import model_folder
+from fastdigin.engine.architectures import Architecture
 from fastdigin.engine.job import Blending, Injection, Job, SelfInjection, Settings
 from fastdigin.models.attention import SourceAttention, attention_map
 from fastdigin.models.classifier import Classifier
@@ -35,6 +36,26 @@ from fastdigin.objectives import Distance
 LATENT_SHAPE = (4, 8, 8)
 IMAGE_SHAPE = (3, 16, 16)
 CLASSES = ("sneaker", "boot", "bag")
+SMALL_ARCHITECTURE = Architecture(
+    name="small",
+    unet={
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 12,
+        "norm_num_groups": 4,
+    },
+    vae={
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+    },
+    text_parameters=1000,
+    text_length=5,
+)
 SD_NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -14,13 +14,13 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from fastdigin.engine.architectures import SD_1_4
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Settings
 from fastdigin.errors import UserError
 from fastdigin.models.attention import install_processors
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin.models.frozen import freeze_aware
-from fastdigin_bench.account_models import SD_1_4
 from fastdigin_bench.kernel_timing import time_in_turns
 from fastdigin_bench.text_jobs import run_all
 

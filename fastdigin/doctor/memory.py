@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from fastdigin.engine.architectures import SD_1_4, SD_2_1, SDXL, Architecture
+from fastdigin.engine.footprint import footprint
 from fastdigin.engine.memory import SHARE_OF_FREE
 from fastdigin.errors import UserError
 from fastdigin.models.missing import kept_offline
 from fastdigin.models.model_files import ModelFiles, find_model
-from fastdigin_bench.account import memory, slots_in
-from fastdigin_bench.account_models import SD_1_4, SD_2_1, SDXL, Architecture
 
 PUBLISHED = {
     "CompVis/stable-diffusion-v1-4": (SD_1_4, 512),
@@ -39,22 +39,20 @@ def estimate(model: str, device: dict[str, Any]) -> dict[str, Any] | None:
     architecture, side = _architecture(model)
     if architecture is None:
         return None
-    needed = memory(architecture, side, dtype=torch.float32)
-    step, state = needed["step_peak_bytes"], needed["state_bytes_per_slot"]
-    least = needed["weights_bytes"] + state + max(step, needed["decoder_peak_bytes"])
+    needed = footprint(architecture, side, dtype=torch.float32)
     # The engine's "auto" plans with a share of what is free once the weights are loaded.
-    room = needed["weights_bytes"] + SHARE_OF_FREE * (device["free"] - needed["weights_bytes"])
+    room = needed.weights + SHARE_OF_FREE * (device["free"] - needed.weights)
     return {
         "model": model,
         "side": side,
         "dtype": "float32",
-        "weights": needed["weights_bytes"],
-        "step": step,
-        "slot": state + step,
-        "decoder": needed["decoder_peak_bytes"],
-        "least": least,
+        "weights": needed.weights,
+        "step": needed.step,
+        "slot": needed.slot,
+        "decoder": needed.decoder,
+        "least": needed.least,
         "device": device["name"],
-        "slots": slots_in(int(room), needed),
+        "slots": needed.slots_in(int(room)),
     }
 
 

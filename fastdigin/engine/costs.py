@@ -15,9 +15,9 @@ from fastdigin.engine.sampler import Step, initial_state, pull_back, record_step
 from fastdigin.engine.steps import padded, step_vector
 from fastdigin.models.diffusion import LatentDiffusion
 
-# A slot's copies of the (T, L, D) text: base, delta, gradient and two moments of Adam, the best
-# one so far, and the batch's stacked copy with its gradient; twice, for the null text.
-_TEXT_COPIES = 16
+COPIES = 8
+"""Of a slot's latents and of each of its texts: base, delta, gradient and two moments of Adam, the
+best so far, and what the batch stacks with its gradient."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,13 @@ def state_bytes(model: LatentDiffusion, slots: int, steps: int, text_length: int
 
     The only part of an iteration's memory that grows with the number of steps.
     """
-    text = steps * text_length * model.text_width * 4
-    latents = (steps + 8) * torch.Size(model.latent_shape).numel() * 4
-    return len(padded(range(slots), copies=2)) * (_TEXT_COPIES * text + latents)
+    latent, text = torch.Size(model.latent_shape).numel(), text_length * model.text_width
+    return len(padded(range(slots), copies=2)) * slot_state_bytes(latent, text, steps)
+
+
+def slot_state_bytes(latent: int, text: int, steps: int) -> int:
+    """Of one slot, in fp32. latent: numbers in its latents; text: in one text of one timestep."""
+    return 4 * ((steps + COPIES) * latent + COPIES * 2 * steps * text)
 
 
 def measure_costs(model: LatentDiffusion, guided: bool, text_length: int) -> Costs:

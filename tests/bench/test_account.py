@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
+from tiny import SMALL_ARCHITECTURE
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fastdigin.engine.architectures import SD_1_4
+from fastdigin.engine.footprint import Pass, footprint
 from fastdigin.models.frozen import freeze_aware
-from fastdigin_bench import account_models
-from fastdigin_bench.account import STATE_COPIES, account, measure, memory, slots_in
-from fastdigin_bench.account_models import ARCHITECTURES, Architecture
-
-SMALL = Architecture(
-    name="small",
-    unet={
-        "block_out_channels": (8, 16),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "attention_head_dim": 2,
-        "cross_attention_dim": 12,
-        "norm_num_groups": 4,
-    },
-    vae={
-        "block_out_channels": (8, 8),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "norm_num_groups": 4,
-    },
-    text_parameters=1000,
-    text_length=5,
-)
+from fastdigin_bench.account import account, measure
 
 
 def counted_by_hooks(network, run):
@@ -73,19 +51,19 @@ def counted_by_hooks(network, run):
 
 @pytest.fixture(scope="module")
 def row():
-    return account(SMALL, 32, steps=3, dtype=torch.float32)
+    return account(SMALL_ARCHITECTURE, 32, steps=3, dtype=torch.float32)
 
 
 def small_unet():
-    unet = UNet2DConditionModel(**SMALL.unet).eval().requires_grad_(False)
+    unet = UNet2DConditionModel(**SMALL_ARCHITECTURE.unet).eval().requires_grad_(False)
     z = torch.randn(2, 4, 16, 16, requires_grad=True)
     text = torch.randn(2, 5, 12, requires_grad=True)
-    return unet, (z, text), lambda z, text: unet(z, torch.zeros(2), text).sample
+    return Pass(unet, (z, text), lambda z, text: unet(z, torch.zeros(2), text).sample)
 
 
 def test_flops_of_a_unet(row):
-    unet, inputs, call = small_unet()
-    hand = counted_by_hooks(unet, lambda: call(*inputs))
+    unet = small_unet()
+    hand = counted_by_hooks(unet.network, unet.forward)
     assert all(hand.values())
     forward, backward = row["flops_forward"], row["flops_backward"]
     assert forward["convolution"] == backward["convolution"] == hand["convolution"]
@@ -96,47 +74,35 @@ def test_flops_of_a_unet(row):
 
 
 def test_fake_tensors_count_as_real_ones_do(row):
-    unet, inputs, call = small_unet()
-    freeze_aware(unet)
-    real = measure(unet, inputs, call)
+    unet = small_unet()
+    freeze_aware(unet.network)
+    real = measure(unet)
     assert row["flops_forward"] == real.forward and row["flops_backward"] == real.backward
     assert row["saved_bytes_per_step"] == real.saved
     assert row["step_peak_bytes"] == pytest.approx(real.peak, rel=0.01)
 
 
 def test_bytes_of_a_row(row):
-    count = {
-        kind: sum(p.numel() for p in kind(**config).parameters())
-        for kind, config in ((UNet2DConditionModel, SMALL.unet), (AutoencoderKL, SMALL.vae))
-    }
-    assert row["weights_bytes"] == 4 * (sum(count.values()) + 1000)
-    latent, text = 4 * 16 * 16, 3 * 5 * 12
-    assert row["state_bytes_per_slot"] == 4 * (3 * latent + STATE_COPIES * (latent + 2 * text))
-    assert row["marginal_bytes_per_slot"] == row["step_peak_bytes"] + row["state_bytes_per_slot"]
+    """Of memory a row says what the engine's own count says."""
+    alone = footprint(SMALL_ARCHITECTURE, 32, steps=3, dtype=torch.float32)
+    assert row["weights_bytes"] == alone.weights and row["state_bytes_per_slot"] == alone.state
+    assert row["step_peak_bytes"] == alone.step and row["decoder_peak_bytes"] == alone.decoder
     assert row["step_peak_bytes"] > row["saved_bytes_per_step"]
-    assert set(row["slots_in"]) == {"12", "24", "80"}
-    alone = memory(SMALL, 32, steps=3, dtype=torch.float32)
-    assert alone == {name: row[name] for name in alone} and len(alone) == 4
-    twice = account(SMALL, 32, steps=6, dtype=torch.float32)
+    assert {int(gb): alone.slots_in(int(gb) * 10**9) for gb in row["slots_in"]} == {
+        int(gb): slots for gb, slots in row["slots_in"].items()
+    }
+    twice = account(SMALL_ARCHITECTURE, 32, steps=6, dtype=torch.float32)
     assert twice["marginal_bytes_per_slot"] < 1.2 * row["marginal_bytes_per_slot"]
     assert twice["plain_bytes_per_slot"] > 1.5 * row["plain_bytes_per_slot"]
 
 
 def test_frozen_networks_save_less_at_equal_arithmetic(row):
-    unet, inputs, call = small_unet()
-    stock = measure(unet, inputs, call)
+    unet = small_unet()
+    stock = measure(unet)
     assert row["plain_saved_bytes_per_step"] == stock.saved
-    freeze_aware(unet)
-    assert row["saved_bytes_per_step"] == measure(unet, inputs, call).saved < 0.8 * stock.saved
+    freeze_aware(unet.network)
+    assert row["saved_bytes_per_step"] == measure(unet).saved < 0.8 * stock.saved
     assert stock.forward == row["flops_forward"] and stock.backward == row["flops_backward"]
-
-
-def test_a_decoder_that_needs_fp32(row):
-    half, mixed = (account(replace(SMALL, upcast=upcast), 32, steps=3) for upcast in (False, True))
-    assert mixed["decoder_peak_bytes"] == row["decoder_peak_bytes"] > half["decoder_peak_bytes"]
-    decoder = sum(p.numel() for p in AutoencoderKL(**SMALL.vae).parameters())
-    assert mixed["weights_bytes"] == half["weights_bytes"] + 2 * decoder
-    assert mixed["step_peak_bytes"] == half["step_peak_bytes"]
 
 
 def test_saved_and_live_bytes_by_hand():
@@ -149,7 +115,7 @@ def test_saved_and_live_bytes_by_hand():
         tokens = tokens.contiguous()  # or attention falls back to one that writes its map out
         return scaled_dot_product_attention(tokens, tokens, tokens)
 
-    figures = measure(conv, (x,), call)
+    figures = measure(Pass(conv, (x,), call))
     image, tokens = 4 * 2 * 16, 4 * 8 * 16
     # One tensor serves as Q, K and V at once.
     assert figures.saved == image + tokens + tokens + tokens + 4 * 16
@@ -160,33 +126,10 @@ def test_saved_and_live_bytes_by_hand():
     assert figures.weights == 4 * (8 * 2 * 9 + 8)
 
 
-@pytest.mark.parametrize("room", [-5, 0, 30, 99, 100, 101, 250, 1000])
-def test_slots_that_fit(room):
-    state, step, decoder = 7, 20, 60
-    fitting = [n for n in range(1, 100) if n * state + max(n * step, decoder) <= room]
-    sizes = {
-        "weights_bytes": 11, "state_bytes_per_slot": state, "step_peak_bytes": step,
-        "decoder_peak_bytes": decoder,
-    }  # fmt: skip
-    assert slots_in(room + 11, sizes) == max(fitting, default=0)
-
-
-def test_the_published_sizes():
-    """Parameters as in the published weights."""
-    sizes = {"SD 1.4": 859_520_964, "SD 2.1": 865_910_724, "SDXL": 2_567_463_684}
-    assert len(ARCHITECTURES) == len(sizes)
-    with torch.device("meta"):
-        for architecture in ARCHITECTURES:
-            unet = UNet2DConditionModel(**architecture.unet)
-            vae = AutoencoderKL(**architecture.vae)
-            assert sum(p.numel() for p in unet.parameters()) == sizes[architecture.name]
-            assert sum(p.numel() for p in vae.parameters()) == 83_653_863
-
-
 @pytest.mark.slow
 def test_stable_diffusion_as_in_the_design():
     """1.35 TFLOP of convolutions and linear layers each way; 1.55 GB saved a step, 0.98 frozen."""
-    row = account(account_models.SD_1_4, 512)
+    row = account(SD_1_4, 512)
     for flops in (row["flops_forward"], row["flops_backward"]):
         assert flops["convolution"] + flops["linear"] == pytest.approx(1.35e12, rel=0.005)
     assert row["plain_saved_bytes_per_step"] == pytest.approx(1.55e9, rel=0.005)

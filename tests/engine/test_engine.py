@@ -218,9 +218,7 @@ def test_refilled_slots_keep_the_batch_full(tiny, monkeypatch):
     lengths = [3, 1, 2, 1, 2]
     jobs = [make_job(tiny.model, str(n), seed=n, iterations=i) for n, i in enumerate(lengths)]
     advanced = []
-    results = list(
-        Engine(tiny.model, slots=2, kept_steps=0).run(jobs, advanced.append)
-    )
+    results = list(Engine(tiny.model, slots=2, kept_steps=0).run(jobs, advanced.append))
     assert [r.iterations for r in sorted(results, key=lambda r: r.id)] == lengths
     assert set(sizes) == {4}, "two slots with two branches each, always"
     # Slot 0: jobs 0 (4 evaluations), 3 (2), 4 (3). Slot 1: jobs 1 (2), 2 (3); then it is empty.

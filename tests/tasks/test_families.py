@@ -98,7 +98,7 @@ def test_the_true_architecture_of_stable_diffusion_1(tmp_path, clean, spurious):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from fastdigin.embedded import model_folder
-    from fastdigin_bench.account_models import SD_1_4
+    from fastdigin.engine.architectures import SD_1_4
 
     tokenizer = CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
     torch.manual_seed(0)

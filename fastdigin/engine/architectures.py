@@ -1,4 +1,4 @@
-"""The published architectures that the account is made of: configurations only, no weights.
+"""The published architectures whose memory can be told before they are fetched: no weights.
 
 Sources: the U-Nets' and VAEs' ``config.json`` of CompVis/stable-diffusion-v1-4,
 stabilityai/stable-diffusion-2-1 and stabilityai/stable-diffusion-xl-base-1.0, reduced to what
@@ -31,6 +31,11 @@ class Architecture:
     text_length: int = 77
     pooled: int | None = None
     upcast: bool = False
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of images of ``resolution`` pixels a side."""
+        side = resolution // 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return self.vae.get("latent_channels", 4), side, side
 
 
 _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
