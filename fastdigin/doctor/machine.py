@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from fastdigin.engine.memory import free_memory
@@ -16,7 +17,7 @@ from fastdigin_kernels.common import native
 
 CORE = (
     "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm", "jinja2",
-    "filelock",
+    "filelock", "psutil",
 )  # fmt: skip
 
 EXTRAS = {
@@ -57,10 +58,7 @@ def devices() -> list[dict[str, Any]]:
         found.append({"name": about.name, "kind": "cuda", "total": about.total_memory,
                       "free": free, "capability": f"{about.major}.{about.minor}"})  # fmt: skip
     cpu = {"name": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", "kind": "cpu"}
-    try:
-        cpu["total"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        cpu["total"] = None
+    cpu["total"] = psutil.virtual_memory().total
     cpu["free"] = free_memory(torch.device("cpu"))
     cpu["native library"] = str(native.library_path() or "") or None
     return [*found, cpu]

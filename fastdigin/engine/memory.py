@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from fastdigin.engine.live_bytes import LiveBytes
@@ -46,14 +47,13 @@ def show_bytes(size: float) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on the device.
 
-    CPU: the smaller of what the kernel calls available and what the process's control groups
+    CPU: the smaller of what the system calls available and what the process's control groups
     (containers, batch systems) leave. CUDA: what is free, and what torch holds but does not use.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    sizes = [_available(), *_cgroup_rests()]
-    return min(size for size in sizes if size is not None)
+    return min([psutil.virtual_memory().available, *_cgroup_rests()])
 
 
 def measure(function: Callable[[], object], device: torch.device) -> tuple[int, int]:
@@ -84,17 +84,6 @@ def release(device: torch.device) -> None:
     """Gives what torch holds but does not use back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _available() -> int | None:
-    """MemAvailable; None where there is no /proc (the caller then has no better figure)."""
-    try:
-        lines = (_PROC / "meminfo").read_text().splitlines()
-    except OSError:
-        # macOS and Windows: no portable figure without a further dependency. 4 GiB is modest.
-        return 4 * 2**30
-    kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if ":" in line}
-    return kibibytes["MemAvailable"] * 2**10
 
 
 def _cgroup_rests() -> list[int]:

@@ -222,6 +222,6 @@ def _schedule(settings: Settings, optimiser) -> torch.optim.lr_scheduler.LambdaL
         if settings.schedule == "constant":
             return 1.0
         progress = update / max(settings.iterations, 1)
-        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
     return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,18 +70,16 @@ def test_malformed_sizes_are_refused_before_any_work(model, text):
 def test_free_memory_respects_control_groups(monkeypatch, tmp_path, cgroup, files, rest):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text(
-        "MemTotal: 99 kB\nMemAvailable: 7.8125 kB\n".replace("7.8125", "8")
-    )
     (proc / "self/cgroup").write_text(cgroup + "\n")
     for name, content in files.items():
         (groups / name).parent.mkdir(parents=True, exist_ok=True)
         (groups / name).write_text(content + "\n")
     monkeypatch.setattr(memory, "_PROC", proc)
     monkeypatch.setattr(memory, "_CGROUP", groups)
-    wanted = 8 * 2**10 if rest == 8000 else rest
-    assert memory.free_memory(CPU) == wanted
-    assert memory.parse_memory("auto", CPU) == int(memory.SHARE_OF_FREE * wanted)
+    available = SimpleNamespace(available=8000)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: available)
+    assert memory.free_memory(CPU) == rest
+    assert memory.parse_memory("auto", CPU) == int(memory.SHARE_OF_FREE * rest)
 
 
 def test_live_bytes_follow_storages():
