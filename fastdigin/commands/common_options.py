@@ -9,7 +9,7 @@ from fastdigin.commands.options import comma_list, count, whole
 from fastdigin.commands.shard import WHOLE, Shard
 
 # Those of fastdigin_kernels.attention, whose import takes seconds; a test compares them.
-ATTENTION = ("auto", "sdpa", "triton", "cpp", "reference")
+ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
 
 # That of fastdigin.engine.compile_choice, likewise.
 COMPILE = ("auto", "on", "off")

@@ -168,3 +168,15 @@ def test_help_of_a_task_names_its_inputs_and_its_settings(capsys):
                    "--learning-rate", "--injection-fractions", "--cutouts-count"):  # fmt: skip
         assert option in shown
     assert "--optimisation" not in shown and "--early-stop" not in shown
+
+
+def test_options_name_what_there_is():
+    """They are lists of their own, since what they name takes seconds to import."""
+    from typing import get_args, get_type_hints
+
+    from fastdigin.commands.common_options import ATTENTION, COMPILE
+    from fastdigin.engine.engine import Engine
+    from fastdigin_kernels.attention import IMPLEMENTATIONS
+
+    assert ATTENTION == IMPLEMENTATIONS
+    assert get_args(get_type_hints(Engine.__init__)["compile"]) == COMPILE
