@@ -106,11 +106,20 @@ def _feed(digest, tensor: Tensor) -> None:
 
 @dataclass(frozen=True)
 class TensorCache:
-    """Named tensors under a key, in ``folder``.
+    """Named tensors under a key, in a folder.
 
     Files are written whole or not at all, and checked by a hash when they are read: one that is
-    damaged is not there. Where they take more than ``limit`` bytes, those unused for longest go.
-    Several processes may share a folder.
+    damaged is not there. Several processes may share a folder.
+
+    Args:
+        folder: is made where it does not exist.
+        limit: how many bytes the files may take, at least 1; those unused for longest go.
+
+    Raises:
+        UserError: a limit below 1.
+
+    Example:
+        >>> found = fd.most_activating(classifier, [76], photos, cache=fd.TensorCache(Path("kept")))
     """
 
     folder: Path

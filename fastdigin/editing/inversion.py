@@ -53,6 +53,9 @@ class InversionSettings:
     Raises:
         UserError: a negative null_text_steps, or an unknown method.
 
+    Example:
+        >>> fd.InversionSettings(steps=20, guidance_scale=3.0, method="negative-prompt")
+
     Source: Mokady et al. 2023, section 3 and its code's tolerance.
     """
 
@@ -87,6 +90,9 @@ class Inversion:
         vector: (E,), see ``LatentDiffusion.vector``, of the prompt; None for models that take none.
         null_pooled: (P,), the pooled embedding of the null text, or None likewise.
         noise: (T, C, h, w) for a Job, None where the solver adds none.
+
+    Example:
+        >>> reconstruction = model.decode(inversion.trajectory[-1:])
     """
 
     prompt: str
@@ -120,6 +126,12 @@ def invert(
         batch: images that are inverted side by side.
         functions: of the model's steps, compiled perhaps (Engine.functions).
         on_step: called with the number of images' worth of work just done.
+
+    Returns:
+        One inversion an image, in their order.
+
+    Raises:
+        UserError: more steps than the model was trained for, or a prompt that is too long.
 
     Example:
         >>> (found,) = invert(model, [photo], ["a photo of a cat"], InversionSettings(), batch=1)

@@ -27,11 +27,19 @@ FORMAT = 1  # to be raised when the same inputs shall give another inversion
 
 
 class InversionCache:
-    """Inversions made by ``model``, in ``folder`` (default: inversions/ of the user's cache).
+    """Inversions made by a model, kept in a folder.
 
     A kept inversion equals a fresh one bit for bit: the key holds the pixels, the prompt, all
     weights, the noise schedule, the settings, and what the last bits depend on (the width of the
     batch, the device, the threads, the version of torch).
+
+    Args:
+        model: whose inversions are kept.
+        folder: None takes inversions/ of the user's cache.
+        limit: how many bytes the folder may hold; the inversions unused for longest go.
+
+    Example:
+        >>> tools = fd.PhotoTools(inversions=fd.InversionCache(model))
     """
 
     def __init__(

@@ -34,6 +34,9 @@ class Segmentation:
     Raises:
         UserError: an unknown prompt, or no points.
 
+    Example:
+        >>> tools = fd.PhotoTools(segmentation=fd.Segmentation(fd.Segmenter.load("hq-sam:vit_h")))
+
     Source: DiG-IN, supplement C.
     """
 

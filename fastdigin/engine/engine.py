@@ -40,20 +40,30 @@ log = logging.getLogger(__name__)
 class Engine:
     """Optimises Jobs through a frozen latent diffusion model.
 
-    memory: how much the engine may use beyond the model itself: "12GiB", a number of bytes, or
-        "auto" for most of what is free.
-    slots: how many jobs share a U-Net batch; planned from the memory when None. A queue shorter
-        than that is run in fewer slots. The batch is filled up to whole blocks of rows
-        (``padded``), so an even number wastes nothing.
-    kept_steps: how many steps of an iteration keep their graphs from the forward instead of being
-        recomputed; planned when None, for each batch of jobs.
-    compile: "on" runs the steps of the diffusion model through torch.compile, "auto" where that is
-        expected to save time (compile_choice.py), "off" never. A compiled result differs in its
-        last bits, and a compiled batch is filled up to as many rows as ``slots`` or half of them
-        make, so that there are two shapes. ``sample`` and inversions are compiled by "on"
-        alone, for such batches.
-    ``plan`` is that of the latest batch. Raises UserError if a network of the model is trainable
-    or in training mode, or if an argument is malformed.
+    ``plan`` is that of the latest batch.
+
+    Args:
+        model: the frozen model.
+        memory: how much the engine may use beyond the model itself: "12GiB", a number of bytes, or
+            "auto" for most of what is free.
+        slots: how many jobs share a U-Net batch; planned from the memory when None. A queue
+            shorter than that is run in fewer slots. The batch is filled up to whole blocks of rows
+            (``padded``), so an even number wastes nothing.
+        kept_steps: how many steps of an iteration keep their graphs from the forward instead of
+            being recomputed; planned when None, for each batch of jobs.
+        compile: "on" runs the steps of the diffusion model through torch.compile, "auto" where
+            that is expected to save time (compile_choice.py), "off" never. A compiled result
+            differs in its last bits, and a compiled batch is filled up to as many rows as ``slots``
+            or half of them make, so that there are two shapes. ``sample`` and inversions are
+            compiled by "on" alone, for such batches.
+
+    Raises:
+        UserError: a network of the model is trainable or in training mode, or an argument is
+            malformed.
+
+    Example:
+        >>> engine = fd.Engine(fd.LatentDiffusion.from_pretrained("embedded"), memory="12GiB")
+        >>> results = list(engine.run(jobs))
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from fastdigin.configuration import check_settings, setting
+from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.errors import UserError
 from fastdigin.models.attention import SourceAttention
 
@@ -23,9 +23,14 @@ VARIABLES = ("latents", "conditioning", "null_text")
 class Candidate:
     """What a loss sees: one predicted x0.
 
-    image: (3, H, W) in [0, 1], decoded from ``latents`` (C, h, w).
-    key: (job seed, iteration, loss step), from which random augmentations are drawn, so that
-        batching and recomputation cannot change them. None asks for the plain image.
+    Args:
+        image: (3, H, W) in [0, 1], decoded from the latents.
+        latents: (C, h, w).
+        key: (job seed, iteration, loss step), from which random augmentations are drawn, so that
+            batching and recomputation cannot change them. None asks for the plain image.
+
+    Example:
+        >>> fd.ClassConfidence(classifier, 3)(fd.Candidate(image, latents))
     """
 
     image: Tensor
@@ -47,8 +52,17 @@ class Loss(Protocol):
 class EarlyStop:
     """Ends a job when a figure was good enough ``held_for`` times in a row.
 
-    of: "total", or the name of one of the job's losses (unweighted) or monitors, all of the plain
-        image. Good enough is smaller than ``below`` or greater than ``above``; give one.
+    Args:
+        below, above: good enough is smaller than ``below`` or greater than ``above``; give one.
+        of: "total", or the name of one of the job's losses (unweighted) or monitors, all of the
+            plain image.
+        held_for: at least 1.
+
+    Raises:
+        UserError: none of the bounds or both, or ``held_for`` below 1.
+
+    Example:
+        >>> fd.Settings(early_stop=fd.EarlyStop(below=-0.9, held_for=3))
     """
 
     below: float | None = None
@@ -67,6 +81,7 @@ class EarlyStop:
         return value < self.below if self.above is None else value > self.above
 
 
+@documented
 @dataclass(frozen=True)
 class Settings:
     """How a job is sampled and optimised. Defaults: DiG-IN, section 3 and supplement B.
@@ -74,6 +89,12 @@ class Settings:
     guidance_scale 1 leaves the null branch out; models that take the scale as an input (LCM) never
     have one. The image is evaluated once more after the last update, so a history has
     ``iterations + 1`` entries, and entry 0 is the unoptimised image.
+
+    Raises:
+        UserError: a value that is out of its bounds.
+
+    Example:
+        >>> fd.Settings(steps=10, iterations=50, schedule="cosine")
     """
 
     steps: int = setting(20, "of the solver, T", least=1, metavar="T")
@@ -115,10 +136,14 @@ class Settings:
 class Injection:
     """Prompt-to-prompt: the first steps attend as the source prompt did.
 
-    layers: layer name -> SourceAttention whose tensor has a leading dimension of recorded steps
-        (up to the last one whose weight is not 0) and whose keys have none.
-    mapping: (L, Ls) target x source tokens, columns summing to 1.
-    weights: one per step in [0, 1].
+    Args:
+        layers: layer name -> SourceAttention whose tensor has a leading dimension of recorded
+            steps (up to the last one whose weight is not 0) and whose keys have none.
+        mapping: (L, Ls) target x source tokens, columns summing to 1.
+        weights: one per step in [0, 1].
+
+    Example:
+        >>> injection = store.injection(mapping, 0.3, steps=20)  # of an AttentionStore
     """
 
     layers: Mapping[str, SourceAttention]
@@ -130,9 +155,14 @@ class Injection:
 class SelfInjection:
     """Prompt-to-prompt's self-attention injection, which keeps the layout of the source.
 
-    layers: self-attention layer -> SourceAttention whose tensor and keys have a leading dimension
-        of recorded steps (up to the last one whose weight is not 0). Other layers are left alone.
-    weights: one per step in [0, 1].
+    Args:
+        layers: self-attention layer -> SourceAttention whose tensor and keys have a leading
+            dimension of recorded steps (up to the last one whose weight is not 0). Other layers are
+            left alone.
+        weights: one per step in [0, 1].
+
+    Example:
+        >>> injection = store.self_injection(fd.Cosine(), steps=20)  # of an AttentionStore
     """
 
     layers: Mapping[str, SourceAttention]
@@ -143,8 +173,14 @@ class SelfInjection:
 class Blending:
     """Mask blending: before step i, z <- w_i m z_src_i + (1 - w_i m) z.
 
-    mask: (h, w), 1 where the source is kept. source_latents: (T, C, h, w), the source trajectory
-    at the input of each step. weights: one per step in [0, 1].
+    Args:
+        mask: (h, w), 1 where the source is kept.
+        source_latents: (T, C, h, w), the source trajectory at the input of each step.
+        weights: one per step in [0, 1].
+
+    Example:
+        >>> weights = fd.Threshold(0.3).weights(20)
+        >>> fd.Blending(mask, inversion.trajectory[:-1], weights)
     """
 
     mask: Tensor
@@ -156,13 +192,27 @@ class Blending:
 class Job:
     """One image's optimisation.
 
-    latents: z_T (C, h, w). conditioning, null_text: base embeddings, (L, D) or (T, L, D);
-    null_text may be None where there is no null branch. pooled: (2, P), the pooled embeddings of
-    prompt and null text for models that take them (SDXL), see ``LatentDiffusion.encode_pooled``.
-    noise: (T, C, h, w), what a stochastic solver (LCM, SDXL-Turbo) adds after each step; None
-    draws it from ``seed``. monitors: name -> function of the plain image
-    (3, H, W), recorded at every iteration. info: one object of whoever made the job, carried
-    through to the Result untouched.
+    Args:
+        id: names the job in its Result.
+        latents: z_T (C, h, w).
+        conditioning, null_text: base embeddings, (L, D) or (T, L, D). null_text may be None where
+            there is no null branch.
+        losses: any objects with a ``name``, a ``weight`` and a call from a :class:`Candidate` to a
+            scalar, which is minimised.
+        settings: how the job is sampled and optimised.
+        seed: of random crops and of the noise.
+        injection, self_injection, blending: what is taken from a source image.
+        pooled: (2, P), the pooled embeddings of prompt and null text for models that take them
+            (SDXL), see ``LatentDiffusion.encode_pooled``.
+        noise: (T, C, h, w), what a stochastic solver (LCM, SDXL-Turbo) adds after each step; None
+            draws it from ``seed``.
+        monitors: name -> function of the plain image (3, H, W), recorded at every iteration.
+        info: one object of whoever made the job, carried through to the Result untouched.
+
+    Example:
+        >>> text, empty = model.encode_prompts(["a photo of a white boot on brick", ""])
+        >>> job = fd.Job("boot", torch.randn(model.latent_shape), text, empty, [loss])
+        >>> (result,) = engine.run([job])
     """
 
     id: str
@@ -194,12 +244,22 @@ class Unmade:
 class Result:
     """What became of a Job. Tensors are on the CPU.
 
-    job: as it was given; an Unmade where a stage failed to make it.
-    status: "done" or "failed" (then ``error`` says why; images are those of the best iteration
-    so far, or None). image: the plain image with the smallest total; initial_image: the one of
-    iteration 0. history: per iteration the plain "total", every loss (unweighted) and monitor.
-    latents, conditioning, null_text: the variables that made ``image``, the text ones (T, L, D):
-    with the job's settings, injection and blending they reproduce it.
+    Args:
+        job: as it was given; an Unmade where a stage failed to make it.
+        status: "done" or "failed". The images of a failed job are those of the best iteration so
+            far, or None.
+        error: why the job failed.
+        image: (3, H, W), the plain image with the smallest total.
+        initial_image: the one of iteration 0.
+        history: per iteration the plain "total", every loss (unweighted) and monitor.
+        best_iteration: the iteration that ``image`` is of.
+        seconds: the job's share of the time.
+        latents, conditioning, null_text: the variables that made ``image``, the text ones
+            (T, L, D): with the job's settings, injection and blending they reproduce it.
+
+    Example:
+        >>> for result in engine.run(jobs):
+        ...     print(result.id, result.history[result.best_iteration]["total"])
     """
 
     job: Job | Unmade

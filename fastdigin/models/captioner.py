@@ -25,8 +25,15 @@ class Captioner:
 
     Captions depend on the image alone: images go through one at a time.
 
-    processor: of a model that is asked in a chat (LLaVA, SmolVLM and others); None for models
-        that only caption (BLIP, GIT, ViT-GPT2), which take ``image_processor`` and ``tokenizer``.
+    Args:
+        network: is frozen and put in evaluation mode, in place.
+        image_processor, tokenizer: of models that only caption (BLIP, GIT, ViT-GPT2).
+        processor: of a model that is asked in a chat (LLaVA, SmolVLM and others); None for models
+            that only caption.
+        name: in results.
+
+    Example:
+        >>> captioner = fd.Captioner.load("Salesforce/blip-image-captioning-base")
     """
 
     def __init__(

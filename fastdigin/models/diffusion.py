@@ -36,6 +36,9 @@ class LatentDiffusion:
 
     Raises:
         UserError: ``size`` is none that the U-Net can halve, or ``attention`` cannot run.
+
+    Example:
+        >>> model = LatentDiffusion.from_pretrained("embedded")
     """
 
     def __init__(

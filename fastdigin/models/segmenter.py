@@ -36,7 +36,15 @@ class Prompt:
 
 
 class Segmenter:
-    """A frozen ``segment_anything_hq`` Sam. It masks with the high-quality token alone."""
+    """A frozen ``segment_anything_hq`` Sam. It masks with the high-quality token alone.
+
+    Args:
+        network: is frozen and put in evaluation mode, in place.
+        name: in results.
+
+    Example:
+        >>> segmenter = fd.Segmenter.load("hq-sam:vit_h")
+    """
 
     def __init__(self, network: nn.Module, name: str = "hq-sam"):
         self.network = network.eval().requires_grad_(False)

@@ -122,8 +122,17 @@ def load_lpips(network: Literal["alex", "vgg"] = "alex") -> nn.Module:
     Its backbone's weights are torchvision's and must be in torch's hub cache: nothing is
     downloaded. Both files are read as tensors only.
 
+    Args:
+        network: the backbone.
+
+    Returns:
+        The network, for :class:`LpipsDistance`.
+
     Raises:
         UserError: the package or the backbone's weights are missing.
+
+    Example:
+        >>> loss = LpipsDistance(load_lpips(), photo)
     """
     check_choice("network", network, ("alex", "vgg"))
     try:

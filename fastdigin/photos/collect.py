@@ -26,7 +26,19 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
     Parquet file with the columns of TABLE_COLUMNS (only ``image`` is needed; paths are relative to
     the table). A data set is ``imagenet:PATH`` or another of ``fastdigin.datasets.LAYOUTS``;
     ``embedded:photos|pairs`` come with the package. No image is opened.
-    Raises UserError for names that mean nothing and where no image is left.
+
+    Args:
+        arguments: any of these.
+        limit: how many inputs at most; None takes all.
+
+    Returns:
+        The inputs, in the order of the arguments.
+
+    Raises:
+        UserError: a name means nothing, or no image is left.
+
+    Example:
+        >>> photos = fd.collect(["photos/", "more.csv"], limit=100)
     """
     found: list[ImageInput] = []
     for argument in arguments:

@@ -16,12 +16,19 @@ from fastdigin.storage import fingerprint
 class ImageInput:
     """One image and what is known of it.
 
-    image: a file, or a tensor (3, H, W) in [0, 1]. prompt: describes the image; "{}" in it stands
-    for the word of the source. source, target: class names. mask: the user's own foreground mask,
-    a file or a tensor (H, W) in [0, 1].
-    background: the phrase of the prompt that names the background (for neuron counterfactuals).
-    crop: takes the middle of an image that is not square, which is refused otherwise. caption: what
-    else the image shows; it is added to the prompt, as far as the text encoder has room for it.
+    Args:
+        id: names its results.
+        image: a file, or a tensor (3, H, W) in [0, 1].
+        prompt: describes the image; "{}" in it stands for the word of the source.
+        source, target: class names.
+        mask: the user's own foreground mask, a file or a tensor (H, W) in [0, 1].
+        background: the phrase of the prompt that names the background (for neuron counterfactuals).
+        crop: takes the middle of an image that is not square, which is refused otherwise.
+        caption: what else the image shows; it is added to the prompt, as far as the text encoder
+            has room for it.
+
+    Example:
+        >>> fd.ImageInput("tom", Path("tom.png"), prompt="a photo of a {}", source="tabby")
     """
 
     id: str

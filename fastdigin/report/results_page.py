@@ -23,7 +23,19 @@ NEURONS_SHOWN = 24
 def write_report(out: Path | str) -> Path:
     """Writes OUT/report.html from OUT/run.json, OUT/results.jsonl and the pictures they name.
 
-    Returns the page's path. Raises UserError when OUT holds no run or cannot be written.
+    Args:
+        out: the folder that records were saved into.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: the folder holds no run, or cannot be written.
+
+    Example:
+        >>> for record in records:
+        ...     record.save("out")
+        >>> fd.write_report("out")
     """
     out = Path(out)
     runs = read_runs(out)

@@ -43,7 +43,20 @@ def difference_picture(before: Tensor, after: Tensor) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """A (3,H,W) image or (H,W) or (1,H,W) mask in [0,1] as 8-bit RGB or L; NaN becomes black."""
+    """An image or a mask as a picture of 8 bits.
+
+    Args:
+        image: an image (3,H,W), or a mask (H,W) or (1,H,W), in [0,1]. NaN becomes black.
+
+    Returns:
+        The picture, in colour or in grey.
+
+    Raises:
+        ValueError: a tensor of another shape.
+
+    Example:
+        >>> fd.to_pil(record.image).save("after.png")
+    """
     if image.ndim == 3 and image.shape[0] == 1:
         image = image[0]
     if image.ndim != 2 and (image.ndim != 3 or image.shape[0] != 3):

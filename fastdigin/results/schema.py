@@ -225,7 +225,20 @@ def _unknown(task: str) -> type[Record]:
 
 
 def read_records(out: Path | str) -> list[Record]:
-    """The last record of every (task, id) in OUT/results.jsonl, in the order of appearance."""
+    """The last record of every (task, id) in OUT/results.jsonl, in the order of appearance.
+
+    Args:
+        out: the folder of a run.
+
+    Returns:
+        The records; none where the folder holds no results.
+
+    Raises:
+        UserError: a newer version of fastdigin wrote the file.
+
+    Example:
+        >>> confidences = [record.target_confidence for record in fd.read_records("out")]
+    """
     return [Record.from_dict(line, Path(out)) for line in read_lines(out)]
 
 

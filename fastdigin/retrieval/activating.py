@@ -19,9 +19,15 @@ from fastdigin.storage import TensorCache, fingerprint
 class Activating:
     """How strongly neurons of one classifier fire on a data set.
 
-    top: neuron -> (activation, photo), the strongest first. ranges: neuron -> its smallest and
-    largest activation. seen: how many photos were looked at. unreadable: photo -> why it was not.
-    fingerprint: of the names and sizes of the photos that were looked at.
+    Args:
+        top: neuron -> (activation, photo), the strongest first.
+        ranges: neuron -> its smallest and largest activation.
+        seen: how many photos were looked at.
+        unreadable: photo -> why it was not.
+        fingerprint: of the names and sizes of the photos that were looked at.
+
+    Example:
+        >>> low, high = fd.most_activating(classifier, [76], photos).ranges[76]
     """
 
     top: dict[int, list[tuple[float, ImageInput]]]
@@ -42,10 +48,26 @@ def most_activating(
 ) -> Activating:
     """The ``top`` photos of each neuron of the classifier's layer, whatever the photos' number.
 
-    Photos stream through in blocks, each prepared as the classifier's own transform does it. cache:
-    keeps the activations of all neurons between runs, so that what is cut off goes on and other
-    neurons cost nothing. on_progress: called with the number of photos that were just done.
-    Raises UserError for a neuron that does not exist and where no photo can be read.
+    Photos stream through in blocks, each prepared as the classifier's own transform does it.
+
+    Args:
+        classifier: whose layer holds the neurons.
+        neurons: numbers in that layer.
+        photos: see ``photo_files``.
+        top: photos to keep for each neuron, at least 1.
+        cache: keeps the activations of all neurons between runs, so that what is cut off goes on
+            and other neurons cost nothing.
+        on_progress: called with the number of photos that were just done.
+
+    Returns:
+        The photos, and the ranges of the activations.
+
+    Raises:
+        UserError: a neuron does not exist, or no photo can be read.
+
+    Example:
+        >>> found = fd.most_activating(classifier, [76, 3], fd.photo_files(["photos/"]))
+        >>> activation, photo = found.top[76][0]
     """
     if top < 1:
         raise UserError(f"top must be at least 1, got {top}")

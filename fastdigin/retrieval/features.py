@@ -34,8 +34,18 @@ class Block:
 def load_embedding(spec: str) -> Classifier:
     """The network whose features say what resembles what: their cosine is the similarity.
 
-    open_clip:MODEL/PRETRAINED gives CLIP's image features; every other kind of classifier those
-    before its head. Raises UserError as ``Classifier.load`` does.
+    Args:
+        spec: as for ``Classifier.load``. open_clip:MODEL/PRETRAINED gives CLIP's image features,
+            every other kind of classifier those before its head.
+
+    Returns:
+        A classifier whose ``activations`` are the features.
+
+    Raises:
+        UserError: as ``Classifier.load``.
+
+    Example:
+        >>> features = fd.load_embedding("embedded:judge").activations(images)  # (B, D)
     """
     from fastdigin.models.classifiers import load_features
 
@@ -45,7 +55,17 @@ def load_embedding(spec: str) -> Classifier:
 def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
     """Photos from command-line arguments: as ``collect``, but folders with all their subfolders.
 
-    A photo of a folder is called by its path within it. Raises UserError where there are none.
+    Args:
+        arguments: files, folders, tables, data sets.
+
+    Returns:
+        The photos; one of a folder is called by its path within it.
+
+    Raises:
+        UserError: a folder without images, or what ``collect`` refuses.
+
+    Example:
+        >>> photos = fd.photo_files(["photos/"])
     """
     photos: list[ImageInput] = []
     for argument in arguments:

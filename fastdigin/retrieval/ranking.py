@@ -79,11 +79,27 @@ def find_similar(
     DiG-IN checks a systematic error this way: real photos that resemble a generated image should
     be misread as well. Photos stream through in blocks, whatever their number.
 
-    embedding: see ``load_embedding``. asked: a class, by default the first classifier's first
-    choice for the query. cache: keeps features between runs. on_progress: called with the number
-    of photos that were just done.
-    Raises UserError for an unreadable query, for a class that no classifier knows, and where no
-    photo can be read.
+    Args:
+        query: the image, a generated one for example.
+        photos: see ``photo_files``.
+        embedding: see ``load_embedding``.
+        classifiers: label the query and the photos that were found.
+        top: at least 1.
+        asked: a class whose confidence is told; by default the first classifier's first choice for
+            the query.
+        cache: keeps features between runs.
+        on_progress: called with the number of photos that were just done.
+
+    Returns:
+        The photos, the most similar first, with their labels.
+
+    Raises:
+        UserError: the query cannot be read, no classifier knows the class, or no photo can be read.
+
+    Example:
+        >>> query = fd.ImageInput("result", Path("result.png"))
+        >>> search = fd.find_similar(query, photos, fd.load_embedding("embedded:judge"), [spurious])
+        >>> [(match.photo.id, match.similarity) for match in search.matches]
     """
     if top < 1:
         raise UserError(f"top must be at least 1, got {top}")

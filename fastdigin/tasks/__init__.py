@@ -28,7 +28,20 @@ _REGISTERED: dict[str, type[Task]] = {}
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Makes a task a command, under its name; for use as a decorator."""
+    """Makes a task a command, under its name; for use as a decorator.
+
+    Args:
+        task: a subclass of :class:`fastdigin.Task` with a name.
+
+    Returns:
+        The task, as it is.
+
+    Example:
+        >>> @fd.register
+        ... @dataclass(kw_only=True)
+        ... class Brightness(fd.Task):
+        ...     name = "brightness"
+    """
     _REGISTERED[task.name] = task
     return task
 
