@@ -121,8 +121,10 @@ def invert(
     many others there are.
 
     Args:
+        model: shall reproduce the images.
         images: (3, H, W) in [0, 1], at the model's size.
         prompts: what each image shows, in words.
+        settings: how they are inverted.
         batch: images that are inverted side by side.
         functions: of the model's steps, compiled perhaps (Engine.functions).
         on_step: called with the number of images' worth of work just done.
