@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fastdigin.commands.argument_types import count
-from fastdigin.commands.job_options import COMPILE
+from fastdigin.commands.common_options import COMPILE
+from fastdigin.commands.options import count
 
 TRUTH_PARTS = (
     "world",

@@ -22,7 +22,11 @@ import torch
 
 from fastdigin.commands.run import conclude
 from fastdigin.engine.memory import parse_memory
+from fastdigin.errors import UserError
 from fastdigin.results.store import read_runs
+
+WORKER = "FASTDIGIN_WORKER"
+"""Names the environment variable of a worker: whatever it is told, it starts no others."""
 
 
 def run_workers(arguments: Sequence[str], options: Namespace) -> int:
@@ -33,6 +37,8 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
     on stderr follows at the end, but for a usage error that all of them make. What a worker has
     finished stays where another dies.
     """
+    if WORKER in os.environ:
+        raise UserError("a worker was told to start workers: report this command line as a bug")
     count = options.workers
     memory = _share_of_memory(options, count)
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +48,9 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
             own = ["--workers", "1", "--shard", str(shard), "--json", *memory]
             messages = None if number == 1 else Path(folder) / str(number)
             workers.append(
-                _Worker([*arguments, *own], _environment(number, count), messages, options.json)
+                _Worker(
+                    _with_own(arguments, own), _environment(number, count), messages, options.json
+                )
             )
         with _ended_together(workers):
             codes = [worker.wait() for worker in workers]
@@ -59,6 +67,12 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
     if 2 not in codes:
         conclude(list(read_runs(options.out)), options.out, as_json=options.json)
     return max(code if code in (0, 1, 2) else 1 for code in codes)
+
+
+def _with_own(arguments: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The command line with a worker's own options last, but before "--", which ends options."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*arguments[:end], *own, *arguments[end:]]
 
 
 @contextlib.contextmanager
@@ -116,7 +130,8 @@ class _Worker:
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
-    changes = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
+    threads = max(1, torch.get_num_threads() // count)
+    changes = {WORKER: str(number), "OMP_NUM_THREADS": str(threads)}
     if number > 1:
         changes["TQDM_DISABLE"] = "1"
     if gpus := torch.cuda.device_count():

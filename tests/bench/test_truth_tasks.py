@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 from fastdigin import embedded
-from fastdigin.results import CounterfactualRecord, NeuronCounterfactualRecord
-from fastdigin.tasks.explanation import Explanation
-from fastdigin.tasks.part import Part
+from fastdigin.results import CounterfactualRecord, NeuronCounterfactualRecord, NeuronRecord
+from fastdigin.tasks.task import Request
 from fastdigin_bench.truth_part import Measured
 from fastdigin_bench.truth_tasks import finished, inside, outside
 
@@ -63,26 +62,27 @@ def test_inside(model, photo):
 
 @pytest.fixture
 def part():
-    """A part of neurons whose jobs cost nothing; those of ``failing`` fail."""
+    """A task of neurons whose jobs cost nothing; those of ``failing`` fail."""
     done = []
 
     def make(count, failing=()):
-        def run(skip, tick):
+        def run(*, skip, on_progress):
             for id in ids:
                 if id in skip:
                     continue
                 done.append(id)
-                record = {
-                    "task": "neurons", "id": id, "status": "done", "seed": 0, "iterations": 1,
-                    "seconds": 0.1, "history": [{"total": 1.0}], "best_iteration": 0,
-                    "caption": "x", "activation": 3.0, "dataset_max_activation": 2.0,
-                }  # fmt: skip
-                if id in failing:
-                    record |= {"status": "failed", "error": "NaN"}
-                yield Explanation("neurons", id, record, {"image": brighter()}, {"model": "fake"})
+                yield NeuronRecord(
+                    id=id, status="failed" if id in failing else "done",
+                    error="NaN" if id in failing else None, iterations=1, seconds=0.1,
+                    history=[{"total": 1.0}], best_iteration=0, caption="x", activation=3.0,
+                    dataset_max_activation=2.0, pictures={"image": brighter()},
+                    settings=settings,
+                )  # fmt: skip
 
-        ids = [f"neuron-{n}" for n in range(count)]
-        return Part("neurons", {"model": "fake"}, ids, run)
+        ids, settings = [f"neuron-{n}" for n in range(count)], {"model": "fake"}
+        return SimpleNamespace(
+            name="neurons", requests=[Request(id) for id in ids], run_settings=settings, run=run
+        )
 
     make.done = done
     return make
@@ -102,5 +102,5 @@ def test_a_failed_job_is_told_and_counts_nowhere(part, tmp_path):
     one = part(3, failing=["neuron-1"])
     done = finished(one, tmp_path)
     assert [r.id for r in done] == ["neuron-0", "neuron-2"]
-    measured = Measured.of(one.ids, done, [])
+    measured = Measured.of(ids(one), done, [])
     assert (measured.jobs, measured.failed) == (3, 1)

@@ -166,3 +166,31 @@ def test_each_worker_has_a_gpu(monkeypatch, visible, names):
     options = Namespace(memory="4MB")
     assert workers._share_of_memory(options, 2) == []
     assert workers._share_of_memory(options, 3) == ["--memory", "2000000"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["counterfactual", "a.png"], ["counterfactual", "a.png", "--workers", "1"]),
+        (["counterfactual", "--", "-x.png"], ["counterfactual", "--workers", "1", "--", "-x.png"]),
+        (["demo", "--workers", "2", "--"], ["demo", "--workers", "2", "--workers", "1", "--"]),
+    ],
+)
+def test_a_workers_own_options_stay_options(given, expected):
+    assert workers._with_own(given, ["--workers", "1"]) == expected
+
+
+def test_a_worker_starts_no_workers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FASTDIGIN_WORKER", "1")
+    assert run(*CF, PHOTO.path, "--target", TARGET, "--workers", 2, "--out", tmp_path) == 2
+    assert "told to start workers" in capsys.readouterr().err
+
+
+def test_photos_whose_names_begin_with_a_dash(tmp_path, monkeypatch):
+    """They stand behind "--", where the workers' own options would be names of photos."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("-x.png", "y.png"):
+        save_copy(tmp_path / name)
+    options = ["--target", TARGET, "--source", PHOTO.garment, *QUICK, "--workers", "2"]
+    assert run(*CF, *options, "--out", "out", "--", "-x.png", "y.png") == 0
+    assert {r["id"] for r in records(tmp_path / "out")} == {f"-x-to-{TARGET}", f"y-to-{TARGET}"}
