@@ -10,7 +10,7 @@ from fastdigin import embedded
 from fastdigin.results import CounterfactualRecord, NeuronCounterfactualRecord, NeuronRecord
 from fastdigin.tasks.task import Request
 from fastdigin_bench.truth_part import Measured
-from fastdigin_bench.truth_tasks import finished, inside, outside
+from fastdigin_bench.truth_tasks import finished, ids, inside, outside
 
 SIZE = 64
 GREY = 128 / 255
