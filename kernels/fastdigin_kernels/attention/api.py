@@ -48,8 +48,8 @@ def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto"
     Raises ValueError for shapes, dtypes or devices that do not belong together, and BackendError
     where the named implementation cannot run: none is put in its place.
     """
-    _check(q_bhnd, k_bhtd, v_bhtd)
-    impl = _choose(impl, q_bhnd, k_bhtd)
+    shape = _check(q_bhnd, k_bhtd, v_bhtd)
+    impl = choice.choose("attention", impl, shape, q_bhnd)
     if impl == "sdpa":
         return sdpa(q_bhnd, k_bhtd, v_bhtd)
     if impl == "reference":
@@ -78,11 +78,11 @@ def injected_attention(
     """
     mapped_v = _map_values(v_bhtd, mapping_bts)
     _check_weight(weight_b, q_bhnd)
-    impl = _choose(impl, q_bhnd, k_bhtd)
+    shape = _check(q_bhnd, k_bhtd, v_bhtd)
+    impl = choice.choose("attention", impl, shape, q_bhnd)
     if impl not in _INJECTING:
         injected = attention(source_q_bhnd, source_k_bhsd, mapped_v, impl)
         return _blend(injected, attention(q_bhnd, k_bhtd, v_bhtd, impl), weight_b)
-    _check(q_bhnd, k_bhtd, v_bhtd)
     _check(source_q_bhnd, source_k_bhsd, mapped_v)
     _check_source(q_bhnd, source_q_bhnd)
     require_frozen(
@@ -116,11 +116,6 @@ def mapped_attention(
 def unavailable(impl: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
     """Why ``impl`` cannot serve heads of this size on this machine, or None if it can."""
     return choice.unavailable("attention", impl, (head_size,), dtype, device)
-
-
-def _choose(impl: str, q_bhnd: Tensor, k_bhtd: Tensor) -> str:
-    _, heads, image_tokens, size = q_bhnd.shape
-    return choice.choose("attention", impl, (heads, image_tokens, k_bhtd.shape[2], size), q_bhnd)
 
 
 def _to_time(
@@ -168,7 +163,8 @@ def _check_weight(weight_b: Tensor, q_bhnd: Tensor) -> None:
     )
 
 
-def _check(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> None:
+def _check(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> tuple[int, int, int, int]:
+    """ValueError if they do not belong together; the shape that an implementation is chosen by."""
     q, k, v = q_bhnd.shape, k_bhtd.shape, v_bhtd.shape
     if not len(q) == len(k) == 4 or q[0] != k[0] or q[1] != k[1] or q[3] != k[3] or k != v:
         raise ValueError(
@@ -189,6 +185,7 @@ def _check(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> None:
             "attention takes q, k and v on one device, got "
             f"{q_bhnd.device}, {k_bhtd.device} and {v_bhtd.device}"
         )
+    return q[1], q[2], k[2], q[3]
 
 
 def _check_source(q_bhnd: Tensor, source_q_bhnd: Tensor) -> None:

@@ -84,15 +84,17 @@ def choose(name: str, impl: str, shape: tuple[int, ...], x: Tensor) -> str:
     Raises ValueError if there is no implementation of that name, and BackendError where it cannot
     run: none is put in its place.
     """
-    return _choose(name, impl, shape, str(x.dtype), str(x.device))
+    return _choose(name, impl, shape, x.dtype, x.device)
 
 
 @torch.compiler.assume_constant_result
-def _choose(name: str, impl: str, shape: tuple[int, ...], dtype: str, device: str) -> str:
+def _choose(
+    name: str, impl: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> str:
     """A constant to compilers, which may call it while they trace."""
     key = (name, impl, shape, dtype, device, torch.get_num_threads())
     if key not in _chosen:
-        _chosen[key] = _decide(name, impl, shape, getattr(torch, dtype[6:]), torch.device(device))
+        _chosen[key] = _decide(name, impl, shape, dtype, device)
     return _chosen[key]
 
 

@@ -48,20 +48,18 @@ def register(operation: str) -> Callable[[Callable], Callable]:
 
     def decorate(uninitialised: Callable) -> Callable:
         name = uninitialised.__name__
+        name_in_backend = name.removeprefix(f"{operation}_")
 
         def zeros(*args):
-            results = uninitialised(*args, "")
+            results = uninitialised(*args)
             for result in (results,) if isinstance(results, Tensor) else results:
                 result.zero_()
             return results
 
-        def find(args: tuple) -> Callable:
-            if not args[0].numel():
-                return zeros
-            return getattr(backend(operation, args[-1]), name.removeprefix(f"{operation}_"))
-
         def compute(*args):
-            return find(args)(*args[:-1])
+            if not args[0].numel():
+                return zeros(*args)
+            return getattr(backend(operation, args[-1]), name_in_backend)(*args[:-1])
 
         schema = torch.library.infer_schema(uninitialised, mutates_args=())
         _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -72,7 +70,10 @@ def register(operation: str) -> Callable[[Callable], Callable]:
         def call(*args):
             if torch.compiler.is_compiling() or shortcuts.may_be_watched(args):
                 return dispatched(*args)
-            return find(args)(*args[:-1])
+            if not args[0].numel():
+                return zeros(*args)
+            *arguments, impl = args
+            return getattr(backend(operation, impl), name_in_backend)(*arguments)
 
         return call
 

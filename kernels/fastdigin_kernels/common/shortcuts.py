@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 try:
-    from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+    from torch._C import _are_functorch_transforms_active as may_be_transformed
+    from torch._C import _len_torch_dispatch_stack
     from torch._C._functorch import is_functorch_wrapped_tensor
     from torch.autograd.profiler import _is_profiler_enabled  # noqa: F401 - asked at every call
 except ImportError:
     AVAILABLE = False
+
+    def may_be_transformed() -> bool:
+        """Whether a transform of torch.func may be at work."""
+        return True
 else:
     AVAILABLE = True
-
-
-def may_be_transformed() -> bool:
-    """Whether a transform of torch.func may be at work."""
-    return not AVAILABLE or _are_functorch_transforms_active()
 
 
 def may_be_watched(args: tuple) -> bool:

@@ -22,11 +22,12 @@ def forward(
     x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """silu(group_norm(x)) (B,C,H,W) in x's memory format, and mean and 1/std (B,G)."""
-    x_bchw = x_bchw.contiguous(memory_format=memory_format(x_bchw))
+    layout = memory_format(x_bchw)
+    x_bchw = x_bchw.contiguous(memory_format=layout)
     y_bchw = torch.empty_like(x_bchw)
     mean_bg = x_bchw.new_empty(x_bchw.shape[0], groups)
     rstd_bg = torch.empty_like(mean_bg)
-    _call("forward", x_bchw, weight_c, bias_c, mean_bg, rstd_bg, None, y_bchw, eps)
+    _call("forward", layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, None, y_bchw, eps)
     return y_bchw, mean_bg, rstd_bg
 
 
@@ -40,17 +41,21 @@ def backward(
 ) -> Tensor:
     """The gradient with respect to x, in x's memory format, from `forward`'s statistics."""
     layout = memory_format(x_bchw)
-    grad_bchw, x_bchw = (t.contiguous(memory_format=layout) for t in (grad_bchw, x_bchw))
+    grad_bchw = grad_bchw.contiguous(memory_format=layout)
+    x_bchw = x_bchw.contiguous(memory_format=layout)
     dx_bchw = torch.empty_like(x_bchw)
-    _call("backward", x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, dx_bchw, 0.0)
+    _call("backward", layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, dx_bchw, 0.0)
     return dx_bchw
 
 
-def _call(direction, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps) -> None:
+def _call(direction, layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps):
     batch, channels, height, width = x_bchw.shape
-    weight_c, bias_c = (p.to(torch.float32).contiguous() for p in (weight_c, bias_c))
+    assert weight_c.dtype is bias_c.dtype is torch.float32, (
+        f"weight and bias must be float32 as x, got {weight_c.dtype} and {bias_c.dtype}"
+    )
+    weight_c, bias_c = weight_c.contiguous(), bias_c.contiguous()
     fields = _fields(
-        batch, channels, height * width, mean_bg.shape[1], not x_bchw.is_contiguous(),
+        batch, channels, height * width, mean_bg.shape[1], layout == torch.channels_last,
         x_bchw.data_ptr(), weight_c.data_ptr(), bias_c.data_ptr(),
         mean_bg.data_ptr(), rstd_bg.data_ptr(),
         0 if grad_bchw is None else grad_bchw.data_ptr(), y_bchw.data_ptr(),
