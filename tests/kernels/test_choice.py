@@ -217,6 +217,22 @@ def test_auto_decides_while_a_compiler_traces_and_inside_transforms(timed, monke
     assert sorted(choice._chosen.values()) == ["sdpa", "torch"]
 
 
+@pytest.mark.skipif(native.library_path() is None, reason="installed without the CPU library")
+def test_shapes_that_a_compiler_does_not_know_are_asked_for_by_a_timed_choice_alone():
+    x, (q, k, v) = torch.randn(2, 6, 5, 8), tensors()
+    for function, inputs in [
+        (geglu, (x,)),
+        (lambda x, w: group_norm_silu(x, w, w, 3), (x, torch.ones(6))),
+        (lambda *qkv: attention(*qkv, impl="sdpa"), (q, k, v)),
+        (lambda *qkv: attention(*qkv, impl="cpp"), (q, k, v)),
+    ]:
+        torch._dynamo.reset()
+        for tokens in (2, 3):  # the first dimension of queries, keys and images is then dynamic
+            given = [t[:, :, :tokens] if t.ndim == 4 else t for t in inputs]
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(*given), function(*given))
+
+
 def test_fake_tensors_have_a_choice_too():
     with torch._subclasses.FakeTensorMode():
         assert attention(*tensors()).shape == (2, 3, 5, 8)

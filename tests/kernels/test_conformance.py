@@ -252,13 +252,17 @@ def test_a_gradient_that_nobody_wants_changes_no_bit_of_the_first(name, impl):
 
 @pytest.mark.parametrize(("name", "impl"), pairs())
 def test_without_gradients_the_bits_are_the_same(name, impl):
+    """Compiled as well, which takes another way through torch."""
     operation = OPERATIONS[name]
     inputs = operation.inputs(operation.cases[0], torch.float32, device_of(impl))
     expected = operation.results(impl, inputs)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(operation.by(impl), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         inputs[0].requires_grad_()
-        output = operation.by(impl)(*inputs)
-    assert not output.requires_grad and torch.equal(output, expected)
+        for function in (operation.by(impl), compiled):
+            output = function(*inputs)
+            assert not output.requires_grad and torch.equal(output, expected)
 
 
 @pytest.mark.parametrize(("name", "impl"), pairs("torch", *OURS))

@@ -78,12 +78,20 @@ def implementations(name: str) -> Sequence[str]:
 def choose(name: str, impl: str, shape: tuple[int, ...], x: Tensor) -> str:
     """What ``impl`` stands for: itself, or what ``auto`` takes; the first time it may take seconds.
 
-    name: of the operation. shape: what may decide which is faster, without the batch. x: an input,
-    for dtype and device.
+    name: of the operation. shape: what may decide which is faster, without the batch; the last
+    number may decide what can run. x: an input, for dtype and device.
 
     Raises ValueError if there is no implementation of that name, and BackendError where it cannot
     run: none is put in its place.
     """
+    operation = _operations[name]
+    if impl == operation.own:
+        return impl
+    # A compiler makes constants of what is handed on, so it is as little as serves.
+    if x.device.type in operation.untimed:
+        shape = ()
+    elif impl != "auto":
+        shape = shape[-1:]
     return _choose(name, impl, shape, x.dtype, x.device)
 
 

@@ -8,7 +8,7 @@ fails under torch.func.vjp (torch 2.14).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
 
@@ -67,6 +67,7 @@ def register(operation: str) -> Callable[[Callable], Callable]:
         torch.library.register_fake(f"fastdigin::{name}", uninitialised, lib=_LIBRARY)
         dispatched = getattr(torch.ops.fastdigin, name).default
 
+        @wraps(uninitialised)  # also for its signature, by which compilers pass arguments
         def call(*args):
             if torch.compiler.is_compiling() or shortcuts.may_be_watched(args):
                 return dispatched(*args)
