@@ -19,11 +19,11 @@ FORBIDDEN = {
 }  # fmt: skip
 """Beside all that point up (lines.ORDER)."""
 
-TODAY = {
-    ("cli", "bench"), ("commands", "bench"), ("tasks", "report"),
-    ("retrieval", "tasks"), ("embedded", "models"), ("report", "kernels"),
-}  # fmt: skip
-"""Arrows that stand today and are to go."""
+EXCEPTIONS = {
+    ("commands", "bench"),  # the door: `fastdigin bench`, where the benches are installed
+    ("embedded", "models"),  # embedded/train_classifiers.py makes what the models load
+}
+"""Arrows that point up all the same."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_arrows_between_rooms(modules):
     found = lines.arrows(modules)
     assert ("tasks", "engine") in found and ("engine", "models") in found
     wrong = {arrow for arrow in found if lines.points_up(arrow) or arrow in FORBIDDEN}
-    assert wrong <= TODAY, {arrow: found[arrow] for arrow in wrong - TODAY}
+    assert wrong == EXCEPTIONS, {arrow: found.get(arrow) for arrow in wrong ^ EXCEPTIONS}
 
 
 def test_no_circles_of_imports(modules):

@@ -37,8 +37,8 @@ ORDER = (
 "public" is fastdigin/__init__.py, which names what users import.
 """
 
-MOVING = {"demo": "commands", "similar": "retrieval", "caching": "storage"}
-"""Rooms and files whose move is not finished -> the room that they will be in."""
+ALONE = {"demo": "commands"}
+"""Files that are no room of their own -> the room that they belong to."""
 
 Modules = Mapping[str, set[str]]
 
@@ -49,7 +49,7 @@ def room(module: str) -> str:
     if package != "fastdigin":
         return package.removeprefix("fastdigin_")
     name = rest.partition(".")[0] or "public"
-    return MOVING.get(name, name)
+    return ALONE.get(name, name)
 
 
 def imports(checkout: Path) -> dict[str, set[str]]:

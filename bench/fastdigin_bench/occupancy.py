@@ -8,18 +8,21 @@ through waits for its neighbours), or where it belongs to a slot whose job has e
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Result
+from fastdigin.engine.job import Job
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin.photos import collect
-from fastdigin.tasks import counterfactual as cf
+from fastdigin.tasks.counterfactual import EMBEDDED as EMBEDDED_SETTINGS
+from fastdigin.tasks.counterfactual import Counterfactuals
+from fastdigin.tasks.photo_task import PhotoRequest
+from fastdigin.tasks.sources import Source
+from fastdigin_bench.text_jobs import none_failed
 
 SLOTS, STEPS = 8, 5
 LENGTHS = (1, 20)
@@ -47,19 +50,20 @@ class OccupancyRun:
         )
 
 
-class RandomLengths(Engine):
-    """Gives every job that is optimised a number of updates of its own."""
+class RandomLengths(Counterfactuals):
+    """Counterfactuals of which each has a number of updates of its own."""
 
-    def run(self, jobs: Iterable[Job], *args, **kwargs) -> Iterator[Result]:
-        return super().run(map(with_length, jobs), *args, **kwargs)
+    def candidates(self, request: PhotoRequest, source: Source) -> list[Job]:
+        updates = random_length(request.id)
+        return [
+            replace(job, settings=replace(job.settings, iterations=updates))
+            for job in super().candidates(request, source)
+        ]
 
 
-def with_length(job: Job) -> Job:
-    """The job with a random number of updates, which its id decides."""
-    if not job.settings.iterations:
-        return job  # a candidate of the schedule search
-    updates = random.Random(job.id).randint(*LENGTHS)
-    return replace(job, settings=replace(job.settings, iterations=updates))
+def random_length(id: str) -> int:
+    """A number of updates, always the same for an id."""
+    return random.Random(id).randint(*LENGTHS)
 
 
 def idle_places(engine: Engine) -> int:
@@ -99,17 +103,17 @@ def measure_occupancy(jobs: int) -> OccupancyRun:
     pairs = collect(["embedded:pairs"])
     items = [replace(pairs[n % len(pairs)], id=f"{n}") for n in range(jobs)]
     settings = replace(
-        cf.EMBEDDED,
-        optimisation=replace(cf.EMBEDDED.optimisation, steps=STEPS, last_steps=1),
+        EMBEDDED_SETTINGS,
+        optimisation=replace(EMBEDDED_SETTINGS.optimisation, steps=STEPS, last_steps=1),
         null_text_steps=3,
     )
-    engine = RandomLengths(model, slots=SLOTS, kept_steps=STEPS, compile="off")
-    classifier = Classifier.load("embedded:robust")
+    engine = Engine(model, slots=SLOTS, kept_steps=STEPS, compile="off")
+    task = RandomLengths(
+        engine=engine, photos=items, classifier=Classifier.load("embedded:robust"),
+        settings=settings,
+    )  # fmt: skip
     with RowCounter(model) as counter:
-        found = list(cf.counterfactuals(engine, items, classifier, settings=settings))
-    failed = [each.result.error for each in found if each.result.error]
-    if failed:
-        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
+        found = none_failed(task.run())
     # No step is computed twice, so an iteration's calls are its steps, of two rows a place.
     ended = 2 * STEPS * idle_places(engine)
     return OccupancyRun(len(found), counter.rows, counter.repeated, ended)

@@ -1,13 +1,11 @@
 """A whole counterfactual of a photo by the plain loop: inversion, search, optimisation.
 
-The same inputs (an ImageInput, a Classifier, CounterfactualSettings) go to
-``fastdigin.counterfactuals``. Shared with it is what prepares data: reading photos, prompts and
-their token mapping, masks, and the losses.
+Shared with the task is what prepares data: reading photos, prompts and their token mapping, masks,
+and the jobs with their losses.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -15,37 +13,24 @@ from torch import Tensor
 
 from fastdigin.editing.attention_store import AttentionStore, nearest_layers
 from fastdigin.editing.inversion import Inversion, InversionSettings
-from fastdigin.editing.masks import attention_mask, blending, latent_mask, soften
-from fastdigin.editing.prompts import phrase_tokens, replace_phrase, token_mapping
-from fastdigin.engine.job import Job
+from fastdigin.editing.masks import attention_mask, latent_mask, soften
+from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.models.attention import SourceAttention
-from fastdigin.models.classifier import Classifier
-from fastdigin.objectives import ClassConfidence
-from fastdigin.photos import ImageInput
-from fastdigin.tasks.counterfactual import CounterfactualSettings
-from fastdigin.tasks.monitors import Confidence
-from fastdigin.tasks.regularisers import losses_of
-from fastdigin.tasks.sources import Source, SourcePhoto, read_photo
-from fastdigin.tasks.words import class_word
+from fastdigin.tasks.counterfactual import Counterfactuals
+from fastdigin.tasks.sources import Source, SourcePhoto
 from fastdigin_bench.plain_loop import PlainRun, optimise, plain_total
 from fastdigin_bench.plain_model import PlainModel
 
 
-def counterfactual(
-    plain: PlainModel,
-    item: ImageInput,
-    classifier: Classifier,
-    settings: CounterfactualSettings,
-    seed: int = 0,
-) -> PlainRun:
-    """What would have to change for the classifier to say ``item.target``?
+def counterfactual(plain: PlainModel, task: Counterfactuals) -> PlainRun:
+    """What would have to change for the classifier to say the target? task: of one photo.
 
     Every candidate of the schedule search is sampled by itself.
     """
-    photo = read_photo(plain.model, classifier, item)
-    source = prepare(plain, photo, settings.inversion(), max(settings.injection_fractions))
-    schedules = itertools.product(settings.injection_fractions, settings.blending_fractions)
-    jobs = [_candidate(plain, source, classifier, settings, seed, *s) for s in schedules]
+    (request,) = task.requests
+    photo = task.check(request).photo
+    source = prepare(plain, photo, task.settings.inversion(), task.injected_fraction)
+    jobs = task.candidates(request, source)
     return optimise(plain, min(jobs, key=lambda job: plain_total(plain, job)))
 
 
@@ -172,36 +157,3 @@ def record_maps(plain: PlainModel, inversion: Inversion, fraction: float) -> Att
         if injected
     }
     return AttentionStore(kept, maps_nl.T.unflatten(-1, (side, side)))
-
-
-def _candidate(
-    plain: PlainModel,
-    source: Source,
-    classifier: Classifier,
-    settings: CounterfactualSettings,
-    seed: int,
-    injected: float,
-    blended: float,
-) -> Job:
-    """The job that the task builds for one schedule (tasks/counterfactual.py)."""
-    photo, inversion = source.photo, source.inversion
-    target, steps = classifier.class_index(photo.item.target), settings.optimisation.steps
-    prompt = replace_phrase(photo.prompt, photo.source, class_word(classifier, target))
-    confidence = ClassConfidence(
-        classifier, target, settings.objective, cutouts=settings.cutouts, name="target_loss"
-    )
-    mapping = token_mapping(plain.model, photo.prompt, prompt)
-    background = 1 - source.latent_mask
-    return Job(
-        id=photo.item.id,
-        latents=inversion.trajectory[0],
-        conditioning=plain.model.encode_prompts([prompt])[0],
-        null_text=inversion.null_text,
-        losses=[confidence, *losses_of(settings.regularisers, source)],
-        settings=settings.optimisation,
-        seed=seed,
-        injection=source.attention.injection(mapping, injected, steps) if injected else None,
-        blending=blending(background, inversion.trajectory, blended) if blended else None,
-        monitors={"target_confidence": Confidence(classifier, target)},
-        info={"source": source, "injection": injected, "blending": blended},
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 
@@ -11,7 +12,9 @@ from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin.results import Record
 
+Found = TypeVar("Found", Result, Record)
 PROMPT = "a photo of a red sneaker on grass"
 
 
@@ -34,8 +37,13 @@ def text_jobs(
 
 def run_all(engine: Engine, jobs: Iterable[Job]) -> list[Result]:
     """All results. RuntimeError if a job failed: its time and memory say nothing."""
-    results = list(engine.run(jobs))
-    failed = [result.error for result in results if result.error]
+    return none_failed(engine.run(jobs))
+
+
+def none_failed(found: Iterable[Found]) -> list[Found]:
+    """All of the results or records. RuntimeError if one of them is of a failed job."""
+    found = list(found)
+    failed = [each for each in found if each.status == "failed"]
     if failed:
-        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
-    return results
+        raise RuntimeError(f"job {failed[0].id!r} of the bench failed: {failed[0].error}")
+    return found

@@ -34,7 +34,8 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.photos import ImageInput, collect
-from fastdigin.tasks import counterfactual as cf
+from fastdigin.tasks.counterfactual import EMBEDDED as EMBEDDED_SETTINGS
+from fastdigin.tasks.counterfactual import Counterfactuals, CounterfactualSettings
 from fastdigin_bench import plain_photo
 from fastdigin_bench.agreement import gradient_error
 from fastdigin_bench.causes import Cause, causes_of, time_variants, variants
@@ -43,7 +44,7 @@ from fastdigin_bench.output import conditions, finish, rows_table, say, write_js
 from fastdigin_bench.plain_model import PlainModel
 from fastdigin_bench.precision import gradient_cosines
 from fastdigin_bench.processes import in_processes
-from fastdigin_bench.text_jobs import run_all, text_jobs
+from fastdigin_bench.text_jobs import none_failed, run_all, text_jobs
 
 CLASSIFIER = "embedded:robust"
 LOSS_TOLERANCE = 1.02
@@ -61,7 +62,12 @@ class Sides:
     engine: Engine
     plain: PlainModel | None
     classifier: Classifier
-    settings: cf.CounterfactualSettings
+    settings: CounterfactualSettings
+
+    def task(self, items: Sequence[ImageInput]) -> Counterfactuals:
+        return Counterfactuals(
+            engine=self.engine, photos=items, classifier=self.classifier, settings=self.settings
+        )
 
 
 @dataclass
@@ -175,9 +181,9 @@ def time_rounds(
 def time_plain(sides: Sides, item: ImageInput, timings: Timings) -> None:
     """Times one whole counterfactual by the plain loop."""
     began = time.perf_counter()
-    found = plain_photo.counterfactual(sides.plain, item, sides.classifier, sides.settings)
+    found = plain_photo.counterfactual(sides.plain, sides.task([item])).result
     timings.add(PLAIN, time.perf_counter() - began)
-    timings.losses[PLAIN][f"{item.id}-to-{item.target}"] = _best(found.result.history)
+    timings.losses[PLAIN][found.id] = _best(found.history)
 
 
 def time_engine(
@@ -185,11 +191,8 @@ def time_engine(
 ) -> list[Job]:
     """Times whole counterfactuals; the jobs that were optimised."""
     began = time.perf_counter()
-    found = list(cf.counterfactuals(sides.engine, items, sides.classifier, settings=sides.settings))
+    found = none_failed(sides.task(items).run())
     seconds = time.perf_counter() - began
-    failed = [each for each in found if each.status != "done"]
-    if failed:
-        raise RuntimeError(f"a job of the bench failed: {failed[0]}")
     if timings is not None:
         timings.add(name, seconds / len(items))
         timings.losses.get(name, {}).update({f.id: _best(f.result.history) for f in found})
@@ -222,7 +225,7 @@ def share_seconds(side: str, items: Sequence[ImageInput], options: Namespace) ->
     began = time.perf_counter()
     if side == PLAIN:
         for item in items:
-            plain_photo.counterfactual(sides.plain, item, classifier, settings)
+            plain_photo.counterfactual(sides.plain, sides.task([item]))
     else:
         time_engine(sides, items)
     return time.perf_counter() - began
@@ -298,9 +301,9 @@ def _best(history) -> float:
     return min(row["total"] for row in history)
 
 
-def _settings(options: Namespace) -> cf.CounterfactualSettings:
+def _settings(options: Namespace) -> CounterfactualSettings:
     """The embedded defaults; ``--iterations`` for a quick look."""
-    settings = cf.EMBEDDED
+    settings = EMBEDDED_SETTINGS
     if options.iterations is None:
         return settings
     return replace(

@@ -1,14 +1,20 @@
 """The parts that run a task: distances in known pictures, resuming, and what failed."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from tiny import IMAGE_SHAPE, make_job
 
 from fastdigin import embedded
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.job import Settings
 from fastdigin.results import CounterfactualRecord, NeuronCounterfactualRecord, NeuronRecord
-from fastdigin.tasks.task import Request
+from fastdigin.tasks.task import Request, Task
+from fastdigin_bench.truth_figures import neuron_figures
 from fastdigin_bench.truth_part import Measured
 from fastdigin_bench.truth_tasks import finished, ids, inside, outside
 
@@ -60,47 +66,61 @@ def test_inside(model, photo):
     assert vars(found) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.fixture
-def part():
-    """A task of neurons whose jobs cost nothing; those of ``failing`` fail."""
-    done = []
-
-    def make(count, failing=()):
-        def run(*, skip, on_progress):
-            for id in ids:
-                if id in skip:
-                    continue
-                done.append(id)
-                yield NeuronRecord(
-                    id=id, status="failed" if id in failing else "done",
-                    error="NaN" if id in failing else None, iterations=1, seconds=0.1,
-                    history=[{"total": 1.0}], best_iteration=0, caption="x", activation=3.0,
-                    dataset_max_activation=2.0, pictures={"image": brighter()},
-                    settings=settings,
-                )  # fmt: skip
-
-        ids, settings = [f"neuron-{n}" for n in range(count)], {"model": "fake"}
-        return SimpleNamespace(
-            name="neurons", requests=[Request(id) for id in ids], run_settings=settings, run=run
-        )
-
-    make.done = done
-    return make
+@dataclass(frozen=True)
+class ToySettings:
+    optimisation: Settings = Settings(steps=4, iterations=1)
 
 
-def test_only_what_is_missing_is_done_and_only_what_is_asked_counts(part, tmp_path, capsys):
-    assert [r.id for r in finished(part(2), tmp_path)] == ["neuron-0", "neuron-1"]
-    assert len(finished(part(4), tmp_path)) == 4
-    few = finished(part(2), tmp_path)
-    assert [r.id for r in few] == ["neuron-0", "neuron-1"] and few[0].share_of_maximum == 1.5
-    assert torch.allclose(few[0].image, brighter(), atol=1e-6)
-    assert part.done == [f"neuron-{n}" for n in range(4)]
+@dataclass(kw_only=True)
+class Toy(Task):
+    """Records of neurons from the jobs of tests/tiny.py."""
+
+    name = "neurons"
+    record_type = NeuronRecord
+    settings_type = ToySettings
+
+    count: int
+    losses: Mapping[str, Sequence] = field(default_factory=dict)
+
+    def make_requests(self):
+        return [Request(f"neuron-{n}") for n in range(self.count)]
+
+    def jobs(self, checked, width):
+        return [make_job(self.model, r.id, losses=self.losses.get(r.id)) for r in checked]
+
+    def explain(self, result):
+        figures = {"activation": 3.0, "dataset_max_activation": 2.0}
+        return NeuronRecord.of(result, settings=self.run_settings, before=None, **figures)
+
+
+class Broken:
+    name, weight = "broken", 1.0
+
+    def __call__(self, candidate):
+        raise ValueError("no neuron")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny):
+    return Engine(tiny.model, slots=2, compile="off")
+
+
+def test_only_what_is_missing_is_done_and_only_what_is_asked_counts(engine, tmp_path, capsys):
+    finished(Toy(engine=engine, count=1), tmp_path)
+    first = (tmp_path / "results.jsonl").read_bytes()
+    assert len(finished(Toy(engine=engine, count=3), tmp_path)) == 3
+    (one,) = finished(Toy(engine=engine, count=1), tmp_path)
+    assert one.id == "neuron-0" and one.share_of_maximum == 1.5
+    assert one.image.shape == IMAGE_SHAPE and one.iterations == 2
+    written = (tmp_path / "results.jsonl").read_bytes()
+    assert written.startswith(first) and len(written.splitlines()) == 3
     assert capsys.readouterr().out == ""  # stdout is for the figures
 
 
-def test_a_failed_job_is_told_and_counts_nowhere(part, tmp_path):
-    one = part(3, failing=["neuron-1"])
-    done = finished(one, tmp_path)
+def test_a_failed_job_is_told_and_counts_nowhere(engine, tmp_path):
+    toy = Toy(engine=engine, count=3, losses={"neuron-1": [Broken()]})
+    done = finished(toy, tmp_path)
     assert [r.id for r in done] == ["neuron-0", "neuron-2"]
-    measured = Measured.of(ids(one), done, [])
+    measured = Measured.of(ids(toy), done, neuron_figures(done))
     assert (measured.jobs, measured.failed) == (3, 1)
+    assert measured.figures[0].n == 2
