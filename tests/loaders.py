@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from captioners import save_captioner
 from families import save_family
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -45,6 +46,14 @@ def write(file: Path, state: dict[str, torch.Tensor]) -> None:
 
 def networks(loaded: Any) -> tuple[nn.Module, ...]:
     return loaded.networks if isinstance(loaded, LatentDiffusion) else (loaded.network,)
+
+
+def hub_snapshot(name: str) -> Path:
+    """Where the hub's cache keeps the files of a repository, as if they had been fetched."""
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text("abc123")
+    return repository / "snapshots" / "abc123"
 
 
 def save_vit(folder: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from captioners import save_captioner
 from families import save_family
-from loaders import LOADERS
+from loaders import LOADERS, hub_snapshot
 
 from fastdigin import cli
 from fastdigin.doctor import machine, memory
@@ -162,12 +162,7 @@ def test_command(capsys, monkeypatch, no_network):
 
 
 def test_cached_models_are_listed(no_network, capsys):
-    from huggingface_hub import constants
-
-    repository = Path(constants.HF_HUB_CACHE) / "models--someone--git"
-    save_captioner("git", repository / "snapshots" / "abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
+    save_captioner("git", hub_snapshot("someone/git"))
     assert run("--captions", "someone/git") == 0
     printed = capsys.readouterr().out
     assert "    someone/git  " in printed and "here    --captions someone/git" in printed

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from captioners import KINDS, save_captioner
-from huggingface_hub import constants
+from loaders import hub_snapshot
 from photos import as_tensor, photo
 from PIL import ImageChops
 from transformers import AutoImageProcessor as ImageProcessor
@@ -58,11 +57,7 @@ def test_questions_are_heard(tmp_path):
 
 
 def test_a_cached_model_is_loaded_offline(no_network):
-    """The hub's own layout of its cache."""
-    repository = Path(constants.HF_HUB_CACHE) / "models--someone--blip"
-    save_captioner("blip", repository / "snapshots" / "abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
+    save_captioner("blip", hub_snapshot("someone/blip"))
     assert Captioner.load("someone/blip").name == "someone/blip"
 
 
