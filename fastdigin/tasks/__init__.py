@@ -28,7 +28,7 @@ _REGISTERED: dict[str, type[Task]] = {}
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Makes a task a command, under its name; for use as a decorator.
+    """Makes a task a command, under its name, and its records known; for use as a decorator.
 
     Args:
         task: a subclass of :class:`fastdigin.Task` with a name.
@@ -42,6 +42,9 @@ def register(task: type[Task]) -> type[Task]:
         ... class Brightness(fd.Task):
         ...     name = "brightness"
     """
+    from fastdigin.results import register as register_records
+
+    register_records(task.record_type)
     _REGISTERED[task.name] = task
     return task
 

@@ -13,7 +13,7 @@ from cli_commands import QUICK, records, run
 from fastdigin import tasks
 from fastdigin.configuration import check_settings, setting
 from fastdigin.engine.job import Settings
-from fastdigin.results import Record, read_records, register
+from fastdigin.results import Record, read_records
 from fastdigin.results.keys import key
 from fastdigin.tasks.generated import generated_job, seed_of
 from fastdigin.tasks.task import Request, Task, given
@@ -30,7 +30,6 @@ class BrightnessSettings:
         check_settings(self)
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class BrightnessRecord(Record):
     """An image that was made brighter."""
