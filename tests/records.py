@@ -6,10 +6,21 @@ from html.parser import HTMLParser
 
 import torch
 
-from fastdigin.results import Record, record_class, tasks
+from fastdigin.results import (
+    CounterfactualRecord,
+    DisagreementRecord,
+    NeuronCounterfactualRecord,
+    NeuronRecord,
+    Record,
+)
 from fastdigin.results.keys import keys_of
 
-CLASSES = [record_class(task) for task in tasks()]
+CLASSES = [
+    CounterfactualRecord,
+    DisagreementRecord,
+    NeuronRecord,
+    NeuronCounterfactualRecord,
+]
 VALUES = {str: "grass", bool: True, int: 3, float: 0.25}
 HISTORY = [
     {"total": 2.0, "target_confidence": 0.1, "activation": 1.0},

@@ -17,8 +17,10 @@ from tiny import (
     uniform,
 )
 
+from fastdigin.engine import batch
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Candidate, Settings
+from fastdigin.engine.slot import Slot
 from fastdigin.objectives import Cutouts
 from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
@@ -33,28 +35,25 @@ OPTIMISATION = Settings(steps=5, iterations=3)
 CUTOUTS = Cutouts(count=4)
 
 
-class SpyingEngine(Engine):
-    """Remembers every job that it optimises and the plain image of every iteration."""
+@pytest.fixture
+def seen(monkeypatch):
+    """(job, images of its iterations) of every job that is optimised."""
+    found = []
 
-    def __init__(self, model, **options):
-        super().__init__(model, **options)
-        self.seen = []
-
-    def run(self, jobs, on_progress=None):
-        return super().run(map(self._watched, jobs), on_progress)
-
-    def _watched(self, job):
-        if job.settings.iterations == 0:  # a search; its results are found by the jobs' identity
-            return job
+    def watched(job, model):
         images = []
 
         def look(image):
             images.append(image.clone())
             return torch.zeros(())
 
-        job = replace(job, monitors={**job.monitors, "look": look})
-        self.seen.append((job, images))
-        return job
+        if job.settings.iterations:
+            job = replace(job, monitors={**job.monitors, "look": look})
+            found.append((job, images))
+        return Slot(job, model)
+
+    monkeypatch.setattr(batch, "Slot", watched)
+    return found
 
 
 def reference_trace(pipe, job, source=None):
@@ -110,9 +109,9 @@ def photos():
     ]  # fmt: skip
 
 
-def test_counterfactuals(either):
+def test_counterfactuals(either, seen):
     """Inversion, injection of another prompt's attention, background blending and distances."""
-    engine = SpyingEngine(either.model, slots=2)
+    engine = Engine(either.model, slots=2)
     settings = CounterfactualSettings(
         OPTIMISATION, null_text_steps=2, injection_fractions=(0.5,), blending_fractions=(0.3,),
         cutouts=CUTOUTS,
@@ -120,31 +119,31 @@ def test_counterfactuals(either):
     explanations = list(
         counterfactuals(engine, photos(), build_classifier(), settings=settings, seed=5)
     )
-    assert len(explanations) == len(engine.seen) == 2
-    for (job, images), explanation in zip(engine.seen, explanations, strict=True):
+    assert len(explanations) == len(seen) == 2
+    for (job, images), explanation in zip(seen, explanations, strict=True):
         assert job.injection.weights == (1.0, 1.0, 1.0, 0.0, 0.0)
         assert job.blending.weights == (1.0, 1.0, 0.0, 0.0, 0.0)
         assert len(job.losses) == 3
-        source = job.info["source"].inversion
+        source = job.info.source.inversion
         assert_follows_reference(either.pipe, job, images, explanation.result, source)
 
 
-def test_disagreements(tiny):
+def test_disagreements(tiny, seen):
     """Two classifiers, one of them on crops of its own size."""
-    engine = SpyingEngine(tiny.model, slots=3)
+    engine = Engine(tiny.model, slots=3)
     g = build_classifier(seed=1, name="other")
     g.size = 10
     settings = DisagreementSettings(OPTIMISATION, cutouts=CUTOUTS)
     explanations = list(
         disagreements(engine, build_classifier(), g, ["boot", "bag"], settings=settings, seed=3)
     )
-    assert len(explanations) == len(engine.seen) == 2
-    for (job, images), explanation in zip(engine.seen, explanations, strict=True):
+    assert len(explanations) == len(seen) == 2
+    for (job, images), explanation in zip(seen, explanations, strict=True):
         assert_follows_reference(tiny.pipe, job, images, explanation.result)
 
 
-def test_neurons(tiny):
-    engine = SpyingEngine(tiny.model, slots=2)
+def test_neurons(tiny, seen):
+    engine = Engine(tiny.model, slots=2)
     settings = NeuronSettings(OPTIMISATION, samples_per_word=2, cutouts=CUTOUTS)
     dataset = [uniform(*IMAGE_SHAPE, seed=s) for s in range(3)]
     explanations = list(
@@ -152,25 +151,25 @@ def test_neurons(tiny):
             engine, build_classifier(), [1, 4], ["red boot", "bag"], dataset, settings=settings
         )
     )
-    assert len(explanations) == len(engine.seen) == 2
-    for (job, images), explanation in zip(engine.seen, explanations, strict=True):
+    assert len(explanations) == len(seen) == 2
+    for (job, images), explanation in zip(seen, explanations, strict=True):
         assert_follows_reference(tiny.pipe, job, images, explanation.result)
 
 
-def test_neuron_counterfactuals(tiny):
+def test_neuron_counterfactuals(tiny, seen):
     """Injection of the unchanged prompt's attention and blending of the foreground."""
-    engine = SpyingEngine(tiny.model, slots=2)
+    engine = Engine(tiny.model, slots=2)
     settings = NeuronCounterfactualSettings(OPTIMISATION, null_text_steps=2)
     explanations = list(
         neuron_counterfactuals(
             engine, photos(), build_classifier(), [2, 5], ["max", "min"], settings=settings
         )
     )
-    assert len(explanations) == len(engine.seen) == 2
-    for (job, images), explanation in zip(engine.seen, explanations, strict=True):
+    assert len(explanations) == len(seen) == 2
+    for (job, images), explanation in zip(seen, explanations, strict=True):
         assert torch.equal(job.injection.mapping, torch.eye(16, dtype=torch.float64))
         assert job.injection.weights == job.blending.weights == (1.0, 1.0, 0.0, 0.0, 0.0)
-        source = job.info["source"].inversion
+        source = job.info.source.inversion
         assert_follows_reference(tiny.pipe, job, images, explanation.result, source)
 
 
@@ -184,18 +183,18 @@ def test_neuron_counterfactuals(tiny):
     ],
     ids=str,
 )
-def test_other_settings(tiny, settings):
-    engine = SpyingEngine(tiny.model, slots=1)
+def test_other_settings(tiny, settings, seen):
+    engine = Engine(tiny.model, slots=1)
     job = make_job(tiny.model, seed=4, iterations=3, **settings)
     (result,) = engine.run([job])
-    job, images = engine.seen[0]
+    job, images = seen[0]
     assert job.latents.shape == LATENT_SHAPE
     assert_follows_reference(tiny.pipe, job, images, result)
 
 
-def test_jobs_of_all_kinds_in_one_batch(tiny):
+def test_jobs_of_all_kinds_in_one_batch(tiny, seen):
     """Different K, guidance, rates and lengths side by side each follow their own reference."""
-    engine = SpyingEngine(tiny.model, slots=3)
+    engine = Engine(tiny.model, slots=3)
     jobs = [
         make_job(tiny.model, "a", seed=1, last_steps=1, guidance_scale=2.0),
         make_job(tiny.model, "b", seed=2, last_steps=3, iterations=3),
@@ -203,5 +202,5 @@ def test_jobs_of_all_kinds_in_one_batch(tiny):
         make_job(tiny.model, "d", seed=4, guidance_scale=5.0),
     ]
     results = {result.id: result for result in engine.run(jobs)}
-    for job, images in engine.seen:
+    for job, images in seen:
         assert_follows_reference(tiny.pipe, job, images, results[job.id])
