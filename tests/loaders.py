@@ -34,7 +34,7 @@ class Loader:
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    return load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
 
 
 def write(file: Path, state: dict[str, torch.Tensor]) -> None:

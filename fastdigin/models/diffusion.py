@@ -31,7 +31,7 @@ class LatentDiffusion:
         size: Side of the images in pixels; None takes that of the U-Net's training.
         zero_empty_prompt: Whether the embeddings of the empty prompt are zeros (SDXL).
         name: What results and errors call the model.
-        attention: The U-Net's implementation of attention (fastdigin_kernels.dispatch): "auto"
+        attention: The U-Net's implementation of attention (fastdigin_kernels.attention): "auto"
             times those there are, once per shape; the name of one pins it.
 
     Raises:
