@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 
 from fastdigin.configuration import check_settings, documented, setting
-from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import EarlyStop, Job, Result, Settings
@@ -27,8 +26,8 @@ from fastdigin.results import CounterfactualRecord
 from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
-from fastdigin.tasks.regularisers import Regulariser, losses_of
-from fastdigin.tasks.sources import NO_TOOLS, PhotoTools, Source, edited_start
+from fastdigin.tasks.regularisers import Regulariser
+from fastdigin.tasks.sources import NO_TOOLS, PhotoTools, Source
 from fastdigin.tasks.task import given
 from fastdigin.tasks.words import class_word
 
@@ -191,29 +190,18 @@ class Counterfactuals(PhotoTask):
     def _job(
         self, request: CounterfactualRequest, source: Source, injected: float, blended: float
     ) -> Job:
-        model, photo, settings = self.model, source.photo, self.settings
+        photo, settings = source.photo, self.settings
         prompt = replace_phrase(photo.prompt, photo.source, self._word(request.target_class))
         loss = ClassConfidence(
             self.classifier, request.target_class, form=settings.objective,
             cutouts=settings.cutouts, name="target_loss",
         )  # fmt: skip
-        injection = blend = None
-        if injected:
-            mapping = token_mapping(model, photo.prompt, prompt).to(model.device, model.dtype)
-            steps = settings.optimisation.steps
-            injection = source.attention.injection(mapping, injected, steps)
-        if blended:
-            blend = blending(1 - source.latent_mask, source.inversion.trajectory, blended)
-        return Job(
-            id=request.id,
-            **edited_start(model, prompt, source.inversion),
-            losses=[loss, *losses_of(settings.regularisers, source)],
-            settings=settings.engine_settings(),
-            seed=self.seed,
-            injection=injection,
-            blending=blend,
-            monitors={CONFIDENCE: Confidence(self.classifier, request.target_class)},
-            info=Edit(request, source, prompt, injected, blended),
+        return self.edited_job(
+            Edit(request, source, prompt, injected, blended),
+            1 - source.latent_mask,
+            loss,
+            settings.engine_settings(),
+            {CONFIDENCE: Confidence(self.classifier, request.target_class)},
         )
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fastdigin.configuration import check_settings, documented, setting
-from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.embedded import BACKGROUNDS
 from fastdigin.engine.engine import Engine
@@ -36,14 +35,13 @@ from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Activation, Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
-from fastdigin.tasks.regularisers import Regulariser, losses_of
+from fastdigin.tasks.regularisers import Regulariser
 from fastdigin.tasks.sources import (
     NO_TOOLS,
     MaskEdge,
     PhotoTools,
     Source,
     SourcePhoto,
-    edited_start,
 )
 from fastdigin.tasks.task import given
 
@@ -214,33 +212,19 @@ class NeuronCounterfactuals(PhotoTask):
         return [photo.prompt, *(replace_phrase(photo.prompt, named, word) for word in others)]
 
     def _job(self, request: NeuronRequest, source: Source, prompt: str) -> Job:
-        model, photo, settings = self.model, source.photo, self.settings
-        injected, blended = settings.injection_fraction, settings.blending_fraction
+        settings = self.settings
         loss = NeuronActivation(
             self.classifier, request.neuron, maximise=request.direction == "max",
             scale=self._scales[request.neuron], name="neuron_loss",
         )  # fmt: skip
-        injection = blend = None
-        if injected:
-            mapping = token_mapping(model, photo.prompt, prompt).to(model.device, model.dtype)
-            steps = settings.optimisation.steps
-            injection = source.attention.injection(mapping, injected, steps)
-        if blended:
-            blend = blending(source.latent_mask, source.inversion.trajectory, blended)
-        return Job(
-            id=request.id,
-            **edited_start(model, prompt, source.inversion),
-            losses=[loss, *losses_of(settings.regularisers, source)],
-            settings=settings.optimisation,
-            seed=self.seed,
-            injection=injection,
-            blending=blend,
-            monitors={
-                "activation": Activation(self.classifier, request.neuron),
-                "class_confidence": Confidence(self.classifier, photo.source_class),
-            },
-            info=Edit(request, source, prompt, injected, blended),
+        monitors = {
+            "activation": Activation(self.classifier, request.neuron),
+            "class_confidence": Confidence(self.classifier, source.photo.source_class),
+        }
+        edit = Edit(
+            request, source, prompt, settings.injection_fraction, settings.blending_fraction
         )
+        return self.edited_job(edit, source.latent_mask, loss, settings.optimisation, monitors)
 
     @torch.no_grad()
     def _measured_scales(self) -> dict[int, float]:

@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from fastdigin.configuration import setting
 from fastdigin.editing.inversion import InversionSettings, Method
+from fastdigin.editing.masks import blending
+from fastdigin.editing.prompts import token_mapping
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings, Unmade
 from fastdigin.engine.queue import Search, Stage
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput
-from fastdigin.tasks.regularisers import check_regularisers
+from fastdigin.tasks.regularisers import check_regularisers, losses_of
 from fastdigin.tasks.sources import (
     NO_TOOLS,
     MaskEdge,
     PhotoTools,
     Source,
     SourcePhoto,
+    edited_start,
     make_sources,
     read_photo,
 )
@@ -123,6 +128,33 @@ class PhotoTask(Task):
     def mask_edge(self) -> MaskEdge:
         """What becomes of automatic masks."""
         return "soften"
+
+    def edited_job(
+        self, edit: Edit, kept_mask: Tensor, loss: Any, settings: Settings, monitors: dict[str, Any]
+    ) -> Job:
+        """A job that starts from a photo's inversion with another prompt.
+
+        kept_mask: (h, w), 1 where blending takes the photo. loss: joined by the regularisers.
+        """
+        model, source = self.model, edit.source
+        injection = blend = None
+        if edit.injected:
+            mapping = token_mapping(model, source.photo.prompt, edit.prompt)
+            mapping = mapping.to(model.device, model.dtype)
+            injection = source.attention.injection(mapping, edit.injected, settings.steps)
+        if edit.blended:
+            blend = blending(kept_mask, source.inversion.trajectory, edit.blended)
+        return Job(
+            id=edit.request.id,
+            **edited_start(model, edit.prompt, source.inversion),
+            losses=[loss, *losses_of(self.settings.regularisers, source)],
+            settings=settings,
+            seed=self.seed,
+            injection=injection,
+            blending=blend,
+            monitors=monitors,
+            info=edit,
+        )
 
     @abstractmethod
     def candidates(self, request: PhotoRequest, source: Source) -> list[Job]:
