@@ -131,7 +131,9 @@ class _Worker:
 
 def _environment(number: int, count: int) -> dict[str, str]:
     threads = max(1, torch.get_num_threads() // count)
-    changes = {WORKER: str(number), "OMP_NUM_THREADS": str(threads)}
+    # A file of the user that is called as a module of Python must not stand in for it.
+    safe = {"PYTHONSAFEPATH": "1"}
+    changes = {WORKER: str(number), "OMP_NUM_THREADS": str(threads), **safe}
     if number > 1:
         changes["TQDM_DISABLE"] = "1"
     if gpus := torch.cuda.device_count():
