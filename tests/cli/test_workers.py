@@ -135,7 +135,9 @@ def test_a_worker_that_dies_is_named(tmp_path, monkeypatch, capsys):
 def test_whoever_is_ended_ends_the_workers(tmp_path, sent):
     out = tmp_path / "out"
     arguments = [*CF, "embedded:pairs", "--limit", "4", "--steps", "4", "--out", out]
-    process = start_process(*arguments, "--workers", "2")
+    # A job in the background ignores SIGINT, and so would what it starts.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = start_process(*arguments, "--workers", "2", **heard)
     for _ in range(600):
         if (out / "run.json").exists() or process.poll() is not None:
             break
