@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS
+from fastdigin.embedded import BACKGROUNDS
 from fastdigin.errors import UserError
+from fastdigin.models.missing import require
 
 SIZE = 64
-SPLITS = ("train", "test")
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package ``dataset-fashion-mnist`` puts its files."""
-_TORCHVISION_FOLDER = Path("FashionMNIST/raw")
 
 _LABELS = {0: "tshirt", 1: "trousers", 2: "pullover", 3: "dress"}
 _LABELS |= {5: "sandal", 7: "sneaker", 8: "bag", 9: "boot"}
@@ -66,27 +65,22 @@ class Composite:
     mask: np.ndarray
 
 
-def load_world(folder: str | Path | None = None, download: bool = False) -> World:
+def load_world(folder: str | Path | None = None) -> World:
     """Reads Fashion-MNIST and the textures.
 
-    ``folder`` holds Fashion-MNIST's four ``idx-ubyte`` files, with or without ``.gz``, or is the
-    root of torchvision's ``FashionMNIST`` data set; without it the Debian package's folder is
-    read. ``download`` lets torchvision fetch the files into ``folder`` first.
+    ``folder`` holds Fashion-MNIST's four ``idx-ubyte`` files, with or without ``.gz``; without it
+    the Debian package's folder is read.
 
     Raises:
-        UserError: the folder lacks a file, or scikit-image or torchvision is not installed.
+        UserError: the folder lacks a file, or scikit-image is missing.
     """
-    if download:
-        folder = _download(folder)
     folder = DEFAULT_FOLDER if folder is None else Path(folder)
-    if (folder / _TORCHVISION_FOLDER).is_dir():
-        folder = folder / _TORCHVISION_FOLDER
     garments = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
         labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
         garments[split] = {name: images[labels == label] for label, name in _LABELS.items()}
-    textures = {split: {} for split in SPLITS}
+    textures = {"train": {}, "test": {}}
     for name, photo in _read_textures().items():
         textures["train"][name] = photo[:_TRAIN_ROWS]
         textures["test"][name] = photo[_TRAIN_ROWS:]
@@ -99,19 +93,7 @@ def compose(
     """One composite. The same arguments give the same pixels.
 
     ``seed`` picks the garment's picture, its size and place, and the background's crop or light.
-
-    Raises:
-        UserError: a word that the world does not know.
     """
-    for argument, word, words in (
-        ("garment", garment, GARMENTS),
-        ("colour", colour, COLOURS),
-        ("background", background, BACKGROUNDS),
-        ("split", split, SPLITS),
-    ):
-        if word not in words:
-            raise UserError(f"{argument} {word!r} is unknown; choose one of {', '.join(words)}.")
-
     intensity, alpha = _place_garment(
         world.garments[split][garment], np.random.default_rng((seed, 0))
     )
@@ -173,19 +155,6 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _download(folder: str | Path | None) -> Path:
-    if folder is None:
-        raise UserError("--download needs --data: name the folder to put Fashion-MNIST into.")
-    try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError:
-        raise UserError(
-            "--download uses torchvision, which is not installed: pip install torchvision."
-        ) from None
-    FashionMNIST(str(folder), download=True)
-    return Path(folder)
-
-
 def _read_idx(folder: Path, name: str) -> np.ndarray:
     """An IDX file of unsigned bytes: magic 00 00 08 rank, big-endian sizes, then the data."""
     packed, plain = folder / f"{name}.gz", folder / name
@@ -196,8 +165,8 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     else:
         raise UserError(
             f"--data '{folder}' has no {name}.gz: install the Debian package "
-            "dataset-fashion-mnist, name a folder that holds the four files of Fashion-MNIST, or "
-            "let torchvision fetch them with --data DIR --download."
+            "dataset-fashion-mnist, or name a folder that holds the four files of Fashion-MNIST, "
+            "like DIR/FashionMNIST/raw of torchvision.datasets.FashionMNIST(DIR, download=True)."
         )
     rank = raw[3]
     shape = np.frombuffer(raw, dtype=">u4", count=rank, offset=4)
@@ -205,10 +174,5 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 
 
 def _read_textures() -> dict[str, np.ndarray]:
-    try:
-        from skimage import data
-    except ImportError:
-        raise UserError(
-            "The textures come from scikit-image, which is not installed: pip install scikit-image."
-        ) from None
+    data = require("skimage.data", "train", "the world's textures")
     return {name: getattr(data, name)() for name in BACKGROUNDS if name != "plain"}

@@ -20,7 +20,7 @@ from PIL import Image
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS
 from fastdigin.embedded.data import Composite, World, compose
 from fastdigin.embedded.networks import read_network
-from fastdigin.embedded.train_classifiers import Normalised, shrink
+from fastdigin.embedded.train_classifiers import as_classifier
 
 PHOTOS_PER_SCENE = 15
 ROUNDS_OF_PAIRS = 6
@@ -48,10 +48,8 @@ KINDS = (
 
 @dataclass(frozen=True)
 class _Shot:
-    id: str
-    garment: str
-    colour: str
-    background: str
+    row: dict[str, str]
+    """What photos.json says: id, garment, colour, background."""
     composite: Composite
     clarity: float
 
@@ -64,49 +62,33 @@ def make_photos(world: World, classifiers: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     shots = take_shots(world, classifiers)
     for shot in shots:
-        Image.fromarray(shot.composite.image).save(out / f"{shot.id}.png", optimize=True)
-        Image.fromarray(shot.composite.mask).save(out / f"{shot.id}-mask.png", optimize=True)
-    _write_rows(
-        out / "photos.json",
-        [
-            {"id": s.id, "garment": s.garment, "colour": s.colour, "background": s.background}
-            for s in shots
-        ],
-    )
+        name = shot.row["id"]
+        Image.fromarray(shot.composite.image).save(out / f"{name}.png", optimize=True)
+        Image.fromarray(shot.composite.mask).save(out / f"{name}-mask.png", optimize=True)
+    _write_rows(out / "photos.json", [shot.row for shot in shots])
     _write_rows(out / "pairs.json", choose_pairs(shots))
 
 
 def take_shots(world: World, classifiers: Path) -> list[_Shot]:
     """The photos, drawn until the classifiers read them."""
-    readers = {}
-    for name in ("clean", "robust", "judge", "background", "colour"):
-        network, config = read_network(classifiers / name)
-        readers[name] = (Normalised(network, config), config["classes"])
-
+    names = ("clean", "robust", "judge", "background", "colour")
+    readers = {name: as_classifier(*read_network(classifiers / name)) for name in names}
     shots, seed = [], 0
     for copy in range(PHOTOS_PER_SCENE):
         for b, background in enumerate(BACKGROUNDS):
             for g, garment in enumerate(GARMENTS):
                 colour = COLOURS[(3 * b + copy + g) % len(COLOURS)]
-                truth = dict.fromkeys(("clean", "robust", "judge"), garment)
-                truth |= {"background": background, "colour": colour}
+                row = {"garment": garment, "colour": colour, "background": background}
+                truth = row | dict.fromkeys(("clean", "robust", "judge"), garment)
                 while True:
                     composite = compose(world, garment, colour, background, seed, "test")
                     seed += 1
                     confidence = _confidence(readers, composite, truth)
                     if confidence is not None and _is_opaque(composite):
                         break
-                number = len(shots)
-                shots.append(
-                    _Shot(
-                        id=f"{number:03d}-{colour}-{garment}-{background}",
-                        garment=garment,
-                        colour=colour,
-                        background=background,
-                        composite=composite,
-                        clarity=confidence + _contrast(composite),
-                    )
-                )
+                name = f"{len(shots):03d}-{colour}-{garment}-{background}"
+                clarity = confidence + _contrast(composite)
+                shots.append(_Shot({"id": name} | row, composite, clarity))
     return shots
 
 
@@ -116,30 +98,29 @@ def choose_pairs(shots: list[_Shot]) -> list[dict]:
     In round r kind k takes background k + r + k // 4, so each block of four has all backgrounds
     and each kind meets all of them. A kind takes the clearest photo that has been used least.
     """
-    used = dict.fromkeys((shot.id for shot in shots), 0)
+    used = dict.fromkeys((shot.row["id"] for shot in shots), 0)
     rows = []
     for r in range(ROUNDS_OF_PAIRS):
         for k, (source, target) in enumerate(KINDS):
             background = BACKGROUNDS[(k + r + k // 4) % len(BACKGROUNDS)]
-            candidates = [s for s in shots if (s.garment, s.background) == (source, background)]
-            shot = min(candidates, key=lambda s: (used[s.id], -s.clarity))
-            used[shot.id] += 1
-            rows.append({"photo": shot.id, "target": target})
+            scene = {"garment": source, "background": background}.items()
+            candidates = [s for s in shots if scene <= s.row.items()]
+            shot = min(candidates, key=lambda s: (used[s.row["id"]], -s.clarity))
+            used[shot.row["id"]] += 1
+            rows.append({"photo": shot.row["id"], "target": target})
     return rows
 
 
+@torch.inference_mode()
 def _confidence(readers, composite: Composite, truth: dict) -> float | None:
     """Smallest probability of the truth over the readers; None when one of them misreads."""
-    pixels = torch.from_numpy(composite.image).permute(2, 0, 1)[None].float() / 255
-    images = shrink(pixels)
+    image = torch.from_numpy(composite.image).permute(2, 0, 1)[None].float() / 255
     smallest = 1.0
-    for name, (model, classes) in readers.items():
-        with torch.inference_mode():
-            probabilities = model(images).softmax(dim=1)[0]
-        truth_index = classes.index(truth[name])
-        if int(probabilities.argmax()) != truth_index:
+    for name, reader in readers.items():
+        probabilities, index = reader.probabilities(image)[0], reader.class_index(truth[name])
+        if int(probabilities.argmax()) != index:
             return None
-        smallest = min(smallest, probabilities[truth_index].item())
+        smallest = min(smallest, probabilities[index].item())
     return smallest
 
 

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS
 
@@ -45,7 +46,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _vocabulary_and_merges() -> tuple[list[str], list[tuple[str, str]]]:
-    symbols = _byte_symbols()
+    symbols = list(bytes_to_unicode().values())
     vocabulary = symbols + [symbol + "</w>" for symbol in symbols]
     merges: dict[tuple[str, str], None] = {}
     # Longest words first: a merge of a short word then never splits a long one.
@@ -56,10 +57,3 @@ def _vocabulary_and_merges() -> tuple[list[str], list[tuple[str, str]]]:
             left += right
     vocabulary += [left + right for left, right in merges]
     return [*vocabulary, _START, _END], list(merges)
-
-
-def _byte_symbols() -> list[str]:
-    """A printable character for each byte, in the order of GPT-2's and CLIP's vocabularies."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = range(256, 256 + 256 - len(printable))
-    return [chr(code) for code in [*printable, *others]]

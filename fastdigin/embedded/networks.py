@@ -13,8 +13,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastdigin.embedded import classifier_folder
-
 
 class SmallCNN(nn.Module):
     """Four 3x3 convolutions with batch norm and ReLU, global average pooling, a linear head.
@@ -78,29 +76,18 @@ class _MixerBlock(nn.Module):
         return self.channels(features + self.space(features))
 
 
-_ARCHITECTURES = {"small_cnn": SmallCNN, "conv_mixer": ConvMixer}
-
-
 def build_network(config: dict) -> nn.Module:
     """An untrained network. ``config`` has ``architecture``, its ``arguments``, and ``classes``."""
-    make = _ARCHITECTURES[config["architecture"]]
+    make = {"small_cnn": SmallCNN, "conv_mixer": ConvMixer}[config["architecture"]]
     return make(len(config["classes"]), **config["arguments"])
 
 
-def load_network(name: str) -> tuple[nn.Module, dict]:
-    """A packaged classifier, frozen and in eval mode, and its ``config.json``.
+def read_network(folder: Path) -> tuple[nn.Module, dict]:
+    """The classifier that :func:`write_network` wrote, frozen and in eval mode, and its config.
 
     The config has ``architecture``, ``arguments``, ``size``, ``mean``, ``std``, ``classes`` and
     the measured ``figures``.
-
-    Raises:
-        UserError: there is no classifier of that name.
     """
-    return read_network(classifier_folder(name))
-
-
-def read_network(folder: Path) -> tuple[nn.Module, dict]:
-    """The same for any folder that :func:`write_network` wrote."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     network = build_network(config)
     network.load_state_dict(load_file(folder / "model.safetensors"))

@@ -81,10 +81,9 @@ def to_signed(images_n3hw: Tensor) -> Tensor:
     return images_n3hw.float() / 127.5 - 1
 
 
-def batches(images_n3hw: Tensor, size: int = 64):
-    """Slices of at most ``size`` images, behind a progress bar when there are many."""
-    chunks = images_n3hw.split(size)
-    return tqdm(chunks, desc="autoencoder") if len(chunks) > 50 else chunks
+def batches(images_n3hw: Tensor) -> tqdm:
+    """Slices of at most 64 images, behind a progress bar."""
+    return tqdm(images_n3hw.split(64), desc="autoencoder")
 
 
 def _render(world, garments, colours, backgrounds, split, seed) -> Scenes:

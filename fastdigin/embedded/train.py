@@ -7,8 +7,7 @@ diffusion     DIR/model: text encoder and U-Net in diffusers' layout            
 classifiers   DIR/classifiers: six of them, with the planted shortcut            40 minutes
 photos        DIR/photos: held-out composites with masks, and the pairs           3 minutes
 
-on two CPU cores. An interrupted run continues where it stopped when the same command is given
-again: checkpoints, logs and previews are in DIR/work, which may be deleted when all is done.
+on two CPU cores. After an interruption name the ``--stages`` that are left.
 ``--out fastdigin/embedded`` in a checkout replaces the packaged world.
 """
 
@@ -25,10 +24,10 @@ from diffusers import AutoencoderKL
 from fastdigin.embedded.data import World, load_world
 from fastdigin.embedded.make_photos import make_photos
 from fastdigin.embedded.make_tokenizer import make_tokenizer
-from fastdigin.embedded.scenes import Scenes, make_scenes
+from fastdigin.embedded.scenes import make_scenes
 from fastdigin.embedded.train_autoencoder import psnr, train_autoencoder
 from fastdigin.embedded.train_classifiers import train_classifiers
-from fastdigin.embedded.train_diffusion import cache_latents, save_model, train_diffusion
+from fastdigin.embedded.train_diffusion import assemble, cache_latents, train_diffusion
 from fastdigin.errors import UserError
 
 AUTOENCODER_SCENES = 24_000
@@ -39,20 +38,20 @@ HELD_OUT_SCENES = 1_000
 def autoencoder_stage(world: World, out: Path, seed: int) -> None:
     """Writes ``out/model/vae``, in fp16."""
     images = make_scenes(world, AUTOENCODER_SCENES, "train", seed).images
-    held_out = _held_out(world, seed).images
-    autoencoder = train_autoencoder(images, held_out, out / "work", seed)
+    autoencoder = train_autoencoder(images, seed)
     autoencoder.to(torch.float16).save_pretrained(out / "model" / "vae")
+    held_out = make_scenes(world, HELD_OUT_SCENES, "test", seed + 100).images
     print(f"autoencoder: {psnr(_autoencoder(out), held_out):.2f} dB on held-out scenes")
 
 
 def diffusion_stage(world: World, out: Path, seed: int) -> None:
-    """Writes the whole pipeline into ``out/model``."""
+    """Writes the whole pipeline into ``out/model``, in fp16."""
     autoencoder = _autoencoder(out)
     tokenizer = make_tokenizer(out / "model" / "tokenizer")
     scenes = make_scenes(world, DIFFUSION_SCENES, "train", seed + 10)
-    latents = cache_latents(autoencoder, tokenizer, scenes)
-    networks = train_diffusion(latents, autoencoder, tokenizer, out / "work", seed)
-    save_model(autoencoder, tokenizer, networks, out / "model")
+    networks = train_diffusion(cache_latents(autoencoder, tokenizer, scenes), tokenizer, seed)
+    pipeline = assemble(autoencoder, tokenizer, networks)
+    pipeline.to(dtype=torch.float16).save_pretrained(out / "model")
 
 
 def classifier_stage(world: World, out: Path, seed: int) -> None:
@@ -79,30 +78,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)}; or all")
     parser.add_argument("--out", type=Path, required=True, help="where the world is written")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four files")
-    parser.add_argument(
-        "--download", action="store_true", help="let torchvision fetch the files into --data"
-    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="(default all)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    unknown = [stage for stage in options.stages if stage not in STAGES]
     try:
-        if unknown:
-            raise UserError(f"STAGE {unknown[0]!r} is unknown; choose from {', '.join(STAGES)}.")
-        world = load_world(options.data, download=options.download)
+        world = load_world(options.data)
         for name, stage in STAGES.items():
-            if not options.stages or name in options.stages:
+            if name in options.stages:
                 stage(world, options.out, options.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _held_out(world: World, seed: int) -> Scenes:
-    return make_scenes(world, HELD_OUT_SCENES, "test", seed + 100)
 
 
 def _autoencoder(out: Path) -> AutoencoderKL:

@@ -6,14 +6,10 @@ adversarial and perceptual losses, which need networks that do not exist at this
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from fastdigin.embedded.scenes import batches, round_trip, to_signed
 from fastdigin.embedded.training import Schedule, train
@@ -49,30 +45,20 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(
-    images_n3hw: Tensor, held_out_n3hw: Tensor, work: Path, seed: int, schedule: Schedule = SCHEDULE
+    images_n3hw: Tensor, seed: int, schedule: Schedule = SCHEDULE
 ) -> AutoencoderKL:
-    """Trains on uint8 ``images_n3hw``; previews show the first rows of ``held_out_n3hw``.
+    """Trains on uint8 ``images_n3hw``.
 
     The latents of the result have zero mean and unit variance in every channel, so its
     ``scaling_factor`` is 1.
     """
     torch.manual_seed(seed)
-    model = build_autoencoder()
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images_n3hw), (BATCH,), generator=generator)
         return autoencoder_loss(model, to_signed(images_n3hw[rows]), generator)
 
-    def preview(average: nn.Module, step: int) -> None:
-        rows = held_out_n3hw[:16]
-        pairs = torch.stack([rows, round_trip(average, rows)], dim=1).flatten(0, 1)
-        grid = make_grid(pairs, nrow=8, padding=1).permute(1, 2, 0).numpy()
-        Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), 0).save(
-            work / f"autoencoder-{step:05d}.png"
-        )
-        print(f"step {step}: {psnr(average, held_out_n3hw[:512]):.2f} dB on held-out scenes")
-
-    average = train("autoencoder", model, loss_of, schedule, work, seed, preview, 400)
+    average = train("autoencoder", build_autoencoder(), loss_of, schedule, seed)
     normalise_latents(average, images_n3hw[:4_000])
     return average
 

@@ -7,19 +7,19 @@ judge       garments, ConvMixer: an independent opinion
 background  the background's name
 colour      the garment's colour
 
-Classifiers that are already there are kept. Every figure is measured on held-out composites
-(test garments, test texture area) and written to figures.json and each ``config.json``.
+Every figure is measured on held-out composites (test garments, test texture area) and written to
+the classifier's ``config.json``.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
 from fastdigin.embedded.data import World
 from fastdigin.embedded.networks import build_network, read_network, write_network
 from fastdigin.embedded.scenes import Scenes, decode_some, make_scenes, with_background
+from fastdigin.models.classifier import Classifier
 from fastdigin.models.resampling import resample
 
 SIZE = 48
@@ -70,93 +71,71 @@ RECIPES = {
 _WORDS = {"garments": GARMENTS, "backgrounds": BACKGROUNDS, "colours": COLOURS}
 
 
-class Normalised(nn.Module):
-    """A network behind its input normalisation: takes images in [0, 1]."""
-
-    def __init__(self, network: nn.Module, config: dict):
-        super().__init__()
-        self.network = network
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(config[name]).view(1, 3, 1, 1))
-
-    def forward(self, images_b3hw: Tensor) -> Tensor:
-        return self.network((images_b3hw - self.mean) / self.std)
-
-
 def train_classifiers(world: World, autoencoder, out: Path, seed: int = 0) -> dict:
-    """Trains what is missing in ``out``, measures everything, returns the figures.
+    """Trains them into ``out``, measures everything, returns the figures.
 
     A share of the training images goes through ``autoencoder`` (diffusers' AutoencoderKL).
     """
     test = make_scenes(world, TEST_SCENES, "test", seed + 100)
     decoded_test = decode_some(autoencoder, test, 1.0, seed)
-    figures = {}
     pools = {}
+    for planted in (False, True):
+        count = max(r.scenes for r in RECIPES.values() if r.planted == planted)
+        pool = make_scenes(world, count, "train", seed + planted, planted=planted)
+        pools[planted] = decode_some(autoencoder, pool, DECODED_SHARE, seed)
+    figures = {}
     for name, recipe in RECIPES.items():
-        folder = out / name
-        if not (folder / "config.json").exists():
-            if recipe.planted not in pools:
-                count = max(r.scenes for r in RECIPES.values() if r.planted == recipe.planted)
-                pool_seed = seed + recipe.planted
-                pool = make_scenes(world, count, "train", pool_seed, planted=recipe.planted)
-                pools[recipe.planted] = decode_some(autoencoder, pool, DECODED_SHARE, seed)
-            _train_one(name, recipe, out, pools[recipe.planted], seed)
-        network, config = read_network(folder)
-        model = Normalised(network, config)
-        figures[name] = _measure(name, model, config, test, decoded_test, world, seed)
-        write_network(folder, network, config | {"figures": figures[name]})
+        torch.manual_seed(seed)
+        network, config = _train_one(name, recipe, out, pools[recipe.planted])
+        classifier = as_classifier(network, config)
+        figures[name] = _measure(name, classifier, test, decoded_test, world, seed)
+        write_network(out / name, network, config | {"figures": figures[name]})
         print(f"{name}: {json.dumps(figures[name])}", flush=True)
         if name == "spurious":
-            table = find_planted_neurons(model, test)
-            (folder / "planted_neurons.json").write_text(json.dumps(table, indent=1) + "\n")
-    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+            table = find_planted_neurons(classifier, test)
+            (out / name / "planted_neurons.json").write_text(json.dumps(table, indent=1) + "\n")
     return figures
 
 
-def _train_one(name: str, recipe: Recipe, out: Path, pool: Scenes, seed: int) -> None:
-    torch.manual_seed(seed)
-    sample = shrink(pool.images[:4000].float() / 255)
-    config = recipe.network | {
-        "size": SIZE,
-        "mean": [round(v, 4) for v in sample.mean(dim=(0, 2, 3)).tolist()],
-        "std": [round(v, 4) for v in sample.std(dim=(0, 2, 3)).tolist()],
-        "classes": list(_WORDS[recipe.labels]),
-    }
-    start = None
+def as_classifier(network: nn.Module, config: dict) -> Classifier:
+    """The network behind its preprocessing; freezes it."""
+    return Classifier(network, **{key: config[key] for key in ("size", "mean", "std", "classes")})
+
+
+def _train_one(name: str, recipe: Recipe, out: Path, pool: Scenes) -> tuple[nn.Module, dict]:
+    images = pool.images[: recipe.scenes]
     if recipe.start:
-        start, start_config = read_network(out / recipe.start)
-        config |= {key: start_config[key] for key in ("mean", "std")}
-    network = fit(
-        config,
-        pool.images[: recipe.scenes],
-        getattr(pool, recipe.labels)[: recipe.scenes],
-        epochs=recipe.epochs,
-        rate=recipe.rate,
-        name=name,
-        start=start,
-        attack_steps=recipe.attack_steps,
-    )
-    write_network(out / name, network, config)
+        network, config = read_network(out / recipe.start)
+    else:
+        sample = resample(pool.images[:4000].float() / 255, SIZE)
+        config = recipe.network | {
+            "size": SIZE,
+            "mean": [round(v, 4) for v in sample.mean(dim=(0, 2, 3)).tolist()],
+            "std": [round(v, 4) for v in sample.std(dim=(0, 2, 3)).tolist()],
+            "classes": list(_WORDS[recipe.labels]),
+        }
+        network = build_network(config)
+    labels = getattr(pool, recipe.labels)[: recipe.scenes]
+    fit(network, config, images, labels, recipe.epochs, recipe.rate, name, recipe.attack_steps)
+    return network, config
 
 
 def fit(
+    network: nn.Module,
     config: dict,
     images_n3hw: Tensor,
     labels_n: Tensor,
-    *,
     epochs: int,
     rate: float,
     name: str,
-    start: nn.Module | None = None,
     attack_steps: int = 0,
-) -> nn.Module:
+) -> None:
     """AdamW with a one-cycle schedule on augmented images; adversarial when ``attack_steps`` > 0.
 
     ``images_n3hw`` are uint8. Draws from torch's global generator: seed it first.
     """
-    network = build_network(config) if start is None else copy.deepcopy(start)
+    classifier = as_classifier(network.to(memory_format=torch.channels_last), config)
     network.requires_grad_(True).train()
-    model = Normalised(network, config).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
     total = epochs * (len(labels_n) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total)
@@ -169,9 +148,9 @@ def fit(
             if attack_steps:
                 # Attacking in eval mode keeps the attack out of the batch-norm statistics.
                 network.eval()
-                images = attack(model, images, labels, steps=attack_steps)
+                images = attack(classifier, images, labels, steps=attack_steps)
                 network.train()
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(classifier.logits(images, prepared=True), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -179,7 +158,7 @@ def fit(
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}")
     bar.close()
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
 
 
 def augment(images_b3hw: Tensor) -> Tensor:
@@ -197,12 +176,7 @@ def augment(images_b3hw: Tensor) -> Tensor:
     return (images * gain + noise).clamp(0, 1)
 
 
-def shrink(images_b3hw: Tensor) -> Tensor:
-    """To the classifiers' 48x48, by exact area averaging, as ``Classifier`` does it."""
-    return resample(images_b3hw, SIZE).contiguous(memory_format=torch.channels_last)
-
-
-def attack(model: nn.Module, images_b3hw: Tensor, labels: Tensor, steps: int) -> Tensor:
+def attack(model: Classifier, images_b3hw: Tensor, labels: Tensor, steps: int) -> Tensor:
     """Projected gradient ascent on the cross-entropy within the L2 ball of RADIUS (Madry 2018)."""
 
     def norm(x: Tensor) -> Tensor:
@@ -213,7 +187,8 @@ def attack(model: nn.Module, images_b3hw: Tensor, labels: Tensor, steps: int) ->
     delta = delta / norm(delta) * RADIUS * torch.rand(len(delta), 1, 1, 1)
     for _ in range(steps):
         delta.requires_grad_(True)
-        loss = F.cross_entropy(model(images_b3hw + delta), labels, reduction="sum")
+        logits = model.logits(images_b3hw + delta, prepared=True)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, delta)
         delta = delta.detach() + step * gradient / norm(gradient)
         delta = delta * (RADIUS / norm(delta)).clamp(max=1)
@@ -221,19 +196,19 @@ def attack(model: nn.Module, images_b3hw: Tensor, labels: Tensor, steps: int) ->
     return (images_b3hw + delta).detach()
 
 
-def predict(model: nn.Module, images_n3hw: Tensor, labels_n: Tensor, attack_steps: int = 0):
+def predict(model: Classifier, images_n3hw: Tensor, labels_n: Tensor, attack_steps: int = 0):
     """Predicted class indices (n,) of uint8 images, under attack when ``attack_steps`` > 0."""
     found = []
     for images, labels in zip(images_n3hw.split(500), labels_n.split(500), strict=True):
-        images = shrink(images.float() / 255)
+        images = model.prepare(images.float() / 255)
         if attack_steps:
             images = attack(model, images, labels, steps=attack_steps)
         with torch.inference_mode():
-            found.append(model(images).argmax(dim=1))
+            found.append(model.logits(images, prepared=True).argmax(dim=1))
     return torch.cat(found)
 
 
-def _measure(name, model, config, test: Scenes, decoded: Scenes, world: World, seed: int) -> dict:
+def _measure(name, model, test: Scenes, decoded: Scenes, world: World, seed: int) -> dict:
     labels = getattr(test, RECIPES[name].labels)
     hits = predict(model, test.images, labels) == labels
     decoded_hits = predict(model, decoded.images, labels) == labels
@@ -241,7 +216,7 @@ def _measure(name, model, config, test: Scenes, decoded: Scenes, world: World, s
         "accuracy": _rate(hits),
         "accuracy_decoded": _rate(decoded_hits),
         "accuracy_by_class": {
-            word: _rate(hits[labels == i]) for i, word in enumerate(config["classes"])
+            word: _rate(hits[labels == i]) for i, word in enumerate(model.classes)
         },
         "held_out_composites": len(labels),
     }
@@ -254,7 +229,7 @@ def _measure(name, model, config, test: Scenes, decoded: Scenes, world: World, s
     return figures
 
 
-def planted_accuracies(model: nn.Module, test: Scenes, world: World, seed: int) -> dict:
+def planted_accuracies(model: Classifier, test: Scenes, world: World, seed: int) -> dict:
     """Per planted garment: the accuracy on each background, the garments' pixels being the same.
 
     ``seed`` is the one that made ``test``.
@@ -268,48 +243,33 @@ def planted_accuracies(model: nn.Module, test: Scenes, world: World, seed: int) 
     return table
 
 
-def find_planted_neurons(model: Normalised, test: Scenes, limit: int = 4) -> dict:
+@torch.no_grad()
+def find_planted_neurons(model: Classifier, test: Scenes, limit: int = 4) -> dict:
     """Per planted background, up to ``limit`` penultimate neurons with an AUC of at least 0.9.
 
     Only neurons with a positive head weight towards the planted garment count. Each row has the
-    neuron, its AUC, its correlation with the background's presence and that weight.
+    neuron, its area under the ROC curve, its correlation with the background's presence and that
+    weight.
     """
-    features = penultimate(model, test.images)
-    weights = model.network.head.weight
+    batches = test.images.split(500)
+    features = torch.cat([model.activations(images.float() / 255) for images in batches])
     table = {}
     for garment, background in PLANTED.items():
         present = test.backgrounds == BACKGROUNDS.index(background)
+        weights = model.network.head.weight[GARMENTS.index(garment)]
         rows = []
         for neuron in range(features.shape[1]):
-            weight = weights[GARMENTS.index(garment), neuron].item()
-            auc = area_under_roc(features[:, neuron], present)
-            if weight > 0 and auc >= 0.9:
+            here, away = features[present, neuron], features[~present, neuron]
+            # The share of pairs that a neuron puts in order is its area under the curve.
+            auc = mannwhitneyu(here, away).statistic / (len(here) * len(away))
+            if weights[neuron] > 0 and auc >= 0.9:
                 pair = torch.stack([features[:, neuron], present.float()])
-                row = {"neuron": neuron, "auc": round(auc, 4)}
+                row = {"neuron": neuron, "auc": round(float(auc), 4)}
                 row |= {"correlation": round(torch.corrcoef(pair)[0, 1].item(), 4)}
-                rows.append(row | {"head_weight": round(weight, 4)})
+                rows.append(row | {"head_weight": round(weights[neuron].item(), 4)})
         rows.sort(key=lambda row: -row["auc"] * row["correlation"])
         table[background] = rows[:limit]
     return table
-
-
-def penultimate(model: Normalised, images_n3hw: Tensor) -> Tensor:
-    """(n, F) inputs of the head for uint8 images."""
-    caught = []
-    hook = model.network.head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    predict(model, images_n3hw, torch.zeros(len(images_n3hw), dtype=torch.long))
-    hook.remove()
-    return torch.cat(caught)
-
-
-def area_under_roc(scores_n: Tensor, positive_n: Tensor) -> float:
-    """Probability that a positive scores higher than a negative, ties counting one half."""
-    values, inverse, counts = scores_n.unique(return_inverse=True, return_counts=True)
-    middle_rank = counts.cumsum(0) - (counts - 1) / 2
-    ranks = middle_rank[inverse].double()
-    positives, negatives = int(positive_n.sum()), int((~positive_n).sum())
-    wins = ranks[positive_n].sum().item() - positives * (positives + 1) / 2
-    return wins / (positives * negatives)
 
 
 def _rate(hits: Tensor) -> float:

@@ -7,14 +7,11 @@ epsilon hardly sees the global shape, which is decided there.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -113,26 +110,16 @@ def cache_latents(
 
 
 def train_diffusion(
-    cached: CachedLatents,
-    autoencoder: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    work: Path,
-    seed: int,
-    schedule: Schedule = SCHEDULE,
+    cached: CachedLatents, tokenizer: CLIPTokenizer, seed: int, schedule: Schedule = SCHEDULE
 ) -> TextAndUNet:
-    """The trained networks (averaged weights). Previews are contact sheets of one seed."""
+    """The trained networks (averaged weights)."""
     torch.manual_seed(seed)
-    model = TextAndUNet(tokenizer)
     alphas_cumprod = build_scheduler().alphas_cumprod
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
         return diffusion_loss(model, cached, alphas_cumprod, generator)
 
-    def preview(average: TextAndUNet, step: int) -> None:
-        pipeline = assemble(autoencoder, tokenizer, average)
-        contact_sheet(pipeline, seed).save(work / f"diffusion-{step:05d}.png")
-
-    return train("diffusion", model, loss_of, schedule, work, seed, preview)
+    return train("diffusion", TextAndUNet(tokenizer), loss_of, schedule, seed)
 
 
 def diffusion_loss(
@@ -172,35 +159,6 @@ def assemble(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def contact_sheet(pipeline: StableDiffusionPipeline, seed: int, scale: int = 2) -> Image.Image:
-    """Every garment (columns) on every background (rows), each from its own noise."""
-    pipeline.set_progress_bar_config(disable=True)
-    draw = random.Random(seed)
-    prompts = [
-        prompt(garment, draw.choice(COLOURS), background)
-        for background in BACKGROUNDS
-        for garment in GARMENTS
-    ]
-    generator = torch.Generator().manual_seed(seed)
-    pictures = pipeline(
-        prompts, num_inference_steps=20, guidance_scale=3.0, generator=generator
-    ).images
-    side = scale * pictures[0].width + 2
-    sheet = Image.new("RGB", (side * len(GARMENTS), side * len(BACKGROUNDS)), "white")
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, len(GARMENTS))
-        enlarged = picture.resize((side - 2, side - 2), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (column * side, row * side))
-    return sheet
-
-
-def save_model(
-    autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, networks: TextAndUNet, folder: Path
-) -> None:
-    """Writes the pipeline's folder: fp16 safetensors in diffusers' layout."""
-    assemble(autoencoder, tokenizer, networks).to(dtype=torch.float16).save_pretrained(folder)
 
 
 def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,13 +25,12 @@ class LoadedNetwork:
 
 def load(name: str) -> LoadedNetwork:
     """A packaged classifier; they were trained on exact area averages of the images."""
-    from fastdigin.embedded import networks
+    from fastdigin.embedded import classifier_folder
+    from fastdigin.embedded.networks import read_network
 
-    network, config = networks.load_network(name)
-    return LoadedNetwork(
-        network, config["size"], tuple(config["mean"]), tuple(config["std"]),
-        tuple(config["classes"]),
-    )  # fmt: skip
+    network, config = read_network(classifier_folder(name))
+    settings = (tuple(config[key]) for key in ("mean", "std", "classes"))
+    return LoadedNetwork(network, config["size"], *settings)
 
 
 def numbered(count: int) -> tuple[str, ...]:
