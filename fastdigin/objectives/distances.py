@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -14,8 +14,43 @@ REGIONS = ("all", "foreground", "background")
 Region = Literal["all", "foreground", "background"]
 
 
+class Regional:
+    """A loss that keeps its ``reference`` (C,H,W) as it is now, and looks at a region of it."""
+
+    def __post_init__(self) -> None:
+        check_choice("region", self.region, REGIONS)
+        object.__setattr__(self, "reference", self.reference.detach().clone())
+        object.__setattr__(self, "_region_hw", None if self.region == "all" else self._weights())
+
+    def reference_of(self, x_chw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Reference and weights (H,W) where the candidate is; no weights mean everywhere."""
+        if x_chw.shape != self.reference.shape:
+            raise UserError(
+                f"the reference of {self.name!r} is {tuple(self.reference.shape)}, but the "
+                f"candidate is {tuple(x_chw.shape)}: they must have the same shape."
+            )
+        region_hw = self._region_hw
+        if region_hw is not None:
+            region_hw = region_hw.to(x_chw, non_blocking=True)
+        return self.reference.to(x_chw, non_blocking=True), region_hw
+
+    def _weights(self) -> Tensor:
+        if self.mask is None:
+            raise UserError(f"region {self.region!r} needs a mask: give one, or use region 'all'.")
+        mask_hw = self.mask.detach().to(self.reference.dtype, copy=True)
+        if mask_hw.ndim != 2 or not (mask_hw.min() >= 0 and mask_hw.max() <= 1):
+            raise UserError(
+                f"mask must be (H,W) with values in [0,1], got {tuple(mask_hw.shape)} with values "
+                f"in [{mask_hw.min():.3g}, {mask_hw.max():.3g}]."
+            )
+        size = self.reference.shape[-2:]
+        if mask_hw.shape != size:
+            mask_hw = resample(mask_hw[None, None], tuple(size))[0, 0]
+        return mask_hw if self.region == "foreground" else 1 - mask_hw
+
+
 @dataclass(frozen=True, eq=False)
-class Distance:
+class Distance(Regional):
     """mean(region * |x - reference|^p) over ALL elements, p = 1 (l1) or 2 (l2).
 
     Because the mean is over all elements, not over the region, a small region counts little.
@@ -46,52 +81,20 @@ class Distance:
     mask: Tensor | None = None
     weight: float = 1.0
     name: str = "distance"
-    _region_hw: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("space", self.space, ("pixels", "latents"))
         check_choice("norm", self.norm, ("l1", "l2"))
-        object.__setattr__(self, "reference", self.reference.detach().clone())
-        object.__setattr__(self, "_region_hw", region_of(self.region, self.mask, self.reference))
+        super().__post_init__()
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
         x = candidate.image if self.space == "pixels" else candidate.latents
-        check_shape(x, self.reference, self.name)
-        difference = x - self.reference.to(x, non_blocking=True)
-        errors = difference.abs() if self.norm == "l1" else difference.square()
-        if self._region_hw is not None:
-            errors = self._region_hw.to(x, non_blocking=True) * errors
-        return errors.mean()
-
-
-def region_of(region: str, mask: Tensor | None, reference_chw: Tensor) -> Tensor | None:
-    """Weights (h,w) of the region at the reference's size; None means everywhere."""
-    check_choice("region", region, REGIONS)
-    if region == "all":
-        return None
-    if mask is None:
-        raise UserError(f"region {region!r} needs a mask: give one, or use region 'all'.")
-    mask_hw = mask.detach().to(reference_chw.dtype, copy=True)
-    if mask_hw.ndim != 2 or not (mask_hw.min() >= 0 and mask_hw.max() <= 1):
-        raise UserError(
-            f"mask must be (H,W) with values in [0,1], got {tuple(mask.shape)} with values in "
-            f"[{mask.min():.3g}, {mask.max():.3g}]."
-        )
-    size = tuple(reference_chw.shape[-2:])
-    if tuple(mask_hw.shape) != size:
-        mask_hw = resample(mask_hw[None, None], size)[0, 0]
-    return mask_hw if region == "foreground" else 1 - mask_hw
+        reference, region_hw = self.reference_of(x)
+        errors = (x - reference).abs() if self.norm == "l1" else (x - reference).square()
+        return errors.mean() if region_hw is None else (region_hw * errors).mean()
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def check_shape(x: Tensor, reference: Tensor, name: str) -> None:
-    if x.shape != reference.shape:
-        raise UserError(
-            f"the reference of {name!r} is {tuple(reference.shape)}, but the candidate is "
-            f"{tuple(x.shape)}: they must have the same shape."
-        )

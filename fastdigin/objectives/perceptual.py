@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdigin.errors import UserError
-from fastdigin.objectives.distances import Region, check_choice, check_shape, region_of
+from fastdigin.objectives.distances import Region, Regional, check_choice
 
 
 @dataclass(frozen=True, eq=False)
-class LpipsDistance:
+class LpipsDistance(Regional):
     """LPIPS between the image and a reference.
 
     With a region, the pixels outside it are taken from the reference before comparing, so that
@@ -42,21 +42,15 @@ class LpipsDistance:
     mask: Tensor | None = None
     weight: float = 1.0
     name: str = "lpips"
-    _region_hw: Tensor | None = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reference", self.reference.detach().clone())
-        object.__setattr__(self, "_region_hw", region_of(self.region, self.mask, self.reference))
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
-        x = _within_region(candidate.image, self)
-        reference = self.reference.to(x, non_blocking=True)
+        x, reference = _within_region(candidate.image, self)
         return self.network(x[None], reference[None], normalize=True).mean()
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureDistance:
+class FeatureDistance(Regional):
     """The distance of image and reference in the feature space of a network.
 
     With a region, the pixels outside it are taken from the reference before comparing, so that
@@ -91,13 +85,11 @@ class FeatureDistance:
     mask: Tensor | None = None
     weight: float = 1.0
     name: str = "features"
-    _region_hw: Tensor | None = field(init=False, repr=False)
     _reference_1d: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, ("cosine", "l2"))
-        object.__setattr__(self, "reference", self.reference.detach().clone())
-        object.__setattr__(self, "_region_hw", region_of(self.region, self.mask, self.reference))
+        super().__post_init__()
         with torch.no_grad():
             features = self.features(self.reference[None])
         if features.ndim != 2:
@@ -109,7 +101,7 @@ class FeatureDistance:
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
-        found = self.features(_within_region(candidate.image, self)[None])
+        found = self.features(_within_region(candidate.image, self)[0][None])
         reference = self._reference_1d.to(found, non_blocking=True)
         if self.norm == "l2":
             return (found - reference).square().mean()
@@ -151,23 +143,18 @@ def load_lpips(network: Literal["alex", "vgg"] = "alex") -> nn.Module:
         )
     with warnings.catch_warnings():  # lpips calls torchvision in a deprecated way
         warnings.simplefilter("ignore")
-        # Random weights, because lpips itself would download and unpickle.
-        model = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False)
+        # A random backbone, because lpips itself would download and unpickle it.
+        model = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     backbone = torch.load(backbone_file, map_location="cpu", weights_only=True)
     # lpips cuts torchvision's ``features`` into slices, which keep the numbers of their layers.
     for key, value in model.net.state_dict().items():
         value.copy_(backbone["features." + key.partition(".")[2]])
-    heads_file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{network}.pth"
-    heads = torch.load(heads_file, map_location="cpu", weights_only=True)
-    result = model.load_state_dict(heads, strict=False)
-    assert not result.unexpected_keys, f"{heads_file.name} does not fit this version of lpips"
     return model.eval().requires_grad_(False)
 
 
-def _within_region(image_3hw: Tensor, loss: LpipsDistance | FeatureDistance) -> Tensor:
-    """The image where the region is, the loss's reference elsewhere."""
-    check_shape(image_3hw, loss.reference, loss.name)
-    if loss._region_hw is None:
-        return image_3hw
-    reference = loss.reference.to(image_3hw, non_blocking=True)
-    return reference + loss._region_hw.to(image_3hw, non_blocking=True) * (image_3hw - reference)
+def _within_region(image_3hw: Tensor, loss: Regional) -> tuple[Tensor, Tensor]:
+    """The image where the region is and the reference elsewhere; and the reference."""
+    reference, region_hw = loss.reference_of(image_3hw)
+    if region_hw is not None:
+        image_3hw = reference + region_hw * (image_3hw - reference)
+    return image_3hw, reference

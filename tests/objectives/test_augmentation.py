@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from hashlib import sha256
 
 import pytest
 import torch
@@ -43,13 +42,8 @@ def test_crops_are_a_function_of_the_key_alone():
         assert not torch.allclose(cutouts(image, 12, other), first, atol=1e-3)
 
 
-def test_keys_hash_alike_in_another_process():
-    code = "from fastdigin.objectives.augmentation import _stable_hash as h; print(h((7, 3, 1)))"
-    output = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"],
-        capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "123"},
-    )  # fmt: skip
-    assert int(output.stdout) == _stable_hash(KEY) < 2**63
+def test_keys_hash_alike_everywhere():
+    assert _stable_hash(KEY) == int(sha256(b"7,3,1").hexdigest()[:16], 16) >> 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -85,27 +79,19 @@ def test_classifier_as_large_as_the_image_still_gets_different_crops(monkeypatch
 
 
 def test_noise_has_its_standard_deviation():
-    image = torch.full((3, 24, 24), 0.5)
-    crops = Cutouts(count=64, noise=0.02)(image, 16, KEY)
+    crops = Cutouts(count=64, noise=0.02)(torch.full((3, 24, 24), 0.5), 16, KEY)
     assert abs((crops - 0.5).std() - 0.02) < 5e-4
-    assert torch.allclose(Cutouts(noise=0)(image, 16, KEY), torch.tensor(0.5))
 
 
 def test_all_crops_are_one_resampling():
     """Two matrix products there and two back, however many crops there are."""
-    found = []
-    for count in (1, 16):
-        image = torch.rand(3, 32, 32, requires_grad=True)
-        with _Products() as products:
-            crops = Cutouts(count=count)(image, 12, (1, 2, 3))
-            torch.autograd.grad(crops.sum(), image)
-        found.append(products.count)
-    assert found == [4, 4]
+    image = torch.rand(3, 32, 32, requires_grad=True)
+    with _Products() as products:
+        torch.autograd.grad(Cutouts(count=16)(image, 12, KEY).sum(), image)
+    assert products.count == 4
 
 
 class _Products(TorchDispatchMode):
-    """Counts matrix products."""
-
     count = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):

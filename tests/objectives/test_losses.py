@@ -39,16 +39,13 @@ def features(dtype, **options):
 
 CROPS = Cutouts(count=2)
 LOSSES = {
-    **{
-        f"{form} {'up' if up else 'down'}": (confidence, {"form": form, "maximise": up})
-        for form in ("conf", "log_conf", "logits")
-        for up in (True, False)
-    },
-    "confidence of crops": (confidence, {"cutouts": CROPS}),
-    "neuron up": (neuron, {}),
+    "conf down": (confidence, {"form": "conf", "maximise": False}),
+    "log_conf up": (confidence, {}),
+    "log_conf down": (confidence, {"maximise": False}),
+    "logits up": (confidence, {"form": "logits"}),
+    "confidence of crops": (confidence, {"form": "conf", "cutouts": CROPS}),
     "neuron down, of crops": (neuron, {"maximise": False, "cutouts": CROPS}),
     "l1": (distance, {"norm": "l1", "region": "background"}),
-    "l2": (distance, {"norm": "l2", "region": "foreground"}),
     "latents": (distance, {"shape": LATENT_SHAPE, "space": "latents", "region": "background"}),
     "cosine of features": (features, {"region": "foreground"}),
     "l2 of features": (features, {"norm": "l2", "region": "background"}),
