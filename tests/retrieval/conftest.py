@@ -42,11 +42,6 @@ def judge() -> Classifier:
 
 
 @pytest.fixture(scope="session")
-def clean() -> Classifier:
-    return Classifier.load("embedded:clean")
-
-
-@pytest.fixture(scope="session")
 def spurious() -> Classifier:
     return Classifier.load("embedded:spurious")
 
