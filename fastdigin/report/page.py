@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment
-from markupsafe import Markup, escape
 
 from fastdigin.errors import UserError
 from fastdigin.results.card import source, templates
@@ -22,7 +18,7 @@ from fastdigin.storage import write_atomically
 
 def write_page(target: Path, template: str, **context: Any) -> Path:
     """Writes a template of this folder; returns the path. UserError where it cannot be written."""
-    environment = _environment()
+    environment = templates("fastdigin.report", "fastdigin.results")
     script = source(environment, "page.js")
     page = environment.get_template(template).render(
         style=source(environment, "card.css") + source(environment, "page.css"),
@@ -37,14 +33,3 @@ def write_page(target: Path, template: str, **context: Any) -> Path:
             f"'{target}' cannot be written ({error.strerror}); make the folder writable."
         ) from None
     return target
-
-
-def _environment() -> Environment:
-    environment = templates("fastdigin.report", "fastdigin.results")
-    environment.filters["emphasised"] = _emphasised
-    return environment
-
-
-def _emphasised(text: str) -> Markup:
-    """*word* in italics."""
-    return Markup(re.sub(r"\*(\w+)\*", r"<em>\1</em>", str(escape(text))))

@@ -10,7 +10,7 @@ from typing import Any
 from fastdigin.errors import UserError
 from fastdigin.report.page import write_page
 from fastdigin.results import Record, read_records, read_runs, record_class, tasks
-from fastdigin.results.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
+from fastdigin.results.pictures import MEANINGS
 from fastdigin.results.store import RESULTS_FILE, flatten
 from fastdigin.results.views import Cross, badge, summarise
 
@@ -51,7 +51,7 @@ def write_report(out: Path | str) -> Path:
         "report.html",
         eyebrow="fastdigin report",
         heading="What the classifier goes by",
-        counts=[_count(images, "image"), _count(len(sections), "task")],
+        images=images,
         sections=sections,
         shown=CARDS_SHOWN // len(sections),
         failed=[
@@ -62,12 +62,7 @@ def write_report(out: Path | str) -> Path:
         failures_shown=FAILURES_SHOWN,
         runs=list(runs),
         settings=_settings(runs),
-        swatches={
-            "unchanged": UNCHANGED,
-            "brighter": BRIGHTER,
-            "darker": DARKER,
-            "another colour": RECOLOURED,
-        },
+        swatches=MEANINGS,
         results_file=RESULTS_FILE,
     )
 
@@ -97,12 +92,7 @@ def _crossed(view: Cross, done: Sequence[Record]) -> dict[str, Any] | None:
         of = f"of {len(records)} images and {len(columns)} {view.own}s"
         caption += f" The first {NEURONS_SHOWN} {of}."
     rows = [
-        {
-            "record": record,
-            "own": str(getattr(record, view.own)),
-            "also": getattr(record, view.also) or "",
-            "cells": {name: getattr(record, view.name).get(name) for name in columns},
-        }
+        [getattr(record, name) for name in (view.own, view.also, view.name)]
         for record in records[:NEURONS_SHOWN]
     ]
     return {"caption": caption, "own": view.own, "columns": columns[:NEURONS_SHOWN], "rows": rows}
@@ -116,16 +106,5 @@ def _settings(runs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value):
-        return ", ".join(map(_value, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -39,8 +39,8 @@ def templates(*packages: str) -> Environment:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals |= {
-        "badge": badge, "curves": curves, "facts": facts, "pictures": pictures, "picture": picture,
-    }  # fmt: skip
+        function.__name__: function for function in (badge, curves, facts, picture, pictures)
+    }
     return environment
 
 
@@ -56,14 +56,14 @@ def card_html(record: Any) -> str:
     return f'<style>{source(environment, "card.css")}</style><div class="fastdigin">{card}</div>'
 
 
-def facts(record: Any) -> list[tuple[str, str]]:
-    """(label, text) of what is neither on a track nor the badge."""
-    views = [v for v in record.views() if "card" in v.places and not v.badge]
-    found = [(v.title(type(record)), v.text(record)) for v in views if not v.meter(record)]
-    found += [(n, str(x)) for n, x in record.extra.items() if isinstance(x, (str, int, float))]
-    run = ("error", record.error), ("iterations", record.iterations), ("seed", record.seed)
-    found += [*run, ("seconds", number(record.seconds))]
-    return [(label, str(text)) for label, text in found if text is not None]
+def facts(record: Any) -> list[tuple[str, Any]]:
+    """(label, text) of what is known, beside the badge."""
+    views = [view for view in record.views() if "card" in view.places and not view.badge]
+    found = [(view.title(type(record)), view.text(record)) for view in views]
+    found += [(n, x) for n, x in record.extra.items() if isinstance(x, (str, int, float))]
+    found += [(name, getattr(record, name)) for name in ("error", "iterations", "seed")]
+    found.append(("seconds", number(record.seconds)))
+    return [(label, text) for label, text in found if text is not None]
 
 
 def pictures(record: Any) -> list[dict[str, Any]]:
@@ -101,22 +101,16 @@ def data_uri(picture: Path | Tensor | None) -> str | None:
     try:
         opened = to_pil(picture) if isinstance(picture, Tensor) else Image.open(picture)
         with opened:
-            kind, content = _encoded(opened)
+            photo = opened.mode not in ("L", "1")
+            shown = opened.convert("RGB" if photo else "L")
     except OSError:
         return None
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _encoded(picture: Image.Image) -> tuple[str, bytes]:
-    photo = picture.mode not in ("L", "1")
-    picture = picture.convert("RGB" if photo else "L")
-    large = max(picture.size) > EMBEDDED_SIDE
-    picture.thumbnail((EMBEDDED_SIDE, EMBEDDED_SIDE), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
     # As PNG, a thousand reduced photographs would weigh over 100 MB.
-    kind = "JPEG" if photo and large else "PNG"
-    picture.save(content, format=kind, quality=90)
-    return kind.lower(), content.getvalue()
+    kind = "jpeg" if photo and max(shown.size) > EMBEDDED_SIDE else "png"
+    shown.thumbnail((EMBEDDED_SIDE, EMBEDDED_SIDE), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    shown.save(content, format=kind, quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def curves(record: Any) -> list[Curve]:
@@ -130,12 +124,9 @@ def curves(record: Any) -> list[Curve]:
             for key in keys
         }
 
-    # The colours follow the meters: a confidence beside an activation is the second quantity.
-    activation = curve("activation (neuron's unit)", series("activation"), best)
-    tone = int(activation is not None)
     charts = (
         curve("total loss (no unit)", {"total": [e.get("total") for e in history]}, best),
-        activation,
-        curve("confidence (%)", series("confidence"), best, share=True, tone=tone),
+        curve("activation (neuron's unit)", series("activation"), best),
+        curve("confidence (%)", series("confidence"), best, share=True),
     )
     return [chart for chart in charts if chart is not None]

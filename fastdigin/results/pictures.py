@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# The difference picture's colours. A dark middle keeps unchanged regions quiet on any page.
-UNCHANGED = (22, 24, 30)
-BRIGHTER = (255, 176, 64)
-DARKER = (72, 156, 255)
-RECOLOURED = (226, 226, 232)
+MEANINGS = {
+    "unchanged": (22, 24, 30),
+    "brighter": (255, 176, 64),
+    "darker": (72, 156, 255),
+    "another colour": (226, 226, 232),
+}
+"""The difference picture's colours. A dark middle keeps unchanged regions quiet on any page."""
+
 FULL_SCALE = 0.4
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -33,13 +36,11 @@ def difference_picture(before: Tensor, after: Tensor) -> Tensor:
     brightness = torch.einsum("chw,c->hw", change, change.new_tensor(_LUMA))
     direction = (brightness / size.clamp_min(1e-6)).clamp(-1, 1)
     unchanged, brighter, darker, recoloured = (
-        change.new_tensor(colour)[:, None, None] / 255
-        for colour in (UNCHANGED, BRIGHTER, DARKER, RECOLOURED)
+        change.new_tensor(colour)[:, None, None] / 255 for colour in MEANINGS.values()
     )
     towards = torch.where(direction > 0, brighter, darker)
     hue = recoloured + (towards - recoloured) * direction.abs()
-    intensity = (size / FULL_SCALE).clamp(0, 1)
-    return unchanged + (hue - unchanged) * intensity
+    return unchanged + (hue - unchanged) * (size / FULL_SCALE).clamp(0, 1)
 
 
 def to_pil(image: Tensor) -> Image.Image:

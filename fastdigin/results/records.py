@@ -22,8 +22,8 @@ class CounterfactualRecord(Record):
     explanation = (
         "Each photo is changed as little as possible until the classifier answers with the target "
         "class, and only changes that the diffusion model finds natural are allowed. What changed "
-        "is what the classifier goes by. *Before* is the photo as the diffusion model reproduces "
-        "it, *after* is the counterfactual; changes are counted from the photo itself. The mask "
+        "is what the classifier goes by. 'Before' is the photo as the diffusion model reproduces "
+        "it, 'after' is the counterfactual; changes are counted from the photo itself. The mask "
         "marks the object, outside of which changes are costly."
     )
 
@@ -93,7 +93,7 @@ class DisagreementRecord(Record):
     explanation = (
         "Two classifiers, f and g, judge images of one class. Each image is optimised until f is "
         "sure of the class and g is not; whatever these images have in common is what g misses, "
-        "or what only f relies on. *Before* is the image as the prompt alone gives it."
+        "or what only f relies on. 'Before' is the image as the prompt alone gives it."
     )
 
     class_: str | None = key("the class that f and g judge", name="class")
@@ -118,7 +118,7 @@ class DisagreementRecord(Record):
     shows = (
         View("class_"),
         View("f_confidence", "confidence of f", before="f_confidence_before"),
-        View("g_confidence", "confidence of g", before="g_confidence_before", tone=1),
+        View("g_confidence", "confidence of g", before="g_confidence_before"),
         View("gap", None, "share", "f minus g", places=("summary",), before="gap_before"),
         View("g_prediction", "g sees"),
     )
@@ -133,10 +133,9 @@ class NeuronRecord(Record):
     title = "Neurons"
     question = "What excites a single neuron most?"
     explanation = (
-        "For each neuron the word whose generated images excite it most is the start (*before*); "
-        "then the image is optimised to raise the activation further (*after*). An image above "
-        "the data set's maximum excites the neuron more than any photo does. The dark mark on "
-        "the activation scale is that maximum."
+        "For each neuron the word whose generated images excite it most is the start ('before'); "
+        "then the image is optimised to raise the activation further ('after'). An image above "
+        "the data set's maximum excites the neuron more than any photo does."
     )
 
     neuron: int | None = key("the neuron's number")
@@ -179,8 +178,7 @@ class NeuronRecord(Record):
         View("word"),
         View("direction"),
         View(
-            "activation", before="activation_before", mark="dataset_max_activation",
-            pictures=True, places=("table", "card"),
+            "activation", before="activation_before", pictures=True, places=("table", "card"),
         ),
         View("dataset_max_activation", "data-set maximum", places=("card",)),
         View("share_of_maximum", "of the maximum", "multiple", before="share_of_maximum_before"),
@@ -213,7 +211,7 @@ class NeuronCounterfactualRecord(Record):
         "A neuron is turned up or down while the object in the photo is kept, so that only the "
         "background may change. A background that turns into something else tells what the neuron "
         "responds to; if the class confidence follows, the classifier leans on the background. "
-        "*Before* is the photo as the diffusion model reproduces it; changes are counted from the "
+        "'Before' is the photo as the diffusion model reproduces it; changes are counted from the "
         "photo itself. The mask marks the object that is kept."
     )
 
@@ -258,7 +256,7 @@ class NeuronCounterfactualRecord(Record):
             "background_changed", note="background classifier's answer differs",
             badge=("background changed", "background kept"), places=("card", "summary"),
         ),
-        View("class_confidence", before="class_confidence_before", by="direction", tone=1),
+        View("class_confidence", before="class_confidence_before", by="direction"),
         View("foreground_l1", note="pixels in 0 to 1"),
     )  # fmt: skip
 

@@ -64,34 +64,27 @@ class ResultStore:
     def __init__(self, out: Path | str, task: str, settings: Mapping):
         self.out = Path(out)
         self.task = task
-        self.settings = jsonable(settings)
         self._results = self.out / RESULTS_FILE
         self._lock = FileLock(self.out / LOCK_FILE)
         _check_writable(self.out)
+        settings = jsonable(settings)
         with self._lock:
             runs = read_runs(self.out)
             if task in runs:
-                _check_same_settings(self.out, task, runs[task], self.settings)
+                _check_same_settings(self.out, task, runs[task], settings)
             else:
-                text = json.dumps({**runs, task: self.settings}, indent=2, allow_nan=False) + "\n"
+                text = json.dumps({**runs, task: settings}, indent=2, allow_nan=False) + "\n"
                 write_atomically(self.out / RUN_FILE, text.encode())
             _mend_end(self._results)
 
     def append(self, record: Mapping) -> None:
-        """Writes one line and returns when it is on the disk.
+        """Writes one line, whose pictures exist, and returns when it is on the disk.
 
-        The pictures it names must exist: a record is the promise that its job is complete.
         Numbers that are not finite are written as null.
         """
         record = jsonable({**record, "task": record.get("task", self.task)})
         if record["task"] != self.task:
             raise ValueError(f"this store keeps {self.task!r} records, not {record['task']!r}")
-        if not _is_record(record):
-            raise ValueError("a record needs an id and a status, 'done' or 'failed'")
-        for key in IMAGE_KEYS:
-            if record.get(key) and picture_path(self.out, record[key]) is None:
-                raise ValueError(f"record {record['id']!r}: {key} {record[key]!r} is not a file "
-                                 "below the results folder; save it with save_image first")
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock, self._results.open("ab") as file:
             # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
@@ -124,29 +117,19 @@ def read_lines(out: Path | str) -> list[dict]:
     last: dict[tuple[str, str], dict] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            record = _parse(line)
+            record = _parse(line, path)
             if record is not None:
-                _check_schema(record, path)
                 last[record["task"], record["id"]] = record
             elif line.strip():
                 log.warning("%s, line %d, is not a complete record and is skipped", path, number)
     return list(last.values())
 
 
-def _check_schema(record: dict, path: Path) -> None:
-    version = record.get("schema", 1)
-    if not isinstance(version, int) or version > SCHEMA:
-        raise UserError(f"'{path}' holds records of schema {version}, and this version of "
-                        f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
-                        "--out.")
-
-
 def read_runs(out: Path | str) -> dict[str, dict]:
     """The settings of every task in OUT, {task: settings}; {} for a folder without a run."""
-    out = Path(out)
-    path = out / RUN_FILE
+    path = Path(out) / RUN_FILE
     if not path.exists():
-        if (out / RESULTS_FILE).exists():
+        if (path.parent / RESULTS_FILE).exists():
             raise UserError(f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
                             "settings are unknown; choose another --out.")
         return {}
@@ -201,6 +184,17 @@ def jsonable(value):
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def flatten(settings: Mapping, prefix: str = "") -> dict:
+    """Nested settings as one level, {'optimizer.lr': 0.01}."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _check_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -216,32 +210,17 @@ def _check_writable(out: Path) -> None:
 
 def _check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
     old, new = flatten(old), flatten(new)
-    missing = object()
-    differing = [key for key in [*new, *(key for key in old if key not in new)]
-                 if old.get(key, missing) != new.get(key, missing)]
-    if not differing:
-        return
-    shown = [f"{key}: {_show(old, key)} there, {_show(new, key)} here" for key in differing[:3]]
-    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    raise UserError(f"--out '{out}' holds a {task} run with other settings "
-                    f"({'; '.join(shown)}{more}); name another --out, "
-                    "or use the same settings to continue that run.")
-
-
-def flatten(settings: Mapping, prefix: str = "") -> dict:
-    """Nested settings as one level, {'optimizer.lr': 0.01}."""
-    flat = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _show(settings: dict, key: str) -> str:
-    text = json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
-    return text if len(text) <= 60 else text[:57] + "..."
+    told = []
+    for key in dict.fromkeys([*new, *old]):
+        if key not in old or key not in new or old[key] != new[key]:
+            there, here = (json.dumps(side[key], ensure_ascii=False) if key in side else "not set"
+                           for side in (old, new))  # fmt: skip
+            told.append(f"{key}: {there:.60} there, {here:.60} here")
+    if told:
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        raise UserError(f"--out '{out}' holds a {task} run with other settings "
+                        f"({'; '.join(told[:3])}{more}); name another --out, "
+                        "or use the same settings to continue that run.")
 
 
 def _mend_end(path: Path) -> None:
@@ -254,24 +233,26 @@ def _mend_end(path: Path) -> None:
     with path.open("rb+") as file:
         content = file.read()
         end = content.rfind(b"\n") + 1
-        last = _parse(content[end:] or content[:end].splitlines()[-1]) if content else None
-        if last is not None:
-            _check_schema(last, path)
+        last = _parse(content[end:] or content[:end].splitlines()[-1], path) if content else None
         if content[end:] and last is not None:
             file.write(b"\n")
         elif content[end:]:
             file.truncate(end)
 
 
-def _parse(line: bytes) -> dict | None:
+def _parse(line: bytes, path: Path) -> dict | None:
+    """The record of a line; None where it is none. UserError for one of a newer version."""
     try:
         record = jsonable(json.loads(line))  # NaN, which other programs write, becomes None
     except ValueError:  # also undecodable bytes
         return None
-    return record if _is_record(record) else None
-
-
-def _is_record(record) -> bool:
-    return (isinstance(record, dict) and isinstance(record.get("task"), str)
-            and isinstance(record.get("id"), (str, int))
-            and record.get("status") in ("done", "failed"))
+    if (not isinstance(record, dict) or not isinstance(record.get("task"), str)
+            or not isinstance(record.get("id"), (str, int))
+            or record.get("status") not in ("done", "failed")):
+        return None
+    version = record.get("schema", 1)
+    if not isinstance(version, int) or version > SCHEMA:
+        raise UserError(f"'{path}' holds records of schema {version}, and this version of "
+                        f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
+                        "--out.")
+    return record

@@ -19,30 +19,11 @@ _SHOWN = {"share": percent, "number": number, "multiple": times, "text": str}
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a summary.
-
-    track: low, high, and the value that is marked between them; each in [0, 1]. start: the value
-    before, where the figure is a change. tone: 1 for the colour of the second of two quantities.
-    """
+    """One figure of a summary."""
 
     label: str
     value: str
     note: str
-    track: tuple[float, float, float] | None = None
-    start: float | None = None
-    tone: int = 0
-
-
-@dataclass(frozen=True)
-class Meter:
-    """A quantity's way from ``start`` to ``end`` on a track; they and ``mark`` lie in [0, 1]."""
-
-    label: str
-    text: str
-    start: float
-    end: float
-    mark: float | None
-    tone: int
 
 
 @dataclass(frozen=True)
@@ -56,11 +37,9 @@ class View:
     before: the attribute with the value before the optimisation, which makes it a change.
     reconstruction: the attribute with the value for the picture that a photo's editing starts from,
         where that is not the photo. pictures: shows the values below the pictures they belong to.
-    mark: the attribute with a value to be marked on the track.
     by: the attribute that tells apart records whose means must not be mixed.
     badge: the words for yes and no at the head of a card. The first view that has one tells
         whether a job succeeded.
-    tone: 1 for the colour of the second of two quantities.
     """
 
     name: str
@@ -71,40 +50,20 @@ class View:
     before: str | None = None
     reconstruction: str | None = None
     pictures: bool = False
-    mark: str | None = None
     by: str | None = None
     badge: tuple[str, str] | None = None
-    tone: int = 0
 
     def title(self, record_class: type) -> str:
         """The label."""
-        key = keys_of(record_class).get(self.name)
-        return self.label or (key.label if key else self.name.replace("_", " "))
+        return self.label or self._key(record_class).label
 
     def text(self, record: Any) -> str | None:
         """The value for people, None where it is not known."""
-        after = self._show(record, self.name)
+        after = self.show(record, self.name)
         if self.before is None:
             return after
-        before = self._show(record, self.before)
+        before = self.show(record, self.before)
         return None if before is after is None else f"{before or '-'} → {after or '-'}"
-
-    def meter(self, record: Any) -> Meter | None:
-        """A change on a track, where the value has a scale."""
-        unit = self._unit(record)
-        ends = [getattr(record, name) for name in (self.before, self.name) if name]
-        if len(ends) < 2 or None in ends or unit not in ("share", "number"):
-            return None
-        mark = getattr(record, self.mark) if self.mark else None
-        known = [*ends, *([] if mark is None else [mark])]
-        low, high = (0.0, 1.0) if unit == "share" else (min(0.0, *known), max(0.0, *known))
-        start, end, *marked = (
-            min(1.0, max(0.0, (value - low) / ((high - low) or 1.0))) for value in known
-        )
-        text = self.text(record) or ""
-        return Meter(
-            self.title(type(record)), text, start, end, marked[0] if marked else None, self.tone
-        )
 
     def figures(self, records: Sequence[Any]) -> list[Figure]:
         """What the records amount to."""
@@ -115,14 +74,6 @@ class View:
         found = (self._figure(group, members) for group, members in groups.items())
         return [figure for figure in found if figure is not None]
 
-    def below_pictures(self, record: Any) -> dict[str, str]:
-        """Picture -> the value that belongs to it."""
-        names = {"initial_image": self.before, "image": self.name}
-        if self.reconstruction:
-            names |= {"input_image": self.before, "initial_image": self.reconstruction}
-        shown = {picture: self._show(record, name) for picture, name in names.items() if name}
-        return {picture: text for picture, text in shown.items() if text is not None}
-
     def _figure(self, group: str, records: Sequence[Any]) -> Figure | None:
         names = [name for name in (self.before, self.name) if name]
         rows = [[getattr(record, name) for name in names] for record in records]
@@ -131,8 +82,7 @@ class View:
             return None
         n, title = len(rows), self.title(type(records[0]))
         label = title[:1].upper() + title[1:] + group
-        key = keys_of(type(records[0])).get(self.name)
-        note = self.note or (key.doc if key and not self.before else "")
+        note = self.note or ("" if self.before else self._key(type(records[0])).doc)
         if isinstance(rows[0][0], bool):
             return _rate(label, [row[0] for row in rows], note)
         unit = self._unit(records[0])
@@ -141,20 +91,23 @@ class View:
         means = [sum(column) / n for column in zip(*rows, strict=True)]
         value = " → ".join(map(_SHOWN[unit], means))
         told = [note, "mean, before → after" if self.before else "mean", f"n = {n}"]
-        track = start = None
-        if self.before and unit == "share" and min(means) >= 0:
-            start, track = means[0], (min(means), max(means), means[1])
-        return Figure(label, value, ", ".join(filter(None, told)), track, start, self.tone)
+        return Figure(label, value, ", ".join(filter(None, told)))
 
-    def _show(self, record: Any, name: str) -> str | None:
+    def show(self, record: Any, name: str) -> str | None:
+        """An attribute of a record in the unit of this view."""
         value = getattr(record, name)
         if isinstance(value, bool):
             return "yes" if value else "no"
         return None if value is None else _SHOWN[self._unit(record)](value)
 
     def _unit(self, record: Any) -> Unit:
-        key = keys_of(type(record)).get(self.name)
-        return self.unit or (key.unit if key else "text")
+        return self.unit or self._key(type(record)).unit
+
+    def _key(self, record_class: type) -> Key:
+        """The key of the attribute; what a property has in place of one."""
+        words = self.name.replace("_", " ")
+        property_key = Key(self.name, self.name, "", words, "text", object)
+        return keys_of(record_class).get(self.name, property_key)
 
 
 @dataclass(frozen=True)
@@ -176,7 +129,7 @@ def _rate(label: str, values: Sequence[bool], note: str) -> Figure:
     low, high = wilson_interval(k, n)
     told = ": ".join(filter(None, (f"{k} of {n}", note)))
     interval = f"95% interval {percent(low)} to {percent(high)}"
-    return Figure(label, percent(k / n), f"{told}; {interval}", (low, high, k / n))
+    return Figure(label, percent(k / n), f"{told}; {interval}")
 
 
 def suggested(keys: Mapping[str, Key]) -> list[View]:
@@ -212,4 +165,10 @@ def badge(record: Any) -> tuple[bool, str] | None:
 def below_pictures(record: Any) -> Mapping[str, str]:
     """Picture -> the figure that belongs to it."""
     view = next((view for view in record.views() if view.pictures), None)
-    return view.below_pictures(record) if view else {}
+    if view is None:
+        return {}
+    names = {"initial_image": view.before, "image": view.name}
+    if view.reconstruction:
+        names |= {"input_image": view.before, "initial_image": view.reconstruction}
+    shown = {picture: view.show(record, name) for picture, name in names.items() if name}
+    return {picture: text for picture, text in shown.items() if text is not None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from fastdigin.datasets.hierarchy import classes, nearest_classes, synsets
-from fastdigin.datasets.make_synsets import make
 
 
 def wnid(index):
@@ -56,24 +55,3 @@ def test_the_nearest_come_first():
     """Of the microphone's cluster, the other transducer before all other devices."""
     names = [synsets()[w].word for w in nearest_classes(wnid(650))]
     assert names[0] == "loudspeaker" and len(names) > 100
-
-
-def test_making_the_table(tmp_path):
-    """A miniature of WordNet's file: two classes, one with two parents, one synset left out."""
-    lines = [
-        "  1 This software and database is ...",
-        "00000001 03 n 01 entity 0 001 ~ 00000002 n 0000 | that which is  ",
-        "00000002 05 n 02 fish 0 swimming_thing 1 002 @ 00000001 n 0000 ~ 00000003 n 0000 | swims ",
-        "00000003 05 n 02 tench 0 Tinca_tinca 0 003 @ 00000002 n 0000 @i 00000004 n 0000 "
-        "+ 00000009 v 0101 | a fish | of ponds  ",
-        "00000004 05 n 01 food 0 001 @ 00000001 n 0000 | eaten  ",
-        "00000005 05 n 01 stone 0 001 @ 00000001 n 0000 | not in it  ",
-    ]
-    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n")
-    assert make(tmp_path / "data.noun", ["n00000003", "n00000004"]).splitlines() == [
-        "wnid\tindex\tparents\tnames",
-        "n00000001\t\t\tentity",
-        "n00000002\t\tn00000001\tfish, swimming thing",
-        "n00000003\t0\tn00000002 n00000004\ttench, Tinca tinca",
-        "n00000004\t1\tn00000001\tfood",
-    ]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fastdigin.results.curves import curve
+from fastdigin.results.curves import BOTTOM, LEFT, RIGHT, TOP, curve
 from fastdigin.results.numbers import number, percent, wilson_interval
 
 
@@ -36,22 +36,22 @@ def test_numbers_for_people():
 )  # fmt: skip
 def test_curves_stay_inside_their_frame(values):
     chart = curve("loss", {"total": values}, 0)
-    (line,) = chart.lines
-    found = re.findall(r"[ML](\S+) (.+?)(?=h0|[ML]|$)", line.path)
-    assert len(found) == sum(value is not None for value in values)
-    places = [float(place) for point in found for place in point]
-    places += [height for height, _ in chart.ticks]
-    assert all(0 <= place <= 100 for place in places)
-    assert (line.dot is None) == (values[0] is None) and 3 <= len(chart.ticks) <= 6
+    ((_, path, dot),) = chart.lines
+    points = [tuple(map(float, p)) for p in re.findall(r"[ML](\S+) (.+?)(?=h0|[ML]|$)", path)]
+    assert len(points) == sum(value is not None for value in values)
+    assert all(LEFT <= x <= RIGHT for x, _ in points)
+    assert all(TOP <= y <= BOTTOM for y in [*(y for _, y in points), *(y for y, _ in chart.ticks)])
+    assert (dot is None) == (values[0] is None) and len({y for y, _ in chart.ticks}) == 3
 
 
 def test_a_share_has_its_own_axis():
     chart = curve("confidence", {"f": [0.5], "g": [0.4]}, 5, share=True)
-    assert chart.ticks == [(0, "0%"), (50, "50%"), (100, "100%")]
-    assert [line.name for line in chart.lines] == ["f", "g"]
+    assert [text for _, text in chart.ticks] == ["0%", "50%", "100%"]
+    assert [y for y, _ in chart.ticks] == [BOTTOM, (TOP + BOTTOM) / 2, TOP]
+    assert [name for name, _, _ in chart.lines] == ["f", "g"]
     assert chart.best is None, "there is no iteration 5"
 
 
-def test_without_values_there_is_no_curve():
-    assert curve("loss", {"total": [None, None]}, 0) is None
-    assert curve("loss", {}, None) is None
+@pytest.mark.parametrize("series", [{"total": [None, None]}, {}])
+def test_without_values_there_is_no_curve(series):
+    assert curve("loss", series, 0) is None

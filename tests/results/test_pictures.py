@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdigin.results import difference_picture, to_pil
-from fastdigin.results.pictures import BRIGHTER, DARKER, RECOLOURED, UNCHANGED
+from fastdigin.results.pictures import MEANINGS
 
 
 def colour(before, after):
@@ -16,12 +16,12 @@ def colour(before, after):
 
 
 def test_difference_shows_size_and_direction():
-    assert colour((0.3, 0.3, 0.3), (0.3, 0.3, 0.3)) == UNCHANGED
-    assert colour((0, 0, 0), (1, 1, 1)) == BRIGHTER
-    assert colour((1, 1, 1), (0, 0, 0)) == DARKER
+    assert colour((0.3, 0.3, 0.3), (0.3, 0.3, 0.3)) == MEANINGS["unchanged"]
+    assert colour((0, 0, 0), (1, 1, 1)) == MEANINGS["brighter"]
+    assert colour((1, 1, 1), (0, 0, 0)) == MEANINGS["darker"]
     # More red and less green, at equal luma.
     shift = colour((0.1, 0.5, 0.5), (0.9, 0.5 - 0.8 * 0.299 / 0.587, 0.5))
-    assert shift == pytest.approx(RECOLOURED, abs=1)
+    assert shift == pytest.approx(MEANINGS["another colour"], abs=1)
     assert sum(colour((0.5,) * 3, (0.55,) * 3)) < sum(colour((0.5,) * 3, (0.7,) * 3))
 
 
