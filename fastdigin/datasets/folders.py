@@ -19,7 +19,7 @@ from fastdigin.errors import UserError
 
 def image_folder(folder: Path) -> list[Photo]:
     """PATH/CLASS/*.jpg, as torchvision's ImageFolder; the folder's name is the class's."""
-    found = classes_in_folders(folders_of(folder))
+    found = classes_in_folders(folder)
     if not found:
         raise missing("imagefolder", folder, "folder with images, one for each class")
     return found
@@ -64,7 +64,7 @@ def cars(folder: Path) -> list[Photo]:
                 "devkit/cars_meta.mat with cars_test_annos_withlabels.mat, nor test/ with a folder "
                 "for each class",
             )  # fmt: skip
-        return classes_in_folders(folders_of(by_class))
+        return classes_in_folders(by_class)
     names = [str(name) for name in read_mat(meta)["class_names"]]
     found = []
     for row in read_mat(labels)["annotations"].reshape(-1):

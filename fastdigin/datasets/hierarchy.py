@@ -54,15 +54,13 @@ def nearest_classes(wnid: str, at_least: int = CLUSTER) -> tuple[str, ...]:
     Near is who shares the smallest cluster with the class.
     """
     below = _classes_below()
-    sizes = {w: len(below[w]) for w in _above(wnid)}
-    ancestors = sorted(sizes, key=lambda w: (sizes[w], w))
-    found: dict[str, None] = {}
-    for ancestor in ancestors:
-        found |= dict.fromkeys(w for w in sorted(below[ancestor]) if w != wnid)
-        if len(below[ancestor]) > at_least:
-            break
-    # Smaller clusters on other branches may hold classes that this one does not: it decides.
-    return tuple(w for w in found if w in below[ancestor])
+    clusters = [below[w] for w in sorted(_above(wnid), key=lambda w: (len(below[w]), w))]
+    cluster = next(cluster for cluster in clusters if len(cluster) > at_least)
+
+    def distance(other: str) -> int:
+        return next(n for n, cluster in enumerate(clusters) if other in cluster)
+
+    return tuple(sorted(cluster - {wnid}, key=lambda other: (distance(other), other)))
 
 
 def _above(wnid: str) -> set[str]:

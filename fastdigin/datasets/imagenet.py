@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from fastdigin.datasets.hierarchy import Synset, classes, nearest_classes
+from fastdigin.datasets.hierarchy import Synset, classes, nearest_classes, synsets
 from fastdigin.datasets.layout import (
     Photo,
     first_existing,
@@ -41,12 +42,14 @@ def imagenet(folder: Path) -> list[Photo]:
     """
     root = folder / "val" if (folder / "val").is_dir() else folder
     known = {synset.wnid: synset for synset in classes()}
-    ambiguous = _ambiguous_names(list(known.values()))
     by_synset = [sub for sub in folders_of(root) if sub.name in known]
     files = [(path, sub.name) for sub in by_synset for path in images_of(sub)]
     if not by_synset:
-        files = list(_flat(folder, root, list(known)).items())
-    return [_photo(path, known[wnid], ambiguous) for path, wnid in files]
+        files = _flat(folder, root, list(known))
+    return [
+        Photo(path.stem, path, known[wnid].word, classifier_name(known[wnid]))
+        for path, wnid in files
+    ]
 
 
 def imagenet_pairs(folder: Path) -> list[Photo]:
@@ -54,39 +57,35 @@ def imagenet_pairs(folder: Path) -> list[Photo]:
 
     The photos of a class take the MOST_TARGETS nearest classes of its cluster in turn.
     """
-    known = {synset.wnid: synset for synset in classes()}
-    ambiguous = _ambiguous_names(list(known.values()))
-    by_source = {_classifier_name(synset, ambiguous): wnid for wnid, synset in known.items()}
+    by_source = {classifier_name(synset): synset.wnid for synset in classes()}
     turn: Counter[str] = Counter()
     pairs = []
     for photo in imagenet(folder):
         wnid = by_source[photo.source]
         others = nearest_classes(wnid)[:MOST_TARGETS]
-        target = known[others[turn[wnid] % len(others)]]
+        target = synsets()[others[turn[wnid] % len(others)]]
         turn[wnid] += 1
-        pairs.append(replace(photo, target=_classifier_name(target, ambiguous)))
+        pairs.append(replace(photo, target=classifier_name(target)))
     return pairs
 
 
-def _photo(path: Path, synset: Synset, ambiguous: set[str]) -> Photo:
-    return Photo(path.stem, path, synset.word, _classifier_name(synset, ambiguous))
+def classifier_name(synset: Synset) -> str:
+    """The name by which a classifier finds a class: all its synonyms, or its index."""
+    return str(synset.index) if synset.names.casefold() in ambiguous_names() else synset.names
 
 
-def _classifier_name(synset: Synset, ambiguous: set[str]) -> str:
-    return str(synset.index) if synset.names.casefold() in ambiguous else synset.names
-
-
-def _ambiguous_names(synsets: list[Synset]) -> set[str]:
+@cache
+def ambiguous_names() -> set[str]:
     """Whole names that are also a name of another class, as Classifier.class_index sees them."""
     uses: Counter[str] = Counter()
-    for synset in synsets:
+    for synset in classes():
         names = synset.names.casefold()
         uses.update({names, *(alias.strip() for alias in names.split(","))})
-    return {s.names.casefold() for s in synsets if uses[s.names.casefold()] > 1}
+    return {s.names.casefold() for s in classes() if uses[s.names.casefold()] > 1}
 
 
-def _flat(folder: Path, root: Path, wnids: list[str]) -> dict[Path, str]:
-    """Photo -> synset where all photos lie in one folder."""
+def _flat(folder: Path, root: Path, wnids: list[str]) -> list[tuple[Path, str]]:
+    """(photo, synset) where all photos lie in one folder."""
     photos = images_of(root)
     truth = first_existing(folder, *TRUTH) or first_existing(root, *TRUTH)
     if not photos or truth is None:
@@ -96,13 +95,13 @@ def _flat(folder: Path, root: Path, wnids: list[str]) -> dict[Path, str]:
             f"of {', '.join(TRUTH)}",
         )  # fmt: skip
     labels = _labels(truth, wnids)
-    found = {}
+    found = []
     for path in photos:
         number = path.stem.rpartition("_")[2]
         wnid = labels.get(path.stem) or labels.get(str(int(number)) if number.isdecimal() else "")
         if wnid not in wnids:
             raise UserError(f"'{truth}' does not say which of the 1000 classes '{path.name}' is")
-        found[path] = wnid
+        found.append((path, wnid))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,24 +27,22 @@ class Photo:
 
 def folders_of(folder: Path) -> list[Path]:
     """The folders in ``folder``, by name."""
-    with os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def images_of(folder: Path) -> list[Path]:
     """The images in ``folder``, by name; told by their suffix, none is opened."""
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES]
-    return [folder / name for name in sorted(names)]
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def classes_in_folders(folders: list[Path], names: dict[str, str] | None = None) -> list[Photo]:
+def classes_in_folders(folder: Path) -> list[Photo]:
     """The images of folders called after their classes; "_" in a name stands for a space."""
-    found = []
-    for folder in folders:
-        name = (names or {}).get(folder.name, folder.name.replace("_", " "))
-        found += [Photo(f"{folder.name}-{p.stem}", p, name, name) for p in images_of(folder)]
-    return found
+    return [
+        Photo(f"{sub.name}-{path.stem}", path, name, name)
+        for sub in folders_of(folder)
+        for name in [sub.name.replace("_", " ")]
+        for path in images_of(sub)
+    ]
 
 
 def first_existing(folder: Path, *names: str) -> Path | None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from fastdigin import datasets
 from fastdigin.datasets.layout import SUFFIXES, images_of
 from fastdigin.errors import UserError
-from fastdigin.photos.image_input import ImageInput, Images
-from fastdigin.photos.pixels import to_tensor
+from fastdigin.photos.pixels import ImageInput, Images, to_tensor
 from fastdigin.photos.tables import TABLE_SUFFIXES, read_table
 
 TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background", "caption")
@@ -107,23 +106,15 @@ def _embedded(argument: str) -> list[ImageInput]:
     from fastdigin import embedded
 
     if argument == "embedded:photos":
-        return [
-            ImageInput(p.id, p.path, p.prompt, p.garment, background=p.background)
-            for p in embedded.photos()
-        ]
-    if argument == "embedded:pairs":
-        return [
-            ImageInput(
-                p.photo.id,
-                p.photo.path,
-                p.prompt,
-                p.source,
-                p.target,
-                background=p.photo.background,
-            )  # fmt: skip
-            for p in embedded.pairs()
-        ]
-    raise UserError(f"{argument!r} does not exist: write embedded:photos or embedded:pairs")
+        known = [(p, p.prompt, p.garment, None) for p in embedded.photos()]
+    elif argument == "embedded:pairs":
+        known = [(p.photo, p.prompt, p.source, p.target) for p in embedded.pairs()]
+    else:
+        raise UserError(f"{argument!r} does not exist: write embedded:photos or embedded:pairs")
+    return [
+        ImageInput(photo.id, photo.path, prompt, source, target, background=photo.background)
+        for photo, prompt, source, target in known
+    ]
 
 
 def _folder(folder: Path) -> list[ImageInput]:

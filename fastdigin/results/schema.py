@@ -122,10 +122,8 @@ class Record:
     @classmethod
     def failure(cls, id: str, seed: int, error: str, settings: Mapping[str, Any]) -> Self:
         """The record of a job that could not even be set up."""
-        caption = "This job failed before it started."
-        return cls(
-            id=id, status="failed", error=error, seed=seed, caption=caption, settings=settings
-        )
+        told = {"error": error, "caption": "This job failed before it started."}
+        return cls(id=id, status="failed", seed=seed, settings=settings, **told)
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any], folder: Path | None = None) -> Record:
@@ -187,10 +185,7 @@ class Record:
     def save(self, out: str | Path | ResultStore) -> dict[str, Any]:
         """Writes the pictures and appends the record to a folder; returns its line."""
         store = out if isinstance(out, ResultStore) else ResultStore(out, self.task, self.settings)
-        paths = {
-            name: store.save_image(f"{self.id}-{name}", picture)
-            for name, picture in self.pictures.items()
-        }
+        paths = {name: store.save_image(f"{self.id}-{name}", x) for name, x in self.pictures.items()}
         line = replace(self, paths=paths).to_dict()
         store.append(line)
         return line
@@ -247,13 +242,11 @@ def describe() -> str:
     common = {key.name: key.doc for key in keys_of(Record).values()}
     line = {"schema": f"the version of the keys: {SCHEMA}", "task": "the task's name"}
     files = {name: f"file below the folder, or null: {doc}" for name, doc in IMAGE_KEYS.items()}
-    parts = [_table("every task", line | common | files)]
+    tables = {"every task": line | common | files}
     for task, cls in _CLASSES.items():
         own = {key.name: key.doc for key in keys_of(cls).values() if key.name not in common}
-        parts.append(_table(task, own))
-    return "\n\n".join(parts)
-
-
-def _table(title: str, docs: Mapping[str, str]) -> str:
-    rows = [f"| `{name}` | {doc} |" for name, doc in docs.items()]
-    return "\n".join([f"| {title} | |", "|---|---|", *rows])
+        tables[task] = own
+    return "\n\n".join(
+        "\n".join([f"| {title} | |", "|---|---|", *(f"| `{n}` | {doc} |" for n, doc in docs.items())])
+        for title, docs in tables.items()
+    )

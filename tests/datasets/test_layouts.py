@@ -100,16 +100,15 @@ def test_classifiers_understand_every_class_of_imagenet():
     import torch
 
     from fastdigin.datasets.hierarchy import classes
-    from fastdigin.datasets.imagenet import _ambiguous_names, _classifier_name
+    from fastdigin.datasets.imagenet import ambiguous_names, classifier_name
     from fastdigin.models.classifier import Classifier
 
     names = [c.names for c in classes()]
     half = (0.5, 0.5, 0.5)
     classifier = Classifier(torch.nn.Linear(1, 1), size=8, mean=half, std=half, classes=names)
-    ambiguous = _ambiguous_names(list(classes()))
-    found = [classifier.class_index(_classifier_name(c, ambiguous)) for c in classes()]
+    found = [classifier.class_index(classifier_name(c)) for c in classes()]
     assert found == list(range(1000))
-    assert len(ambiguous) < 10
+    assert len(ambiguous_names()) < 10
 
 
 @pytest.mark.parametrize("inside", ["", "CUB_200_2011"])
