@@ -24,52 +24,55 @@ CLASSES_SHOWN = 4
 
 def write_search_page(out: Path, query: Path, embedding: str, found: Search) -> Path:
     """Writes OUT/search.html and returns its path; UserError where it cannot be written."""
-    image = _photo(query, query.name, _lines(found.query, found.asked))
     matches = [
         _photo(m.photo.image, f"{m.similarity:.3f} {m.photo.id}", _lines(m.labels, found.asked))
         for m in found.matches[:PHOTOS_SHOWN]
     ]
-    more = len(found.matches) - len(matches)
     sections = [
-        {"title": "The image", "photos": [image]},
-        {"title": "Matches", "photos": matches, "more": more, "file": "search.jsonl"},
+        _section("The image", [_photo(query, query.name, _lines(found.query, found.asked))]),
+        _section("Matches", matches, len(found.matches)),
     ]
     if found.query:
         sections.insert(1, _classifiers(found))
-    return write_page(
-        out / "search.html",
-        "photos.html",
-        eyebrow="fastdigin search",
-        heading="Photos that resemble the image",
-        lead=f"{len(found.matches)} of {found.compared} photos, by the cosine of the features of "
-        f"{embedding}",
-        sections=sections,
-        unreadable=list(found.unreadable.values()),
-    )
+    about = f"{len(found.matches)} of {found.compared} photos, by the cosine of the features of"
+    heading, lead = "Photos that resemble the image", f"{about} {embedding}"
+    return _write(out, "search", heading, lead, sections, found.unreadable)
 
 
 def write_activating_page(out: Path, classifier: Classifier, found: Activating) -> Path:
     """Writes OUT/activating.html and returns its path; UserError where it cannot be written."""
     each = max(1, PHOTOS_SHOWN // len(found.top))
-    layer = classifier.layer or "the layer before the head"
     sections = [
-        {
-            "title": "Neuron {}, from {:.3g} to {:.3g}".format(neuron, *found.ranges[neuron]),
-            "photos": [_photo(p.image, f"{value:.3g}", [p.id]) for value, p in best[:each]],
-            "more": len(best[each:]),
-            "file": "activating.jsonl",
-        }
+        _section(
+            "Neuron {}, from {:.3g} to {:.3g}".format(neuron, *found.ranges[neuron]),
+            [_photo(photo.image, f"{value:.3g}", [photo.id]) for value, photo in best[:each]],
+            len(best),
+        )
         for neuron, best in found.top.items()
     ]
+    layer = classifier.layer or "the layer before the head"
+    heading = "Photos that activate neurons most"
+    lead = f"of {found.seen}, by {layer} of {classifier.name}"
+    return _write(out, "activating", heading, lead, sections, found.unreadable)
+
+
+def _write(
+    out: Path, name: str, heading: str, lead: str, sections: list, unreadable: Mapping[str, str]
+) -> Path:
     return write_page(
-        out / "activating.html",
+        out / f"{name}.html",
         "photos.html",
-        eyebrow="fastdigin activating",
-        heading="Photos that activate neurons most",
-        lead=f"of {found.seen}, by {layer} of {classifier.name}",
+        eyebrow=f"fastdigin {name}",
+        heading=heading,
+        lead=lead,
         sections=sections,
-        unreadable=list(found.unreadable.values()),
+        file=f"{name}.jsonl",
+        unreadable=list(unreadable.values()),
     )
+
+
+def _section(title: str, photos: list[dict[str, Any]], count: int = 1) -> dict[str, Any]:
+    return {"title": title, "photos": photos, "more": count - len(photos)}
 
 
 def _photo(image: str | Path | Tensor, title: str, lines: list[str]) -> dict[str, Any]:
@@ -78,18 +81,15 @@ def _photo(image: str | Path | Tensor, title: str, lines: list[str]) -> dict[str
 
 
 def _classifiers(found: Search) -> dict[str, Any]:
-    titles = ("classifier", "sees in the image", "confidence", "sees in the matches")
+    titles = ["classifier", "sees in the image", "confidence", "sees in the matches"]
     rows = []
     for name, label in found.query.items():
         seen = ", ".join(f"{c} {percent(s)}" for c, s in found.shares(name)[:CLASSES_SHOWN])
         mean = found.mean_asked(name)
         about = "–" if mean is None else percent(mean)
         rows.append([name, label.name, percent(label.confidence), seen, about])
-    return {
-        "title": "What classifiers see",
-        "titles": [*titles, f"mean confidence in {found.asked}"],
-        "rows": rows,
-    }
+    titles.append(f"mean confidence in {found.asked}")
+    return {"title": "What classifiers see", "titles": titles, "rows": rows, "more": 0}
 
 
 def _lines(labels: Mapping[str, Label], asked: str | None) -> list[str]:

@@ -15,8 +15,7 @@ from fastdigin.results.store import RESULTS_FILE, flatten
 from fastdigin.results.views import Cross, badge, summarise
 
 # Beyond these a page gets too heavy for a browser; the folder holds the rest.
-CARDS_SHOWN = 200
-FAILURES_SHOWN = 200
+JOBS_SHOWN = 200
 NEURONS_SHOWN = 24
 
 
@@ -53,13 +52,13 @@ def write_report(out: Path | str) -> Path:
         heading="What the classifier goes by",
         images=images,
         sections=sections,
-        shown=CARDS_SHOWN // len(sections),
+        shown=JOBS_SHOWN // len(sections),
         failed=[
             (record.id, record.task, record.error or "no reason recorded")
             for record in records
             if record.status == "failed"
         ],
-        failures_shown=FAILURES_SHOWN,
+        failures_shown=JOBS_SHOWN,
         runs=list(runs),
         settings=_settings(runs),
         swatches=MEANINGS,

@@ -185,7 +185,7 @@ class Record:
     def save(self, out: str | Path | ResultStore) -> dict[str, Any]:
         """Writes the pictures and appends the record to a folder; returns its line."""
         store = out if isinstance(out, ResultStore) else ResultStore(out, self.task, self.settings)
-        paths = {name: store.save_image(f"{self.id}-{name}", x) for name, x in self.pictures.items()}
+        paths = {n: store.save_image(f"{self.id}-{n}", x) for n, x in self.pictures.items()}
         line = replace(self, paths=paths).to_dict()
         store.append(line)
         return line
@@ -246,7 +246,8 @@ def describe() -> str:
     for task, cls in _CLASSES.items():
         own = {key.name: key.doc for key in keys_of(cls).values() if key.name not in common}
         tables[task] = own
-    return "\n\n".join(
-        "\n".join([f"| {title} | |", "|---|---|", *(f"| `{n}` | {doc} |" for n, doc in docs.items())])
-        for title, docs in tables.items()
-    )
+    lines = []
+    for title, docs in tables.items():
+        rows = [f"| `{name}` | {doc} |" for name, doc in docs.items()]
+        lines += [f"| {title} | |", "|---|---|", *rows, ""]
+    return "\n".join(lines).rstrip()
