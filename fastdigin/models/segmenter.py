@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from fastdigin.storage import weights_fingerprint
 
 KINDS = ("vit_tiny", "vit_b", "vit_l", "vit_h")
 HUB = "lkeab/hq-sam"
-BATCH = 4  # images that are encoded together; at 1024 px a ViT-H takes some GB for each
 
 # TinyViT's own classification head, which segmentation never runs; checkpoints may lack it.
 _UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")
@@ -77,49 +77,22 @@ class Segmenter:
         """A hash of the weights."""
         return weights_fingerprint([self.network])
 
-    @torch.no_grad()
     def masks(self, images: Sequence[Tensor], prompts: Sequence[Prompt]) -> list[Tensor]:
-        """One boolean mask (H, W) per image (3, H, W) in [0, 1], as SamPredictor finds it.
+        """One boolean mask (H, W) per image (3, H, W) in [0, 1]."""
+        from segment_anything_hq import SamPredictor
 
-        The images are encoded BATCH at a time; they must have one size.
-        """
-        found = []
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            found += self._mask_batch(images[part], prompts[part])
-        return found
-
-    def _mask_batch(self, images: Sequence[Tensor], prompts: Sequence[Prompt]) -> list[Tensor]:
-        from segment_anything_hq.utils.transforms import ResizeLongestSide
-
-        network, original = self.network, tuple(images[0].shape[-2:])
-        transform = ResizeLongestSide(network.image_encoder.img_size)
-        # SAM was trained on 8-bit images resized by Pillow.
-        arrays = [(255 * x).round().byte().permute(1, 2, 0).cpu().numpy() for x in images]
-        resized = [torch.from_numpy(transform.apply_image(a)).permute(2, 0, 1) for a in arrays]
-        inputs = torch.stack(resized).to(self.device)
-        features, early = network.image_encoder(network.preprocess(inputs))
-        found = []
-        for i, prompt in enumerate(prompts):
-            points = boxes = None
+        predictor, found = SamPredictor(self.network), []
+        for image, prompt in zip(images, prompts, strict=True):
+            # SAM was trained on 8-bit images.
+            predictor.set_image((255 * image).round().byte().permute(1, 2, 0).cpu().numpy())
+            given: dict[str, Any] = {"multimask_output": False, "hq_token_only": True}
             if prompt.points is not None:
-                coordinates = transform.apply_coords_torch(prompt.points[None], original)
-                labels = torch.ones(coordinates.shape[:2], dtype=torch.int)
-                points = coordinates.to(self.device), labels.to(self.device)
+                given["point_coords"] = prompt.points.cpu().numpy()
+                given["point_labels"] = [1] * len(prompt.points)
             if prompt.box is not None:
-                boxes = transform.apply_boxes_torch(prompt.box[None], original).to(self.device)
-            sparse, dense = network.prompt_encoder(points=points, boxes=boxes, masks=None)
-            logits, _ = network.mask_decoder(
-                image_embeddings=features[i : i + 1],
-                image_pe=network.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=False,
-                hq_token_only=True,
-                interm_embeddings=[early[0][i : i + 1]],
-            )
-            logits = network.postprocess_masks(logits, tuple(inputs.shape[-2:]), original)
-            found.append(logits[0, 0] > network.mask_threshold)
+                given["box"] = prompt.box.cpu().numpy()
+            masks, _, _ = predictor.predict(**given)
+            found.append(torch.from_numpy(masks[0]))
         return found
 
 
