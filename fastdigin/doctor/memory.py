@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from fastdigin.engine.architectures import SD_1_4, SD_2_1, SDXL, Architecture
 from fastdigin.engine.footprint import footprint
 from fastdigin.engine.memory import SHARE_OF_FREE
 from fastdigin.errors import UserError
 from fastdigin.models.missing import kept_offline
-from fastdigin.models.model_files import ModelFiles, find_model
+from fastdigin.models.model_files import NETWORKS, ModelFiles, find_model
 
 PUBLISHED = {
     "CompVis/stable-diffusion-v1-4": (SD_1_4, 512),
@@ -89,14 +86,14 @@ def _known(config: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _text_parameters(files: ModelFiles) -> int:
-    """Numbers in the weights of the text encoders; only the files' heads are read."""
+    """Numbers in the weights of the text encoders; networks on "meta" have no weights to read."""
+    import transformers
+
     count = 0
     for name in files.variants:
-        if not name.startswith("text_encoder"):
-            continue
-        for file in Path(files.folder / name).glob("*.safetensors"):
-            if ("fp16" in file.name) != (files.variants[name] == "fp16"):
-                continue
-            with safe_open(file, framework="pt") as tensors:
-                count += sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+        if name.startswith("text_encoder"):
+            kind = getattr(transformers, NETWORKS[name][1])
+            with torch.device("meta"):
+                network = kind(kind.config_class.from_pretrained(files.folder / name))
+            count += sum(p.numel() for p in network.parameters())
     return count

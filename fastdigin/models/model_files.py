@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdigin.errors import UserError
-from fastdigin.models.missing import cannot_load, loading, offline
+from fastdigin.models.missing import cannot_load, is_folder, loading, offline
 
 EMBEDDED = "embedded"
 INDEX = "model_index.json"
@@ -31,6 +31,11 @@ PIPELINES = {
     "LatentConsistencyModelPipeline": _ONE_TEXT_ENCODER,
 }
 """``_class_name`` in model_index.json of what can be loaded -> its components that are used."""
+
+_ENDINGS = {  # variant: of one file, or of the index of shards
+    None: (".safetensors", ".safetensors.index.json"),
+    "fp16": (".fp16.safetensors", ".safetensors.index.fp16.json"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,25 +62,35 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
         UserError: The source is none of these, or of a pipeline that is not supported.
         MissingFiles: Files are not here and cannot be fetched.
     """
+    path = Path(source).expanduser()
     if source == EMBEDDED:
         from fastdigin.embedded import model_folder
 
-        return _complete(source, Path(model_folder()), half, "reinstall fastdigin")
-    path = Path(source).expanduser()
-    if path.is_dir():
+        folder, mend = Path(model_folder()), "reinstall fastdigin"
+    elif path.is_dir():
+        # In the hub's cache layout, the newest snapshot.
+        snapshots = path.glob("snapshots/*")
+        folder = max(snapshots, key=lambda p: p.stat().st_mtime, default=path)
         mend = (
             f"fetch it again with `hf download OWNER/NAME --local-dir {shlex.quote(source)}`, or "
             "save it with pipeline.save_pretrained()"
         )
-        return _complete(source, _snapshot(path), half, mend)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    elif source.count("/") != 1 or is_folder(source):
         similar = difflib.get_close_matches(source, [EMBEDDED])
         hint = " (did you mean 'embedded'?)" if similar else ""
         raise UserError(
             f"model {source!r} is neither 'embedded', nor an existing folder, nor a hub id of the "
             f"form owner/name{hint}"
         )
-    return _from_hub(source, half)
+    else:
+        folder, mend = _from_hub(source, half), "its repository does not hold them as safetensors"
+    found, missing = _look(source, folder, half)
+    if missing:
+        raise UserError(
+            f"model {source!r} cannot be loaded: {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; {mend}"
+        )
+    return found
 
 
 def components(owner: str, pipeline: str) -> tuple[str, ...]:
@@ -88,9 +103,9 @@ def components(owner: str, pipeline: str) -> tuple[str, ...]:
     return PIPELINES[pipeline]
 
 
-def _from_hub(source: str, half: bool) -> ModelFiles:
-    """From the hub's cache where that is complete, else from the hub."""
-    from huggingface_hub import try_to_load_from_cache
+def _from_hub(source: str, half: bool) -> Path:
+    """The folder in the hub's cache, fetched from the hub unless it is complete."""
+    from huggingface_hub import list_repo_files, snapshot_download, try_to_load_from_cache
 
     files = "model_index.json and the safetensors, configurations and vocabularies that it names"
     command = f"hf download {source} --include '*.json' --include '*.txt'"
@@ -99,53 +114,27 @@ def _from_hub(source: str, half: bool) -> ModelFiles:
         command += " --exclude '*.fp16*'"
     cached = try_to_load_from_cache(source, INDEX)
     if isinstance(cached, str):
-        found, missing = _look(source, Path(cached).parent, half)
+        folder = Path(cached).parent
+        _, missing = _look(source, folder, half)
         if not missing:
-            return found
+            return folder
         files = ", ".join(missing)
         command = f"hf download {source} {' '.join(map(shlex.quote, missing))}"
     owner = f"model {source!r}"
     if offline():
         raise cannot_load(owner, files, command)
     with loading(owner, files, command):
-        folder = _fetch(source, half)
-    return _complete(source, folder, half, "its repository does not hold them as safetensors")
-
-
-def _fetch(source: str, half: bool) -> Path:
-    """Fetches what a model needs and nothing else: no pickles, other precisions or copies."""
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    folder = Path(snapshot_download(source, allow_patterns=[INDEX]))
-    index = _read_index(source, folder)
-    texts = [f"{part}/*.{kind}" for part in _parts(index) for kind in ("json", "txt")]
-    required, _ = _choose(list_repo_files(source), index, half)
-    snapshot_download(source, allow_patterns=[*texts, *required])
-    _, shards = _look(source, folder, half)
-    if shards:
-        snapshot_download(source, allow_patterns=shards)
-    return folder
-
-
-def _snapshot(path: Path) -> Path:
-    """The folder itself, or the newest snapshot of one in the hub's cache layout."""
-    if not (path / "snapshots").is_dir() or (path / INDEX).is_file():
-        return path
-    main = path / "refs" / "main"
-    if main.is_file():
-        return path / "snapshots" / main.read_text().strip()
-    return max((path / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, default=path)
-
-
-def _complete(source: str, folder: Path, half: bool, mend: str) -> ModelFiles:
-    """Raises UserError, with what to do, unless everything is there."""
-    found, missing = _look(source, folder, half)
-    if missing:
-        raise UserError(
-            f"model {source!r} cannot be loaded: {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing; {mend}"
-        )
-    return found
+        # What a model needs and nothing else: no pickles, other precisions or copies.
+        folder = Path(snapshot_download(source, allow_patterns=[INDEX]))
+        index = _read_index(source, folder)
+        parts = PIPELINES[index["_class_name"]]
+        texts = [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt")]
+        required, _ = _choose(list_repo_files(source), index, half)
+        snapshot_download(source, allow_patterns=[*texts, *required])
+        _, shards = _look(source, folder, half)
+        if shards:
+            snapshot_download(source, allow_patterns=shards)
+        return folder
 
 
 def _look(source: str, folder: Path, half: bool) -> tuple[ModelFiles, list[str]]:
@@ -184,10 +173,6 @@ def _read_index(source: str, folder: Path) -> dict:
     return index
 
 
-def _parts(index: dict) -> tuple[str, ...]:
-    return PIPELINES[index["_class_name"]]
-
-
 def _choose(
     names: Collection[str], index: dict, half: bool
 ) -> tuple[list[str], dict[str, str | None]]:
@@ -196,7 +181,7 @@ def _choose(
     Of weights, the preferred variant is taken, or the other one; of each, a file before shards.
     """
     required, variants = [], {}
-    for part in _parts(index):
+    for part in PIPELINES[index["_class_name"]]:
         if part.startswith("tokenizer"):
             whole = f"{part}/tokenizer.json"
             required += [whole] if whole in names else [f"{part}/vocab.json", f"{part}/merges.txt"]
@@ -204,15 +189,9 @@ def _choose(
             required.append("scheduler/scheduler_config.json")
         else:
             stem = f"{part}/{NETWORKS[part][2]}"
-            choices = [
-                (f"{stem}.safetensors", None),
-                (f"{stem}.safetensors.index.json", None),
-                (f"{stem}.fp16.safetensors", "fp16"),
-                (f"{stem}.safetensors.index.fp16.json", "fp16"),
-            ]
-            if half:
-                choices = choices[2:] + choices[:2]
-            found = [choice for choice in choices if choice[0] in names]
-            file, variants[part] = found[0] if found else (f"{stem}.safetensors", None)
+            order = ("fp16", None) if half else (None, "fp16")
+            choices = [(stem + ending, v) for v in order for ending in _ENDINGS[v]]
+            missing = (f"{stem}.safetensors", None)
+            file, variants[part] = next((c for c in choices if c[0] in names), missing)
             required += [f"{part}/config.json", file]
     return required, variants
