@@ -39,23 +39,13 @@ def refused(source, **options):
     return message
 
 
-def test_a_cached_model_is_loaded_without_the_network(cached, embedded):
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_complete_model_needs_no_network_even_online(cached, monkeypatch, offline, embedded):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     model = LatentDiffusion.from_pretrained(ID, device="cpu")
-    assert model.name == ID
+    assert model.name == ID and find_model(str(cached[0])).folder == cached[1]
     weights, expected = (m.unet.state_dict() for m in (model, embedded))
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
-
-
-@pytest.mark.parametrize("offline", [True, False])
-def test_a_complete_model_needs_no_network_even_online(cached, monkeypatch, offline):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    assert find_model(ID).folder == cached[1]
-
-
-def test_a_folder_of_the_hubs_cache(cached):
-    assert find_model(str(cached[0])).folder == cached[1]
-    (cached[0] / "refs" / "main").unlink()
-    assert find_model(str(cached[0])).folder == cached[1]
 
 
 def test_offline_and_not_cached(no_network):
@@ -66,42 +56,31 @@ def test_offline_and_not_cached(no_network):
 
 
 def test_offline_and_incomplete(cached):
-    (cached[1] / "unet" / "config.json").unlink()
-    (cached[1] / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    message = refused(ID)
     files = ["unet/config.json", "vae/diffusion_pytorch_model.safetensors"]
-    assert f"are not on this machine and HF_HUB_OFFLINE forbids fetching: {', '.join(files)}" in (
-        message
-    )
+    for file in files:
+        (cached[1] / file).unlink()
+    message = refused(ID)
+    assert f"HF_HUB_OFFLINE forbids fetching: {', '.join(files)}" in message
     assert f"'hf download {ID} {' '.join(files)}' fetches them" in message
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
-        "text_encoder/model.safetensors", "scheduler/scheduler_config.json",
-        "tokenizer/vocab.json", "tokenizer/merges.txt",
-    ],
-)  # fmt: skip
-def test_any_missing_file_of_a_folder_is_named(tmp_path, name):
-    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
-    (folder / name).unlink()
-    (folder / "tokenizer" / "tokenizer.json").unlink()  # the alternative to the other two
-    message = refused(folder)
-    assert f"{name} is missing" in message
-    assert f"`hf download OWNER/NAME --local-dir {folder}`" in message
-
-
-def test_what_an_xl_model_lacks(tmp_path):
-    folder = save_family("sdxl", tmp_path)
-    for part in ("text_encoder_2", "tokenizer_2"):
-        shutil.rmtree(folder / part)
-    message = refused(folder)
-    for name in ("text_encoder_2/config.json", "text_encoder_2/model.safetensors",
-                 "tokenizer_2/vocab.json"):  # fmt: skip
-        assert name in message
+def test_every_missing_file_of_a_folder_is_named(tmp_path):
+    folder = save_family("sdxl", tmp_path / "model")
+    names = [
+        f"{part}/{file}"
+        for part, stem in (
+            ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"),
+            ("text_encoder", "model"), ("text_encoder_2", "model"),
+        )
+        for file in ("config.json", f"{stem}.safetensors")
+    ]  # fmt: skip
+    for part in ("tokenizer", "tokenizer_2"):
+        (folder / part / "tokenizer.json").unlink(missing_ok=True)
+        names += [f"{part}/vocab.json", f"{part}/merges.txt"]
+    for name in [*names, "scheduler/scheduler_config.json"]:
+        (folder / name).unlink(missing_ok=True)
+        message = refused(folder)
+        assert name in message and f"`hf download OWNER/NAME --local-dir {folder}`" in message
 
 
 def test_half_precision_files(tmp_path):
@@ -123,20 +102,6 @@ def test_half_precision_files(tmp_path):
     )  # fmt: skip
     single.unlink()
     assert taken() == "half"
-
-
-def test_shards(tmp_path):
-    """An index with files beside it; one that is missing is named."""
-    folder = save_family("sd1", tmp_path / "model")
-    model = LatentDiffusion.from_pretrained(str(folder), device="cpu")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    model.unet.save_pretrained(folder / "unet", max_shard_size="200KB")
-    shards = sorted((folder / "unet").glob("*-of-*.safetensors"))
-    assert len(shards) > 2
-    again = LatentDiffusion.from_pretrained(str(folder), device="cpu").unet.state_dict()
-    assert all(torch.equal(again[k], v) for k, v in model.unet.state_dict().items())
-    shards[1].unlink()
-    assert f"unet/{shards[1].name} is missing" in refused(folder)
 
 
 @pytest.fixture
@@ -183,9 +148,7 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub):
 
 def test_a_repository_without_safetensors(hub):
     (hub[0] / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    message = refused(ID)
-    assert "unet/diffusion_pytorch_model.safetensors is missing" in message
-    assert "does not hold them as safetensors" in message
+    assert re.search("unet/diff.*safetensors is missing.*not hold them as safet", refused(ID))
 
 
 def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
@@ -193,19 +156,20 @@ def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
         raise ConnectionError("no route to host. Try later.\nTrace.")
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", broken)
-    message = refused(ID)
-    assert "could not be fetched" in message and "(no route to host)" in message
-    assert f"'hf download {ID} --include" in message
+    assert re.search(f"could not be fetched.*no route to host\\).*hf download {ID}", refused(ID))
 
 
-def test_a_sharded_repository(hub):
+def test_shards(hub, embedded):
+    """Those that an index names are fetched; one that is missing is named."""
     remote, fetched = hub
-    model = LatentDiffusion.from_pretrained("embedded", device="cpu")
     (remote / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    model.unet.save_pretrained(remote / "unet", max_shard_size="2MB")
+    embedded.unet.save_pretrained(remote / "unet", max_shard_size="2MB")
     unet = LatentDiffusion.from_pretrained(ID, device="cpu").unet.state_dict()
-    assert all(torch.equal(unet[k], v) for k, v in model.unet.state_dict().items())
-    assert len([name for name in fetched if "-of-" in name]) > 2
+    assert all(torch.equal(unet[k], v) for k, v in embedded.unet.state_dict().items())
+    shards = [name for name in fetched if "-of-" in name]
+    assert len(shards) > 2
+    (remote / shards[1]).unlink()
+    assert f"{shards[1]} is missing" in refused(remote)
 
 
 def edit_index(folder, **changes):
@@ -219,15 +183,11 @@ def test_another_kind_of_pipeline_on_the_hub(hub):
     assert hub[1] == ["model_index.json"]
 
 
-@pytest.mark.parametrize(
-    "source", ["nowhere", "./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"]
-)
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "embeded"])
 def test_an_unknown_model(source):
-    assert "neither 'embedded', nor an existing folder, nor a hub id" in refused(source)
-
-
-def test_a_misspelt_name():
-    assert "did you mean 'embedded'?" in refused("embeded")
+    message = refused(source)
+    assert "neither 'embedded', nor an existing folder, nor a hub id" in message
+    assert ("did you mean 'embedded'?" in message) == (source == "embeded")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "not json"])
