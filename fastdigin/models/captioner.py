@@ -91,38 +91,29 @@ class Captioner:
 
     def captions(self, images: Sequence[Tensor]) -> list[str]:
         """A sentence for each image (3, H, W) in [0, 1]; empty where the network says nothing."""
-        if self.processor is not None:
-            return self.answers(images, DESCRIBE)
-        return [self._caption(image) for image in images]
+        return [self._say(image, DESCRIBE) for image in images]
 
     def answers(self, images: Sequence[Tensor], question: str) -> list[str]:
         """What the network says of each image when it is asked."""
         assert self.processor is not None, f"{self.name} cannot be asked"
-        return [self._answer(image, question) for image in images]
+        return [self._say(image, question) for image in images]
 
     @torch.no_grad()
-    def _caption(self, image: Tensor) -> str:
-        inputs = self.image_processor(images=_picture(image), return_tensors="pt")
-        inputs = inputs.to(self.device, self.network.dtype)
-        return self._decode(self._generate(**inputs)[0])
-
-    @torch.no_grad()
-    def _answer(self, image: Tensor, question: str) -> str:
-        content = [{"type": "image", "image": _picture(image)}, {"type": "text", "text": question}]
-        inputs = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        )  # fmt: skip
-        inputs = inputs.to(self.device, self.network.dtype)
-        tokens = self._generate(**inputs)[0]
-        return self._decode(tokens[inputs["input_ids"].shape[1] :])
-
-    def _generate(self, **inputs: Tensor) -> Tensor:
-        return self.network.generate(
-            **inputs, max_new_tokens=MOST_TOKENS, do_sample=False, num_beams=1
-        )
-
-    def _decode(self, tokens: Tensor) -> str:
+    def _say(self, image_3hw: Tensor, question: str) -> str:
+        picture, start = _picture(image_3hw), 0
+        if self.processor is None:
+            inputs = self.image_processor(images=picture, return_tensors="pt")
+        else:
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+            inputs = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            )  # fmt: skip
+            start = inputs["input_ids"].shape[1]
+        tokens = self.network.generate(
+            **inputs.to(self.device, self.network.dtype), max_new_tokens=MOST_TOKENS,
+            do_sample=False, num_beams=1,
+        )[0, start:]  # fmt: skip
         return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
 
 

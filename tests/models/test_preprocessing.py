@@ -6,7 +6,6 @@ from torchvision import transforms
 
 from fastdigin.errors import UserError
 from fastdigin.models.preprocessing import Resizing
-from fastdigin.models.resampling import resample
 
 SHAPES = [(96, 96), (70, 111), (133, 61), (40, 30)]
 MODES = {
@@ -43,11 +42,6 @@ def test_all_fits_are_timms(shape, crop_mode, crop_pct):
     actual = resizing(as_tensor(image), 40)
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= 1.6 / 255
-
-
-def test_area_is_the_exact_average():
-    images = torch.rand(2, 3, 20, 30)
-    assert torch.equal(Resizing()(images, 8), resample(images, 8))
 
 
 @pytest.mark.parametrize("fit", ["shortest", "longest", "squash"])
