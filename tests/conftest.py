@@ -70,3 +70,13 @@ def embedded():
     from fastdigin.models.diffusion import LatentDiffusion
 
     return LatentDiffusion.load("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """A function from a name of families.FAMILIES to the folder of its model."""
+    from functools import cache
+
+    from families import save_family
+
+    return cache(lambda name: save_family(name, tmp_path_factory.mktemp(name)))

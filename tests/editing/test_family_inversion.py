@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, SIZE, load_pipeline, save_family
+from families import FAMILIES, SIZE, load_pipeline
 from tiny import assert_near, uniform
 
 from fastdigin.editing.attention_store import store_attention
@@ -18,18 +18,6 @@ from fastdigin.tasks.sources import edited_start
 
 PROMPT = "a photo of a red sneaker"
 STOCHASTIC = {"lcm": "scheduling_lcm", "sdxl-turbo": "scheduling_euler_ancestral_discrete"}
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    made = {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = save_family(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
 
 
 def inverted(folder, dtype=torch.float64, steps=3, **options):
@@ -52,9 +40,9 @@ def inverted(folder, dtype=torch.float64, steps=3, **options):
         ("sdxl-turbo", {"guidance_scale": 2.0, "method": "negative-prompt"}),
     ],
 )
-def test_the_engine_follows_the_trajectory(saved, name, options):
+def test_the_engine_follows_the_trajectory(folder_of, name, options):
     """With the null text, pooled embeddings and noise that the inversion found."""
-    model, settings, inversion = inverted(saved(name), **options)
+    model, settings, inversion = inverted(folder_of(name), **options)
     start = edited_start(model, PROMPT, inversion)
     job = SimpleNamespace(
         settings=settings, injection=None, self_injection=None, blending=None, **start
@@ -75,11 +63,11 @@ def test_the_engine_follows_the_trajectory(saved, name, options):
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
-def test_the_noise_lets_diffusers_pipeline_reproduce_the_trajectory(saved, name, monkeypatch):
+def test_the_noise_lets_diffusers_pipeline_reproduce_the_trajectory(folder_of, name, monkeypatch):
     import importlib
 
-    model, settings, inversion = inverted(saved(name), torch.float32)
-    pipeline = load_pipeline(saved(name))
+    model, settings, inversion = inverted(folder_of(name), torch.float32)
+    pipeline = load_pipeline(folder_of(name))
     module = importlib.import_module(f"diffusers.schedulers.{STOCHASTIC[name]}")
     noise = iter(inversion.noise[:, None])
     monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(noise))
@@ -92,9 +80,9 @@ def test_the_noise_lets_diffusers_pipeline_reproduce_the_trajectory(saved, name,
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
-def test_each_latent_is_the_noised_image(saved, name):
+def test_each_latent_is_the_noised_image(folder_of, name):
     """Signal and noise as the scheduler itself adds them, with noise of unit variance."""
-    model, _, inversion = inverted(saved(name))
+    model, _, inversion = inverted(folder_of(name))
     scheduler = type(model.scheduler).from_config(model.scheduler.config)
     scheduler.set_timesteps(3)
     noises = []
@@ -110,15 +98,15 @@ def test_each_latent_is_the_noised_image(saved, name):
     assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.2
 
 
-def test_an_inversion_is_the_same_every_time(saved):
-    for first, second in zip(*(vars(inverted(saved("lcm"))[2]).values() for _ in range(2)),
+def test_an_inversion_is_the_same_every_time(folder_of):
+    for first, second in zip(*(vars(inverted(folder_of("lcm"))[2]).values() for _ in range(2)),
                              strict=True):  # fmt: skip
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 @pytest.mark.parametrize("name", ["sdxl", "lcm"])
-def test_attention_is_recorded_with_what_the_time_embedding_is_told(saved, name, monkeypatch):
-    model, _, inversion = inverted(saved(name))
+def test_attention_is_recorded_with_what_the_time_embedding_is_told(folder_of, name, monkeypatch):
+    model, _, inversion = inverted(folder_of(name))
     seen, predict = [], model.predict
     monkeypatch.setattr(model, "predict", lambda *args: seen.append(args[4]) or predict(*args))
     (store,) = store_attention(model, [inversion], [0.5], batch=1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from families import FAMILIES, SIZE, load_pipeline, save_family
+from families import FAMILIES, SIZE, load_pipeline
 from tiny import assert_near, normal
 
 from fastdigin.engine.engine import Engine
@@ -34,18 +34,6 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = save_family(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
-
-
 def load(folder, dtype=torch.float32, **options):
     return LatentDiffusion.from_pretrained(str(folder), device="cpu", dtype=dtype, **options)
 
@@ -68,22 +56,22 @@ def sampled(model, prompt, steps, guidance_scale, seed):
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_sampler_equals_the_pipeline(folders, name, steps):
+def test_the_sampler_equals_the_pipeline(folder_of, name, steps):
     """From prompt and seed: tokens, embeddings, z_T, the solver and the noise it draws."""
     guidance = EXPECTED[name][2]
-    expected = load_pipeline(folders(name))(
+    expected = load_pipeline(folder_of(name))(
         PROMPT, num_inference_steps=steps, guidance_scale=guidance, output_type="latent",
         generator=torch.Generator().manual_seed(3),
     ).images  # fmt: skip
-    assert_near(sampled(load(folders(name)), PROMPT, steps, guidance, 3), expected, 1e-5)
+    assert_near(sampled(load(folder_of(name)), PROMPT, steps, guidance, 3), expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_pipeline_gives_the_model_of_its_folder_and_stays_as_it_is(folders, name):
+def test_a_pipeline_gives_the_model_of_its_folder_and_stays_as_it_is(folder_of, name):
     """diffusers' pipeline draws the same before and after, and keeps its trainable layers."""
-    pipeline = load_pipeline(folders(name), keep_scheduler=True)
-    model, expected = LatentDiffusion.from_pipe(pipeline), load(folders(name))
-    assert model.name == str(folders(name))
+    pipeline = load_pipeline(folder_of(name), keep_scheduler=True)
+    model, expected = LatentDiffusion.from_pipe(pipeline), load(folder_of(name))
+    assert model.name == str(folder_of(name))
     assert type(model.scheduler) is type(expected.scheduler)
     assert model.scheduler.config == expected.scheduler.config
     for ours, theirs in zip(model.networks, expected.networks, strict=True):
@@ -96,7 +84,7 @@ def test_a_pipeline_gives_the_model_of_its_folder_and_stays_as_it_is(folders, na
     assert torch.equal(*latents)
     assert torch.equal(model.decode(latents[0]), expected.decode(latents[0]))
 
-    untouched = load_pipeline(folders(name), keep_scheduler=True)
+    untouched = load_pipeline(folder_of(name), keep_scheduler=True)
     for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert all(p.requires_grad for p in network.parameters())
     images = [
@@ -107,8 +95,8 @@ def test_a_pipeline_gives_the_model_of_its_folder_and_stays_as_it_is(folders, na
     assert torch.equal(*images)
 
 
-def test_a_pipelines_weights_are_shared(folders):
-    pipeline = load_pipeline(folders("sd1"))
+def test_a_pipelines_weights_are_shared(folder_of):
+    pipeline = load_pipeline(folder_of("sd1"))
     model = LatentDiffusion.from_pipe(pipeline)
     for name in ("unet", "vae", "text_encoder"):
         theirs = dict(getattr(pipeline, name).named_parameters())
@@ -124,15 +112,15 @@ def test_a_pipelines_weights_are_shared(folders):
         ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1"),
     ],
 )
-def test_relatives_of_another_kind(folders, part, change, message):
-    pipeline = load_pipeline(folders("sd1"))
+def test_relatives_of_another_kind(folder_of, part, change, message):
+    pipeline = load_pipeline(folder_of("sd1"))
     getattr(pipeline, part).register_to_config(**change)
     with pytest.raises(UserError, match=message):
         LatentDiffusion.from_pipe(pipeline)
 
 
-def test_pipelines_that_cannot_be_used(folders):
-    pipeline = load_pipeline(folders("sd1"))
+def test_pipelines_that_cannot_be_used(folder_of):
+    pipeline = load_pipeline(folder_of("sd1"))
     other = diffusers.StableDiffusionInpaintPipeline(
         **pipeline.components, requires_safety_checker=False
     )
@@ -149,8 +137,8 @@ def test_pipelines_that_cannot_be_used(folders):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_kind_is_read_from_the_files(folders, name):
-    model = load(folders(name))
+def test_the_kind_is_read_from_the_files(folder_of, name):
+    model = load(folder_of(name))
     solver, steps, guidance, few_step, pooled = EXPECTED[name]
     assert type(model.scheduler).__name__ == solver
     assert (model.usual_steps, model.usual_guidance_scale) == (steps, guidance)
@@ -166,9 +154,9 @@ def test_the_kind_is_read_from_the_files(folders, name):
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl-turbo", "lcm"])
-def test_gradients_equal_finite_differences(folders, name):
+def test_gradients_equal_finite_differences(folder_of, name):
     """Through the pooled embedding's, the guidance scale's and the noise's constants."""
-    model = load(folders(name), torch.float64)
+    model = load(folder_of(name), torch.float64)
     engine = Engine(model, slots=1, kept_steps=0)
     z, cond = normal(1, 4, 8, 8), model.encode_prompts([PROMPT])
     pooled = model.encode_pooled([PROMPT, ""])
@@ -192,8 +180,8 @@ def test_gradients_equal_finite_differences(folders, name):
     assert_near(slope, expected, 1e-5)
 
 
-def test_steps_and_guidance_of_a_sample_default_to_the_models(folders):
-    model = load(folders("lcm"))
+def test_steps_and_guidance_of_a_sample_default_to_the_models(folder_of):
+    model = load(folder_of("lcm"))
     z, cond = normal(1, 4, 8, 8).float(), model.encode_prompts([PROMPT])
     noise = normal(1, 4, 4, 8, 8, seed=1).float()
     usual = Engine(model, slots=1).sample(z, cond, noise=noise)
@@ -213,8 +201,8 @@ def test_steps_and_guidance_of_a_sample_default_to_the_models(folders):
         ("sd-turbo", {"settings": Settings(4, 0.0)}, "write 1 here: no guidance"),
     ],
 )
-def test_jobs_that_do_not_fit_the_family(folders, name, changes, message):
-    model = load(folders(name))
+def test_jobs_that_do_not_fit_the_family(folder_of, name, changes, message):
+    model = load(folder_of(name))
     settings = Settings(steps=4, guidance_scale=model.usual_guidance_scale, iterations=0)
     job = generated_job(
         model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
@@ -225,8 +213,8 @@ def test_jobs_that_do_not_fit_the_family(folders, name, changes, message):
     assert re.search(message, bad.error)
 
 
-def test_another_size(folders):
-    model = load(folders("sdxl"), size=64)
+def test_another_size(folder_of):
+    model = load(folder_of("sdxl"), size=64)
     assert model.image_size == 64 and model.latent_shape == (4, 16, 16)
     pooled = model.encode_pooled([PROMPT, ""])
     assert model.vector(pooled[:1], torch.ones(1))[0, -6:].tolist() == [64, 64, 0, 0, 64, 64]
@@ -236,14 +224,14 @@ def test_another_size(folders):
 
 
 @pytest.mark.parametrize("size", [0, 8, 40, -16])
-def test_sizes_that_the_unet_cannot_halve(folders, size):
+def test_sizes_that_the_unet_cannot_halve(folder_of, size):
     with pytest.raises(UserError, match=f"size must be a multiple of 16 pixels .* got {size}"):
-        load(folders("sd1"), size=size)
+        load(folder_of("sd1"), size=size)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
-def test_the_autoencoder_of_sdxl_stays_in_single_precision(folders, name):
-    model = load(folders(name), torch.float16)
+def test_the_autoencoder_of_sdxl_stays_in_single_precision(folder_of, name):
+    model = load(folder_of(name), torch.float16)
     assert model.dtype == torch.float16
     assert model.vae.dtype == (torch.float32 if name == "sdxl" else torch.float16)
-    assert load(folders(name), torch.bfloat16).vae.dtype == torch.bfloat16
+    assert load(folder_of(name), torch.bfloat16).vae.dtype == torch.bfloat16
