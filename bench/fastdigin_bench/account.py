@@ -29,7 +29,7 @@ plain_bytes_per_slot: the same image in a loop like plain_loop.py: fp32, the gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastdigin.engine.architectures import ARCHITECTURES, RESOLUTIONS, Architecture
+from fastdigin.engine.architectures import Architecture
 from fastdigin.engine.footprint import (
     STEPS,
     Footprint,
@@ -54,18 +54,6 @@ from fastdigin_bench.plain_model import checkpoint_blocks
 CARDS_GB = (12, 24, 80)
 
 Flops = Mapping[str, int]
-
-
-def table(
-    architectures: Iterable[Architecture] = ARCHITECTURES,
-    resolutions: Sequence[int] = RESOLUTIONS,
-) -> list[dict[str, Any]]:
-    """A row (see ``account``) for every architecture at every resolution in pixels."""
-    return [
-        account(architecture, resolution)
-        for architecture in architectures
-        for resolution in resolutions
-    ]
 
 
 def account(

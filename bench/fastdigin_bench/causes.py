@@ -17,11 +17,9 @@ The other variants are not compiled.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -31,99 +29,64 @@ from torch import Tensor
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.decoding import decode_one
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job
+from fastdigin.engine.job import Job, Result
 from fastdigin.engine.slot import Slot
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin_bench.output import say
 from fastdigin_bench.text_jobs import run_all
+from fastdigin_bench.timing import Ratio
 from fastdigin_kernels.common import choice
 
 WHOLE, NETWORKS, COMPILED = "whole", "networks", "compile"
 
-
-@dataclass(frozen=True)
-class Cause:
-    """How many times slower the engine is without an idea; low and high are of the extremes."""
-
-    factor: float
-    low: float
-    high: float
+Variants = dict[str, Callable[[], object]]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """engine: what runs the jobs. changed: holds while it does."""
+def causes_of(seconds: Mapping[str, Sequence[float]]) -> tuple[dict[str, Ratio], float]:
+    """How many times slower the engine is without each idea; the share outside of networks.
 
-    engine: Engine
-    changed: Callable[[], AbstractContextManager] = nullcontext
-
-
-def causes_of(seconds: Mapping[str, Sequence[float]]) -> tuple[dict[str, Cause], float]:
-    """What each idea is worth, and the share of time spent outside of networks and decoder.
-
-    seconds: as ``time_variants`` gives them. The share is the time of a run whose U-Net, decoder
-    and classifier are a few element-wise operations, whose time it includes, over that of the
-    whole engine.
+    seconds: of each variant's repeats. The share is the time of a run whose U-Net, decoder and
+    classifier are a few element-wise operations, whose time it includes, over that of the whole
+    engine.
     """
     whole = seconds[WHOLE]
     causes = {
-        name: _cause(whole, taken) if name == COMPILED else _cause(taken, whole)
+        name: Ratio.of(whole, taken) if name == COMPILED else Ratio.of(taken, whole)
         for name, taken in seconds.items()
         if name not in (WHOLE, NETWORKS)
     }
-    return causes, statistics.median(seconds[NETWORKS]) / statistics.median(whole)
-
-
-def _cause(without: Sequence[float], with_it: Sequence[float]) -> Cause:
-    return Cause(
-        statistics.median(without) / statistics.median(with_it),
-        min(without) / max(with_it),
-        max(without) / min(with_it),
-    )
+    return causes, median(seconds[NETWORKS]) / median(whole)
 
 
 def variants(
-    model: LatentDiffusion, classifier: Classifier, slots: int, steps: int, compiled: bool
-) -> dict[str, Variant]:
-    """The whole engine, and the engine without each idea. compiled: also with compiled steps."""
+    model: LatentDiffusion, classifier: Classifier, jobs: Sequence[Job], slots: int, compiled: bool
+) -> Variants:
+    """What runs the jobs: the whole engine, and the engine without each idea.
 
-    def engine(**other: Any) -> Engine:
-        return Engine(model, **({"slots": slots, "kept_steps": steps, "compile": "off"} | other))
+    compiled: also with compiled steps.
+    """
 
-    whole = engine()
+    def variant(changed: Callable[[], AbstractContextManager] = nullcontext, **other: Any):
+        kept = jobs[0].settings.steps
+        engine = Engine(model, **{"slots": slots, "kept_steps": kept, "compile": "off"} | other)
+
+        def run() -> list[Result]:
+            with changed():
+                return run_all(engine, jobs)
+
+        return run
+
     found = {
-        WHOLE: Variant(whole),
-        "batching": Variant(engine(slots=1)),
-        "no recompute": Variant(engine(kept_steps=0)),
-        "injection without maps": Variant(whole, lambda: written_maps(model)),
-        "shared decode": Variant(whole, separate_decode),
-        "kernels": Variant(whole, pytorch_kernels),
-        NETWORKS: Variant(whole, lambda: no_networks(model, classifier)),
+        WHOLE: variant(),
+        "batching": variant(slots=1),
+        "no recompute": variant(kept_steps=0),
+        "injection without maps": variant(lambda: written_maps(model)),
+        "shared decode": variant(separate_decode),
+        "kernels": variant(pytorch_kernels),
+        NETWORKS: variant(lambda: no_networks(model, classifier)),
     }
     if compiled:
-        found[COMPILED] = Variant(engine(compile="on"))
-    return found
-
-
-def time_variants(
-    variants: dict[str, Variant], jobs: Sequence[Job], repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of each repeat, after a run that nobody times: of all jobs where steps compile.
-
-    Each repeat begins with another variant: what runs after what was seen to cost some percent.
-    """
-    found: dict[str, list[float]] = {name: [] for name in variants}
-    order = list(variants.items())
-    for repeat in range(repeats):
-        for name, variant in order[repeat % len(order) :] + order[: repeat % len(order)]:
-            with variant.changed():
-                if not found[name]:
-                    run_all(variant.engine, jobs if name == COMPILED else jobs[:1])
-                start = time.perf_counter()
-                run_all(variant.engine, jobs)
-                found[name].append(time.perf_counter() - start)
-            say(f"{name}: {found[name][-1]:.2f} s")
+        found[COMPILED] = variant(compile="on")
     return found
 
 

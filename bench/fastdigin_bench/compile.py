@@ -10,7 +10,6 @@ seconds are those of a first compilation, a second run finds its code on disk.
 from __future__ import annotations
 
 import statistics
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from fastdigin.engine.sampler import StepFunctions
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin_bench.output import conditions, finish, rows_table
+from fastdigin_bench.timing import seconds_of, time_in_turns
 
 TOLERANCE = 1e-4
 ROLES = ("forward", "joint", "kept")
@@ -50,15 +50,15 @@ def measure(model: LatentDiffusion, slots: int, repeats: int) -> list[dict[str, 
     choice, rows = CompileChoice(model, "on", lambda: slots), []
     for role in ROLES:
         plain, compiled = (_call(role, choice.of(each), inputs) for each in (False, True))
-        seconds, found = _timed(compiled)
-        error = agreement(role, found, plain())
-        times = [[_timed(each)[0] for each in (plain, compiled)] for _ in range(repeats)]
-        before, after = (statistics.median(each) for each in zip(*times, strict=True))
-        ratios = [a / b for a, b in times]
+        first = seconds_of(compiled)
+        error = agreement(role, compiled(), plain())
+        times = time_in_turns({"plain": plain, "compiled": compiled}, repeats)
+        before, after = map(statistics.median, times.values())
+        ratios = [a / b for a, b in zip(*times.values(), strict=True)]
         rows.append(
             {
                 "role": role,
-                "compile_seconds": round(seconds - after, 1),
+                "compile_seconds": round(first - after, 1),
                 "milliseconds": round(1e3 * before, 2),
                 "compiled_milliseconds": round(1e3 * after, 2),
                 "ratio": round(before / after, 3),
@@ -88,9 +88,3 @@ def _call(role: str, functions: StepFunctions, inputs: tuple) -> Callable[[], tu
     if role == "joint":
         return lambda: functions.joint(*inputs, *incoming)
     return lambda: functions.pull_back(functions.record(*inputs), *incoming)
-
-
-def _timed(function: Callable[[], tuple[Tensor, ...]]) -> tuple[float, tuple[Tensor, ...]]:
-    start = time.perf_counter()
-    found = function()
-    return time.perf_counter() - start, found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from fastdigin.results.numbers import number, wilson_interval
 
 RESAMPLES = 2_000
 Unit = Literal["share", "points", "dB", ""]
+Value = bool | float | tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ class Figure:
         """The value with its interval and n, for a cell of a table."""
         if self.value is None:
             return "-"
-        ends = [_number(end, self.unit) for end in self.interval or ()]
-        interval = f"{' to '.join(ends)}, " if ends else ""
-        return f"{_with_unit(self.value, self.unit)} ({interval}n = {self.n})"
+        ends = " to ".join(_number(end, self.unit) for end in self.interval or ())
+        return f"{_with_unit(self.value, self.unit)} ({ends}{', ' * bool(ends)}n = {self.n})"
 
     def show_target(self) -> str:
         """Such as "at least 96.0%"; empty without a target."""
@@ -80,48 +80,46 @@ class Figure:
         }
 
 
-def rate(name: str, hits: Iterable[bool], target: Target | None = None) -> Figure:
-    """The share of hits, with Wilson's interval."""
-    hits = list(hits)
-    return share(name, sum(hits) / len(hits) if hits else None, len(hits), target)
-
-
-def share(name: str, value: float | None, n: int, target: Target | None = None) -> Figure:
-    """A share of n cases that was counted before, with Wilson's interval."""
-    interval = None if value is None else wilson_interval(round(value * n), n)
-    return Figure(name, value, n, interval, target, "share")
-
-
-def mean(
-    name: str, values: Iterable[float], target: Target | None = None, unit: Unit = ""
+def figure(
+    name: str, values: Iterable[Value], target: Target | None = None, unit: Unit = ""
 ) -> Figure:
-    """The mean, with a bootstrap interval."""
-    values = list(values)
-    return ratio(name, values, [1.0] * len(values), target, unit)
+    """The figure of some cases, without those that are None.
 
-
-def ratio(
-    name: str,
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    target: Target | None = None,
-    unit: Unit = "",
-) -> Figure:
-    """Mean of the numerators / mean of the denominators, which come in pairs.
-
-    The interval is the bootstrap's (percentiles over resampled pairs, always the same draws).
+    Truth values make the share of those that hold, with Wilson's interval. Numbers make their
+    mean, pairs mean over mean, with the bootstrap's interval (percentiles over resampled cases,
+    always the same draws).
     """
-    n = len(numerators)
+    values = [value for value in values if value is not None]
+    n = len(values)
     if n == 0:
         return Figure(name, None, 0, None, target, unit)
-    above, below = np.asarray(numerators, float), np.asarray(denominators, float)
+    if isinstance(values[0], bool):
+        return share(name, sum(values) / n, n, target)
+    pairs = np.asarray([v if isinstance(v, tuple) else (v, 1.0) for v in values], float)
     interval = None
     if n > 1:
-        rows = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-        resampled = above[rows].sum(axis=1) / below[rows].sum(axis=1)
-        low, high = np.percentile(resampled, [2.5, 97.5])
+        above, below = resampled_sums(pairs).T
+        low, high = np.percentile(above / below, [2.5, 97.5])
         interval = float(low), float(high)
-    return Figure(name, float(above.sum() / below.sum()), n, interval, target, unit)
+    above, below = pairs.sum(axis=0)
+    return Figure(name, float(above / below), n, interval, target, unit)
+
+
+def share(name: str, value: float, n: int, target: Target | None = None) -> Figure:
+    """A share of n cases that was counted before, with Wilson's interval."""
+    return Figure(name, value, n, wilson_interval(round(value * n), n), target, "share")
+
+
+def resampled_sums(cases_nk: np.ndarray) -> np.ndarray:
+    """(RESAMPLES, K) sums of n cases that are drawn with replacement, always the same draws."""
+    n = len(cases_nk)
+    return cases_nk[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].sum(axis=1)
+
+
+def figures_of(rows: Sequence[Mapping[str, Value]], targets: Mapping[str, Target]) -> list[Figure]:
+    """A figure for each name in rows that share their names."""
+    names = rows[0] if rows else ()
+    return [figure(name, [row[name] for row in rows], targets.get(name)) for name in names]
 
 
 def figures_table(figures: Sequence[Figure]) -> str:

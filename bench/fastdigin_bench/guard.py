@@ -213,8 +213,7 @@ def _print_table(found: dict[str, Comparison]) -> None:
         keys = ", ".join(one.new_keys) or "-"
         print(f"{name:<8}{one.records:>8}{one.pictures:>10}{len(one.differences):>13}  {keys}")
     for name, one in found.items():
-        for difference in one.differences:
-            print(f"{name}: {difference}")
+        print(*(f"{name}: {difference}\n" for difference in one.differences), sep="", end="")
 
 
 def _parser() -> argparse.ArgumentParser:

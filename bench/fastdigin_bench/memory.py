@@ -16,10 +16,12 @@ import re
 import resource
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fastdigin.commands.task import load_engine
+from fastdigin.engine.architectures import ARCHITECTURES, RESOLUTIONS
 from fastdigin.engine.costs import state_bytes
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes
@@ -58,21 +60,16 @@ def run(options: Namespace) -> int:
         for slots in BUDGET_SLOTS
     ]
     print(rows_table(budgets, PLANS), "\n", flush=True)
-    counted = account.table() if options.account else []
-    if counted:
+    counted = []
+    if options.account:
+        counted = [account.account(*each) for each in product(ARCHITECTURES, RESOLUTIONS)]
         print(rows_table(counted, COUNTS), "\n", flush=True)
     targets = find_targets(rows, budgets, counted)
     print(rows_table(targets, TARGETS), "\n", flush=True)
     title, y = "Peak memory, no step kept", "peak of live tensors, MiB"
     plot(options.results / "memory.png", [Panel(title, "DDIM steps", y, peak_lines(rows))])
-    results = {
-        "conditions": conditions(),
-        "rows": rows,
-        "budgets": budgets,
-        "account": counted,
-        "targets": targets,
-    }
-    finish(options.results / "memory.json", results)
+    results = {"rows": rows, "budgets": budgets, "account": counted, "targets": targets}
+    finish(options.results / "memory.json", {"conditions": conditions(), **results})
     return 0
 
 

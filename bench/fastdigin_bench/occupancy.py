@@ -8,7 +8,10 @@ through waits for its neighbours), or where it belongs to a slot whose job has e
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -29,14 +32,14 @@ LENGTHS = (1, 20)
 """Fewest and most updates of a job. The steps are few to save time: every job has the same."""
 
 
-@dataclass(frozen=True)
-class OccupancyRun:
+@dataclass
+class Occupancy:
     """rows: of all U-Net calls. repeated: idle by repetition; ended: of slots without a job."""
 
     jobs: int
-    rows: int
-    repeated: int
-    ended: int
+    rows: int = 0
+    repeated: int = 0
+    ended: int = 0
 
     @property
     def share(self) -> float:
@@ -51,19 +54,14 @@ class OccupancyRun:
 
 
 class RandomLengths(Counterfactuals):
-    """Counterfactuals of which each has a number of updates of its own."""
+    """Counterfactuals of which each has a number of updates of its own, always the same."""
 
     def candidates(self, request: PhotoRequest, source: Source) -> list[Job]:
-        updates = random_length(request.id)
+        updates = random.Random(request.id).randint(*LENGTHS)
         return [
             replace(job, settings=replace(job.settings, iterations=updates))
             for job in super().candidates(request, source)
         ]
-
-
-def random_length(id: str) -> int:
-    """A number of updates, always the same for an id."""
-    return random.Random(id).randint(*LENGTHS)
 
 
 def idle_places(engine: Engine) -> int:
@@ -71,52 +69,42 @@ def idle_places(engine: Engine) -> int:
     return engine._places - engine._advanced
 
 
-class RowCounter:
+@contextmanager
+def counted_rows(model: LatentDiffusion, found: Occupancy) -> Iterator[None]:
     """Counts the rows of a model's U-Net calls while the ``with`` lasts."""
+    predict, before = model.predict, []
 
-    def __init__(self, model: LatentDiffusion):
-        self.rows = self.repeated = 0
-        self._model, self._predict = model, model.predict
-        self._before: list[bytes] = []
-
-    def __enter__(self) -> RowCounter:
-        self._model.predict = self._counted
-        return self
-
-    def __exit__(self, *error) -> None:
-        del self._model.predict  # the instance's; the class has its own
-
-    def _counted(self, z_bchw: Tensor, t_b: Tensor, context_bld: Tensor, *others) -> Tensor:
-        self.rows += len(z_bchw)
+    def counted(z_bchw: Tensor, t_b: Tensor, context_bld: Tensor, *others) -> Tensor:
+        found.rows += len(z_bchw)
         rows = [_bytes(*row) for row in zip(z_bchw, t_b, context_bld, strict=True)]
         # Candidates of one photo start from the same rows and differ by what is injected.
         if not others or others[0] is None or others[0].injected is None:
-            before = self._before if len(self._before) == len(rows) else [None] * len(rows)
-            self.repeated += sum(row in rows[:i] or row == before[i] for i, row in enumerate(rows))
-        self._before = rows
-        return self._predict(z_bchw, t_b, context_bld, *others)
+            last = before if len(before) == len(rows) else [None] * len(rows)
+            found.repeated += sum(row in rows[:i] or row == last[i] for i, row in enumerate(rows))
+        before[:] = rows
+        return predict(z_bchw, t_b, context_bld, *others)
+
+    with patch.object(model, "predict", counted):
+        yield
 
 
-def measure_occupancy(jobs: int) -> OccupancyRun:
+def measure_occupancy(jobs: int) -> Occupancy:
     """Runs ``jobs`` counterfactuals of the packaged pairs; the photos are taken in turns."""
     model = LatentDiffusion.load(EMBEDDED, device="cpu")
     pairs = collect(["embedded:pairs"])
     items = [replace(pairs[n % len(pairs)], id=f"{n}") for n in range(jobs)]
-    settings = replace(
-        EMBEDDED_SETTINGS,
-        optimisation=replace(EMBEDDED_SETTINGS.optimisation, steps=STEPS, last_steps=1),
-        null_text_steps=3,
-    )
+    few = replace(EMBEDDED_SETTINGS.optimisation, steps=STEPS, last_steps=1)
     engine = Engine(model, slots=SLOTS, kept_steps=STEPS, compile="off")
     task = RandomLengths(
         engine=engine, photos=items, classifier=Classifier.load("embedded:robust"),
-        settings=settings,
+        settings=replace(EMBEDDED_SETTINGS, optimisation=few, null_text_steps=3),
     )  # fmt: skip
-    with RowCounter(model) as counter:
-        found = none_failed(task.run())
+    found = Occupancy(jobs)
+    with counted_rows(model, found):
+        none_failed(task.run())
     # No step is computed twice, so an iteration's calls are its steps, of two rows a place.
-    ended = 2 * STEPS * idle_places(engine)
-    return OccupancyRun(len(found), counter.rows, counter.repeated, ended)
+    found.ended = 2 * STEPS * idle_places(engine)
+    return found
 
 
 def _bytes(z: Tensor, t: Tensor, text: Tensor) -> bytes:

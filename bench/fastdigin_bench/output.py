@@ -30,10 +30,7 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def rows_table(
-    rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, str | Callable[[Mapping[str, Any]], object]],
-) -> str:
+def rows_table(rows: Sequence[Any], columns: Mapping[str, str | Callable[[Any], object]]) -> str:
     """A table of ``rows``. columns: title -> key of a row, or what makes the cell of a row."""
     cells = [
         [str(cell(row) if callable(cell) else row[cell]) for cell in columns.values()]

@@ -18,7 +18,7 @@ the source's attention comes from the Job instead of a source image run along in
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,30 +26,20 @@ from torch import Tensor
 
 from fastdigin.engine.job import Candidate, Injection, Job, Result, Settings
 from fastdigin.models.attention import SourceAttention
+from fastdigin_bench.gradients import Gradients
 from fastdigin_bench.plain_model import MapEdit, PlainModel
-
-Gradients = Mapping[str, Tensor]
 
 KNOWN_SETTINGS = (
     "steps", "guidance_scale", "iterations", "last_steps", "learning_rate", "latent_lr_factor",
 )  # fmt: skip
+UNKNOWN = ("self_injection", "noise", "pooled")
+"""Of a Job, what no counterfactual of the bench has."""
 
 
-@dataclass(frozen=True)
-class PlainRun:
-    """The Result as the engine gives it, and the gradients of iteration 0 (None without updates).
-
-    first_gradients: "latents" (C, h, w), "conditioning" and, with guidance, "null_text" (T, L, D).
-    """
-
-    result: Result
-    first_gradients: Gradients | None
-
-
-def optimise(plain: PlainModel, job: Job) -> PlainRun:
+def optimise(plain: PlainModel, job: Job) -> Result:
     """Optimises one job by Adam on z_T and the text deltas of every step (DiG-IN, eq. 3).
 
-    Raises ValueError for Settings that the loop does not know. Whatever fails, raises.
+    Raises ValueError for a Job or Settings that the loop does not know. Whatever fails, raises.
     """
     started, settings = time.perf_counter(), job.settings
     state = _start(plain, job)
@@ -61,7 +51,7 @@ def optimise(plain: PlainModel, job: Job) -> PlainRun:
     z = state.variables["latents"]
     norm = z.detach().norm()
     history: list[dict[str, float]] = []
-    best, initial_image, gradients = {}, None, None
+    best, initial_image = {}, None
     for iteration in range(settings.iterations + 1):
         x0s = _sample(plain, job, state)[-settings.last_steps :]
         loss = _loss(plain, job, x0s, iteration)
@@ -76,21 +66,17 @@ def optimise(plain: PlainModel, job: Job) -> PlainRun:
             break
         optimiser.zero_grad()
         loss.backward()
-        if iteration == 0:
-            gradients = {name: x.grad.clone() for name, x in state.variables.items()}
         optimiser.step()
         with torch.no_grad():
             z.mul_(norm / z.norm())
-    seconds = time.perf_counter() - started
-    result = Result(
-        job, "done", None, initial_image=initial_image, history=tuple(history), seconds=seconds,
-        **best,
+    return Result(
+        job, "done", None, initial_image=initial_image, history=tuple(history),
+        seconds=time.perf_counter() - started, **best,
     )  # fmt: skip
-    return PlainRun(result, gradients)
 
 
 def first_gradients(plain: PlainModel, job: Job) -> Gradients:
-    """The gradients of iteration 0, as in PlainRun, without an optimisation."""
+    """The gradients of iteration 0, without an optimisation."""
     state = _start(plain, job)
     x0s = _sample(plain, job, state)[-job.settings.last_steps :]
     gradients = torch.autograd.grad(_loss(plain, job, x0s, 0), list(state.variables.values()))
@@ -124,7 +110,7 @@ class _State:
 
 
 def _start(plain: PlainModel, job: Job) -> _State:
-    _check(job.settings)
+    _check(job)
     plain.write_maps(job.injection is not None)
     place = {"device": plain.device, "dtype": plain.dtype}
     texts = {"conditioning": job.conditioning}
@@ -141,12 +127,14 @@ def _start(plain: PlainModel, job: Job) -> _State:
     return _State(variables, bases)
 
 
-def _check(settings: Settings) -> None:
-    given = {name: getattr(settings, name) for name in KNOWN_SETTINGS}
-    if settings != Settings(**given):
+def _check(job: Job) -> None:
+    given = {name: getattr(job.settings, name) for name in KNOWN_SETTINGS}
+    if job.settings != Settings(**given):
         raise ValueError(
-            f"the plain loop knows no Settings but {', '.join(KNOWN_SETTINGS)}: {settings}"
+            f"the plain loop knows no Settings but {', '.join(KNOWN_SETTINGS)}: {job.settings}"
         )
+    if any(getattr(job, name) is not None for name in UNKNOWN):
+        raise ValueError(f"the plain loop knows no Job with {' or '.join(UNKNOWN)}")
 
 
 def _sample(plain: PlainModel, job: Job, state: _State) -> list[Tensor]:

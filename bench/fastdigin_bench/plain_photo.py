@@ -15,14 +15,15 @@ from fastdigin.editing.attention_store import AttentionStore, nearest_layers
 from fastdigin.editing.inversion import Inversion, InversionSettings
 from fastdigin.editing.masks import attention_mask, latent_mask, soften
 from fastdigin.editing.prompts import phrase_tokens
+from fastdigin.engine.job import Result
 from fastdigin.models.attention import SourceAttention
 from fastdigin.tasks.counterfactual import Counterfactuals
 from fastdigin.tasks.sources import Source, SourcePhoto
-from fastdigin_bench.plain_loop import PlainRun, optimise, plain_total
+from fastdigin_bench.plain_loop import optimise, plain_total
 from fastdigin_bench.plain_model import PlainModel
 
 
-def counterfactual(plain: PlainModel, task: Counterfactuals) -> PlainRun:
+def counterfactual(plain: PlainModel, task: Counterfactuals) -> Result:
     """What would have to change for the classifier to say the target? task: of one photo.
 
     Every candidate of the schedule search is sampled by itself.

@@ -10,19 +10,20 @@ Then a run of many whole counterfactuals of random length: were the slots busy (
 from __future__ import annotations
 
 import statistics
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin_bench.occupancy import measure_occupancy
-from fastdigin_bench.output import conditions, finish, rows_table, say
+from fastdigin_bench.output import conditions, finish, rows_table
 from fastdigin_bench.plots import Panel, plot
 from fastdigin_bench.text_jobs import run_all, text_jobs
+from fastdigin_bench.timing import time_in_turns
 
 SLOTS = 8
 UPDATES = 2
@@ -76,26 +77,18 @@ def run(options: Namespace) -> int:
 
 
 def time_points(points: Sequence[Point], repeats: int) -> dict[Point, list[float]]:
-    """Seconds of each repeat, after a small job of each resolution that nobody times."""
+    """Seconds of each repeat."""
     classifier = Classifier.load("embedded:robust")
     engines = {}
-    for resolution in sorted({point.resolution for point in points}):
+    for resolution in {point.resolution for point in points}:
         model = LatentDiffusion.load(EMBEDDED, device="cpu", size=resolution)
         engines[resolution] = Engine(model, slots=SLOTS, compile="off")
-        _seconds(engines[resolution], classifier, Point(jobs=1, steps=2, resolution=resolution))
-    found: dict[Point, list[float]] = {point: [] for point in points}
-    for repeat in range(repeats):
-        for point in points:
-            found[point].append(_seconds(engines[point.resolution], classifier, point))
-        say(f"scaling: {repeat + 1} of {repeats} repeats done")
-    return found
 
+    def run(point: Point) -> None:
+        engine = engines[point.resolution]
+        run_all(engine, text_jobs(engine.model, classifier, point.steps, point.jobs, UPDATES))
 
-def _seconds(engine: Engine, classifier: Classifier, point: Point) -> float:
-    jobs = text_jobs(engine.model, classifier, point.steps, point.jobs, UPDATES)
-    start = time.perf_counter()
-    run_all(engine, jobs)
-    return time.perf_counter() - start
+    return time_in_turns({point: partial(run, point) for point in points}, repeats)
 
 
 def figures(point: Point, seconds: Sequence[float]) -> dict[str, Any]:

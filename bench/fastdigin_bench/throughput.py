@@ -15,20 +15,20 @@ each idea is worth (causes.py).
 
 from __future__ import annotations
 
-import statistics
 import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from statistics import mean, median
 from typing import Any
 
 import torch
 
 from fastdigin.commands.task import load_engine
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job
+from fastdigin.engine.job import Job, Result
 from fastdigin.engine.memory import parse_memory
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -37,14 +37,19 @@ from fastdigin.photos import ImageInput, collect
 from fastdigin.tasks.counterfactual import EMBEDDED as EMBEDDED_SETTINGS
 from fastdigin.tasks.counterfactual import Counterfactuals, CounterfactualSettings
 from fastdigin_bench import plain_photo
-from fastdigin_bench.agreement import gradient_error
-from fastdigin_bench.causes import Cause, causes_of, time_variants, variants
+from fastdigin_bench.causes import causes_of, variants
 from fastdigin_bench.equivalents import forward_equivalents
+from fastdigin_bench.gradients import (
+    engine_first_gradients,
+    gradient_error,
+    precision_cosines,
+)
 from fastdigin_bench.output import conditions, finish, rows_table, say, write_json
+from fastdigin_bench.plain_loop import first_gradients
 from fastdigin_bench.plain_model import PlainModel
-from fastdigin_bench.precision import gradient_cosines
 from fastdigin_bench.processes import in_processes
 from fastdigin_bench.text_jobs import none_failed, run_all, text_jobs
+from fastdigin_bench.timing import Ratio, seconds_of, time_in_turns
 
 CLASSIFIER = "embedded:robust"
 LOSS_TOLERANCE = 1.02
@@ -69,6 +74,13 @@ class Sides:
             engine=self.engine, photos=items, classifier=self.classifier, settings=self.settings
         )
 
+    def run_engine(self, items: Sequence[ImageInput]) -> list[Result]:
+        """Whole counterfactuals."""
+        return [record.result for record in none_failed(self.task(items).run())]
+
+    def run_plain(self, item: ImageInput) -> Result:
+        return plain_photo.counterfactual(self.plain, self.task([item]))
+
 
 @dataclass
 class Timings:
@@ -81,8 +93,17 @@ class Timings:
         self.seconds[name].append(seconds)
         say(f"{name}: {seconds:.1f} s an image")
 
+    def take(self, name: str, run: Callable[[], list[Result]]) -> list[Result]:
+        """Times a run, and keeps what it reached."""
+        began = time.perf_counter()
+        results = run()
+        self.add(name, (time.perf_counter() - began) / len(results))
+        totals = {r.id: min(row["total"] for row in r.history) for r in results}
+        self.losses.setdefault(name, {}).update(totals)
+        return results
+
     def per_minute(self, name: str) -> float:
-        return 60 / statistics.median(self.seconds[name])
+        return 60 / median(self.seconds[name])
 
 
 InTwo = Callable[[str, Sequence[ImageInput]], float]
@@ -102,11 +123,13 @@ def run(options: Namespace) -> int:
     in_two = partial(seconds_in_two, options) if two else None
     timings, jobs, agreement = time_rounds(sides, items, options.rounds, in_two)
     occupancy, plan = engine.occupancy, engine.plan
+    alone = sides
     if options.compile == "on":
         # Alone it has a batch of its own size: another would be filled up.
-        engine = load_engine(EMBEDDED, options.memory, 1, compile=options.compile)
-        warm_up(replace(sides, engine=engine), items[:1], options.compile)
-    time_engine(replace(sides, engine=engine), items[:1], timings, SINGLE)
+        own = load_engine(EMBEDDED, options.memory, 1, compile=options.compile)
+        alone = replace(sides, engine=own)
+        warm_up(alone, items[:1], options.compile)
+    timings.take(SINGLE, lambda: alone.run_engine(items[:1]))
     results = {
         "conditions": conditions() | {"plan": str(plan), "compile": options.compile},
         "jobs": len(items),
@@ -114,23 +137,18 @@ def run(options: Namespace) -> int:
         **figures(timings),
         "gradient_agreement": agreement,
         "final_loss_ratio": round(loss_ratio(timings.losses), 4),
-        "forward_equivalents_per_step": forward_equivalents(sides.engine, jobs[:2]),
-        "bf16_gradient_cosine": _rounded(
-            gradient_cosines(sides.engine.model, jobs[0], torch.bfloat16)
-        ),
+        "forward_equivalents_per_step": forward_equivalents(engine, jobs[:2]),
+        "bf16_gradient_cosine": _rounded(precision_cosines(model, jobs[0], torch.bfloat16)),
         "slot_occupancy": round(occupancy, 3),
-        "recompiles": sides.engine.recompiles,
+        "recompiles": engine.recompiles,
     }
     print(_forms_table(timings), "\n", flush=True)
     file = options.results / "throughput.json"
     write_json(file, results)  # the causes take a while, and may fail
     if options.cause_repeats:
         one_update = [replace(j, settings=replace(j.settings, iterations=1)) for j in jobs]
-        engines = variants(
-            model, classifier, sides.engine.slots, jobs[0].settings.steps,
-            plan.compiled,
-        )  # fmt: skip
-        causes, outside = causes_of(time_variants(engines, one_update, options.cause_repeats))
+        ideas = variants(model, classifier, one_update, engine.slots, plan.compiled)
+        causes, outside = causes_of(time_in_turns(ideas, options.cause_repeats))
         print(_causes_table(causes), "\n", flush=True)
         results |= {
             "causes": {name: _rounded(asdict(cause)) for name, cause in causes.items()},
@@ -142,14 +160,12 @@ def run(options: Namespace) -> int:
 
 def warm_up(sides: Sides, items: Sequence[ImageInput], compile: str) -> float:
     """Chooses, plans, and where compile is "on" compiles all graphs of the photos; its seconds."""
-    began = time.perf_counter()
     if compile == "on":
         once = replace(sides.settings.optimisation, iterations=1)
         settings = replace(sides.settings, null_text_steps=1, optimisation=once)
-        time_engine(replace(sides, settings=settings), items)
-    else:
-        run_all(sides.engine, text_jobs(sides.engine.model, sides.classifier, 2, 1, 1))
-    return time.perf_counter() - began
+        return seconds_of(lambda: replace(sides, settings=settings).run_engine(items))
+    jobs = text_jobs(sides.engine.model, sides.classifier, 2, 1, 1)
+    return seconds_of(lambda: run_all(sides.engine, jobs))
 
 
 def time_rounds(
@@ -163,40 +179,23 @@ def time_rounds(
     timings, size = Timings(), -(-len(items) // rounds)
     for start in range(0, len(items), size):
         share = items[start : start + size]
-        jobs = time_engine(sides, share, timings, ENGINE)
+        results = timings.take(ENGINE, partial(sides.run_engine, share))
         if start == 0:
-            first, agreement = jobs, gradient_error(sides.engine, sides.plain, jobs[0])
+            first = [result.job for result in results]
+            agreement = gradient_error(
+                engine_first_gradients(sides.engine, first[0]),
+                first_gradients(sides.plain, first[0]),
+            )
             say(f"first gradients agree to {agreement:.1e}")
         if in_two:
             # All jobs in every round: half a share would leave slots of a process empty.
             timings.add(IN_TWO[ENGINE], in_two(ENGINE, items))
-        time_plain(sides, share[0], timings)
+        timings.take(PLAIN, lambda item=share[0]: [sides.run_plain(item)])
         if in_two:
             # The last round may be short, and every process needs a photo.
             photos = items[max(0, min(start, len(items) - PROCESSES)) :][:PROCESSES]
             timings.add(IN_TWO[PLAIN], in_two(PLAIN, photos))
     return timings, first, agreement
-
-
-def time_plain(sides: Sides, item: ImageInput, timings: Timings) -> None:
-    """Times one whole counterfactual by the plain loop."""
-    began = time.perf_counter()
-    found = plain_photo.counterfactual(sides.plain, sides.task([item])).result
-    timings.add(PLAIN, time.perf_counter() - began)
-    timings.losses[PLAIN][found.id] = _best(found.history)
-
-
-def time_engine(
-    sides: Sides, items: Sequence[ImageInput], timings: Timings | None = None, name: str = ""
-) -> list[Job]:
-    """Times whole counterfactuals; the jobs that were optimised."""
-    began = time.perf_counter()
-    found = none_failed(sides.task(items).run())
-    seconds = time.perf_counter() - began
-    if timings is not None:
-        timings.add(name, seconds / len(items))
-        timings.losses.get(name, {}).update({f.id: _best(f.result.history) for f in found})
-    return [each.result.job for each in found]
 
 
 def seconds_in_two(options: Namespace, side: str, items: Sequence[ImageInput]) -> float:
@@ -214,28 +213,21 @@ def share_seconds(side: str, items: Sequence[ImageInput], options: Namespace) ->
     """
     classifier, settings = Classifier.load(CLASSIFIER), _settings(options)
     if side == PLAIN:
-        sides = Sides(load_engine(EMBEDDED, slots=1), None, classifier, settings)
-        sides = replace(sides, plain=PlainModel(sides.engine.model))
-    else:
-        # Both plan at once: each may have half of what is free.
-        memory = parse_memory(options.memory, torch.device("cpu")) // PROCESSES
-        engine = load_engine(EMBEDDED, memory, options.slots, compile=options.compile)
-        sides = Sides(engine, None, classifier, settings)
-        warm_up(sides, items[: engine.slots], options.compile)
-    began = time.perf_counter()
-    if side == PLAIN:
-        for item in items:
-            plain_photo.counterfactual(sides.plain, sides.task([item]))
-    else:
-        time_engine(sides, items)
-    return time.perf_counter() - began
+        engine = load_engine(EMBEDDED, slots=1)
+        sides = Sides(engine, PlainModel(engine.model), classifier, settings)
+        return seconds_of(lambda: [sides.run_plain(item) for item in items])
+    # Both plan at once: each may have half of what is free.
+    memory = parse_memory(options.memory, torch.device("cpu")) // PROCESSES
+    engine = load_engine(EMBEDDED, memory, options.slots, compile=options.compile)
+    sides = Sides(engine, None, classifier, settings)
+    warm_up(sides, items[: engine.slots], options.compile)
+    return seconds_of(lambda: sides.run_engine(items))
 
 
 def loss_ratio(losses: Mapping[str, Mapping[str, float]]) -> float:
     """Of the mean final losses on the plain loop's photos. UserError if the engine's is worse."""
     plain = losses[PLAIN]
-    engine = statistics.mean(losses[ENGINE][id] for id in plain)
-    ratio = engine / statistics.mean(plain.values())
+    ratio = mean(losses[ENGINE][id] for id in plain) / mean(plain.values())
     if not ratio <= LOSS_TOLERANCE:
         raise UserError(
             f"the engine's mean final loss is {ratio:.3f} of the plain loop's: "
@@ -248,13 +240,13 @@ def figures(timings: Timings) -> dict[str, Any]:
     """Images a minute and ratios, those of the engine's faster form."""
     per_minute = {name: timings.per_minute(name) for name in timings.seconds}
     best = max((n for n in (ENGINE, IN_TWO[ENGINE]) if n in per_minute), key=per_minute.get)
-    fast, slow = timings.seconds[best], timings.seconds[PLAIN]
+    ratio = Ratio.of(timings.seconds[PLAIN], timings.seconds[best])
     found = {
         "engine_images_per_min": per_minute[best],
         "plain_images_per_min": per_minute[PLAIN],
-        "ratio": per_minute[best] / per_minute[PLAIN],
-        "ratio_low": min(slow) / max(fast),
-        "ratio_high": max(slow) / min(fast),
+        "ratio": ratio.factor,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
         "one_process_ratio": per_minute[ENGINE] / per_minute[PLAIN],
         "single_job_ratio": per_minute[SINGLE] / per_minute[PLAIN],
     }
@@ -263,7 +255,7 @@ def figures(timings: Timings) -> dict[str, Any]:
     seconds = {name: [round(s, 2) for s in each] for name, each in timings.seconds.items()}
     return {
         "engine_form": best,
-        "plain_images": len(slow),
+        "plain_images": len(timings.seconds[PLAIN]),
         **_rounded(found),
         "seconds_per_image": seconds,
     }
@@ -275,30 +267,24 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 def _forms_table(timings: Timings) -> str:
     plain = timings.per_minute(PLAIN)
-    rows = [
-        {"name": name, "per_minute": timings.per_minute(name), "seconds": seconds}
-        for name, seconds in timings.seconds.items()
-    ]
     columns = {
-        "": "name",
-        "images/min": lambda row: f"{row['per_minute']:.2f}",
-        "of the plain loop": lambda row: f"{row['per_minute'] / plain:.1f}x",
-        "seconds an image, by run": lambda row: " ".join(f"{s:.1f}" for s in row["seconds"]),
+        "": lambda name: name,
+        "images/min": lambda name: f"{timings.per_minute(name):.2f}",
+        "of the plain loop": lambda name: f"{timings.per_minute(name) / plain:.1f}x",
+        "seconds an image, by run": lambda name: " ".join(
+            f"{s:.1f}" for s in timings.seconds[name]
+        ),
     }
-    return rows_table(rows, columns)
+    return rows_table(list(timings.seconds), columns)
 
 
-def _causes_table(causes: Mapping[str, Cause]) -> str:
+def _causes_table(causes: Mapping[str, Ratio]) -> str:
     columns = {
-        "the engine without": "name",
-        "takes": lambda row: f"{row['factor']:.2f}x",
-        "range": lambda row: f"{row['low']:.2f} to {row['high']:.2f}",
+        "the engine without": lambda name: name,
+        "takes": lambda name: f"{causes[name].factor:.2f}x",
+        "range": lambda name: f"{causes[name].low:.2f} to {causes[name].high:.2f}",
     }
-    return rows_table([{"name": name, **asdict(c)} for name, c in causes.items()], columns)
-
-
-def _best(history) -> float:
-    return min(row["total"] for row in history)
+    return rows_table(list(causes), columns)
 
 
 def _settings(options: Namespace) -> CounterfactualSettings:
@@ -306,6 +292,5 @@ def _settings(options: Namespace) -> CounterfactualSettings:
     settings = EMBEDDED_SETTINGS
     if options.iterations is None:
         return settings
-    return replace(
-        settings, optimisation=replace(settings.optimisation, iterations=options.iterations)
-    )
+    fewer = replace(settings.optimisation, iterations=options.iterations)
+    return replace(settings, optimisation=fewer)

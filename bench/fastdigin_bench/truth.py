@@ -10,30 +10,22 @@ The results so far are in truth.json after every part.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastdigin import embedded
 from fastdigin.commands.task import load_engine
+from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
-from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.storage import fingerprint
 from fastdigin_bench import truth_tasks, truth_world
-from fastdigin_bench.figures import figures_table
+from fastdigin_bench.command import TRUTH_PARTS
+from fastdigin_bench.figures import figures_of, figures_table
 from fastdigin_bench.output import conditions, finish, make_folder, read_json, write_json
-from fastdigin_bench.truth_part import Part, Setup
+from fastdigin_bench.truth_rows import TARGETS
 
-PARTS: dict[str, Part] = {
-    "world": truth_world.measure,
-    "counterfactual-clean": partial(truth_tasks.counterfactuals, "clean"),
-    "counterfactual-robust": partial(truth_tasks.counterfactuals, "robust"),
-    "disagreement": truth_tasks.disagreements,
-    "neurons": truth_tasks.neurons,
-    "neuron-counterfactual": truth_tasks.neuron_counterfactuals,
-}
 SLOTS = 8  # neither this nor compiling is left to the machine: both change the results' last bits
 _MARK = "embedded.json"
 
@@ -46,15 +38,16 @@ def run(options: Namespace) -> int:
     make_folder(options.out, "--out")
     world = {"embedded": fingerprint_of(embedded.model_folder().parent)}
     check_same_world(options.out, world)
-    setup = load(options.jobs)
-    place = conditions() | world | {"slots": setup.engine.slots, "jobs": options.jobs}
-    chosen = {name: part for name, part in PARTS.items() if name in options.only}
-    return measure(chosen, setup, options.out, options.results / "truth.json", place)
+    engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
+    place = conditions() | world | {"slots": engine.slots, "jobs": options.jobs}
+    parts = [name for name in TRUTH_PARTS if name in options.only]
+    return measure(parts, engine, options.jobs, options.out, options.results / "truth.json", place)
 
 
 def measure(
-    parts: Mapping[str, Part], setup: Setup, out: Path, file: Path, place: Mapping[str, Any]
-) -> int:
+    parts: Sequence[str], engine: Engine, limit: int | None, out: Path, file: Path,
+    place: Mapping[str, Any],
+) -> int:  # fmt: skip
     """Measures parts, each below ``out``, and prints their tables; returns 1 if a job failed.
 
     file: keeps the figures after each part, beside those that other parts got under the same
@@ -62,26 +55,26 @@ def measure(
     """
     before = read_json(file)
     found = dict(before["parts"]) if before.get("conditions") == place else {}
-    failed = 0
-    for name, part in parts.items():
-        measured = part(setup, out / name)
-        failed += measured.failed
-        found[name] = measured.plain()
-        results = {"conditions": place, "parts": {n: found[n] for n in PARTS if n in found}}
+    any_failed = False
+    for name in parts:
+        if name == "world":
+            jobs, figures = truth_world.measure(engine, limit, out / name)
+            failed = 0
+        else:
+            task = truth_tasks.make_task(name, engine, limit)
+            rows = truth_tasks.measure(task, out / name)
+            jobs, figures = len(task.requests), figures_of(list(rows.values()), TARGETS[name])
+            failed = jobs - len(rows)
+        plain = [figure.plain() for figure in figures]
+        found[name] = {"jobs": jobs, "failed": failed, "figures": plain}
+        results = {"conditions": place, "parts": {n: found[n] for n in TRUTH_PARTS if n in found}}
         write_json(file, results)
-        troubles = f", {measured.failed} failed" if measured.failed else ""
-        print(f"{name}: {measured.jobs} jobs{troubles}\n")
-        print(f"{figures_table(measured.figures)}\n", flush=True)
+        troubles = f", {failed} failed" if failed else ""
+        print(f"{name}: {jobs} jobs{troubles}\n")
+        print(f"{figures_table(figures)}\n", flush=True)
+        any_failed |= failed > 0
     finish(file, results)
-    return 1 if failed else 0
-
-
-def load(limit: int | None) -> Setup:
-    """The embedded model and all embedded classifiers."""
-    engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
-    names = embedded.classifier_names()
-    device = engine.model.device
-    return Setup(engine, {n: Classifier.load(f"embedded:{n}").to(device) for n in names}, limit)
+    return int(any_failed)
 
 
 def fingerprint_of(world: Path) -> str:

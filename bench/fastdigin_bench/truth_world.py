@@ -7,7 +7,7 @@ the packaged photos, and the classifiers' figures are read from where their trai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
+from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results.pictures import png, read_picture, to_pil
 from fastdigin.storage import write_atomically
-from fastdigin_bench.figures import Figure, at_least, mean, rate, share
+from fastdigin_bench.figures import Figure, at_least, figure, share
 from fastdigin_bench.output import make_folder
 from fastdigin_bench.pictures import contact_sheet, predictions, round_trip
-from fastdigin_bench.truth_part import Measured, Setup
 
 SAMPLES = 480
 STEPS, GUIDANCE_SCALE = 20, 3.0
@@ -34,6 +34,12 @@ SHEET_COLUMNS = 8
 
 ACCURACY_TARGETS = {"clean": at_least(0.9), "judge": at_least(0.9), "robust": at_least(0.8)}
 ATTACKED_SCENES = 1_000  # embedded/train_classifiers.py attacks the first so many composites
+ASKED = {  # name of a figure -> (classifier, what it shall see of a sample, target)
+    "judge sees the garment": ("judge", "garment", at_least(0.96)),
+    "clean sees the garment": ("clean", "garment", None),
+    "background is right": ("background", "background", at_least(0.98)),
+    "colour is right": ("colour", "colour", at_least(0.98)),
+}
 
 
 @dataclass(frozen=True)
@@ -50,27 +56,32 @@ class Sample:
         return f"{self.number:03d}-{self.colour}-{self.garment}-{self.background}"
 
 
-def measure(setup: Setup, out: Path) -> Measured:
-    """Draws the samples that ``out`` does not hold yet and measures everything."""
-    wanted = walk(setup.at_most(SAMPLES))
-    images = draw(partial(sample_images, setup.engine), wanted, out)
-    write_sheet(wanted, images, out / "contact-sheet.png")
+def measure(engine: Engine, limit: int | None, out: Path) -> tuple[int, list[Figure]]:
+    """Draws the samples that ``out`` does not hold yet; (their number, all figures)."""
+    wanted = walk(SAMPLES if limit is None else min(SAMPLES, limit))
+    images = draw(partial(sample_images, engine), wanted, out)
+    rows = [
+        [image for sample, image in zip(wanted, images, strict=True) if sample.garment == garment]
+        for garment in embedded.GARMENTS
+    ]
+    named = {g: row[:SHEET_COLUMNS] for g, row in zip(embedded.GARMENTS, rows, strict=True) if row}
+    sheet = contact_sheet(list(named.values()), list(named), side=96)
+    write_atomically(out / "contact-sheet.png", png(sheet))
     seen = {
-        name: predictions(setup.classifiers[name], images)
-        for name in ("judge", "clean", "background", "colour")
+        name: predictions(Classifier.load(f"embedded:{name}").to(engine.model.device), images)
+        for name, _, _ in ASKED.values()
     }
-    photos = embedded.photos()[: setup.limit]
-    model = setup.engine.model
+    photos = embedded.photos()[:limit]
     decibels = [
-        psnr(model, read_picture(photo.path))
+        psnr(engine.model, read_picture(photo.path))
         for photo in tqdm(photos, desc="autoencoder", unit="image")
     ]
-    figures = [
+    trained = {name: training_figures(name) for name in embedded.classifier_names()}
+    return len(wanted), [
         *sample_figures(wanted, seen),
-        *autoencoder_figures(photos, decibels),
-        *classifier_figures({name: training_figures(name) for name in embedded.classifier_names()}),
+        *autoencoder_figures([photo.background for photo in photos], decibels),
+        *classifier_figures(trained),
     ]
-    return Measured(len(wanted), 0, figures)
 
 
 def walk(count: int) -> list[Sample]:
@@ -93,11 +104,9 @@ def walk(count: int) -> list[Sample]:
 
 
 def draw(
-    sample: Callable[[Sequence[Sample]], Tensor],
-    wanted: Sequence[Sample],
-    out: Path,
+    sample: Callable[[Sequence[Sample]], Tensor], wanted: Sequence[Sample], out: Path,
     batch: int = BATCH,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """The images (3, H, W), as written to ``out``; batches found there are not repeated.
 
     sample: draws the (B, 3, H, W) of some. The settings are in the folder's name, so that images
@@ -133,58 +142,45 @@ def sample_images(engine: Engine, samples: Sequence[Sample]) -> Tensor:
     return model.decode(x0)
 
 
-def write_sheet(samples: Sequence[Sample], images: Sequence[Tensor], path: Path) -> None:
-    """A picture to look at: the first samples of each garment, a garment a row."""
-    rows: dict[str, list[Tensor]] = {}
-    for sample, image in zip(samples, images, strict=True):
-        rows.setdefault(sample.garment, []).append(image)
-    sheet = contact_sheet([row[:SHEET_COLUMNS] for row in rows.values()], list(rows), side=96)
-    write_atomically(path, png(sheet))
-
-
 def psnr(model: LatentDiffusion, image_3hw: Tensor) -> float:
     """Peak signal-to-noise ratio of the autoencoder's round trip of an image in [0, 1], in dB."""
     error = round_trip(model, image_3hw) - image_3hw
     return -10 * error.square().mean().log10().item()
 
 
-def sample_figures(samples: Sequence[Sample], seen: dict[str, Sequence[str]]) -> list[Figure]:
+def sample_figures(samples: Sequence[Sample], seen: Mapping[str, Sequence[str]]) -> list[Figure]:
     """How often the classifiers see what was asked for. seen: classifier -> class per sample."""
-    garments = [sample.garment for sample in samples]
-    by_judge = _agreement(seen["judge"], garments)
+
+    def hits(classifier: str, what: str) -> list[bool]:
+        pairs = zip(samples, seen[classifier], strict=True)
+        return [getattr(sample, what) == found for sample, found in pairs]
+
+    by_judge = list(zip(samples, hits("judge", "garment"), strict=True))
     return [
-        rate("samples: judge sees the garment", by_judge, at_least(0.96)),
-        rate("samples: clean sees the garment", _agreement(seen["clean"], garments)),
-        rate(
-            "samples: background is right",
-            _agreement(seen["background"], [sample.background for sample in samples]),
-            at_least(0.98),
-        ),
-        rate(
-            "samples: colour is right",
-            _agreement(seen["colour"], [sample.colour for sample in samples]),
-            at_least(0.98),
+        *(
+            figure(f"samples: {name}", hits(classifier, what), target)
+            for name, (classifier, what, target) in ASKED.items()
         ),
         *(
-            rate(
+            figure(
                 f"samples: judge sees the {garment}",
-                [hit for hit, asked in zip(by_judge, garments, strict=True) if asked == garment],
+                [hit for sample, hit in by_judge if sample.garment == garment],
             )
             for garment in embedded.GARMENTS
         ),
     ]
 
 
-def autoencoder_figures(
-    photos: Sequence[embedded.Photo], decibels: Sequence[float]
-) -> list[Figure]:
+def autoencoder_figures(backgrounds: Sequence[str], decibels: Sequence[float]) -> list[Figure]:
     """PSNR of the round trip, over all photos and by their background."""
-    figures = [mean("autoencoder, photos", decibels, at_least(27.0), "dB")]
-    for background in embedded.BACKGROUNDS:
-        pairs = zip(photos, decibels, strict=True)
-        some = [value for photo, value in pairs if photo.background == background]
-        figures.append(mean(f"autoencoder, photos on {background}", some, unit="dB"))
-    return figures
+    pairs = list(zip(backgrounds, decibels, strict=True))
+    return [
+        figure("autoencoder, photos", decibels, at_least(27.0), "dB"),
+        *(
+            figure(f"autoencoder, photos on {name}", [d for b, d in pairs if b == name], unit="dB")
+            for name in embedded.BACKGROUNDS
+        ),
+    ]
 
 
 def training_figures(name: str) -> dict:
@@ -193,7 +189,7 @@ def training_figures(name: str) -> dict:
     return json.loads(config.read_text(encoding="utf-8"))["figures"]
 
 
-def classifier_figures(trained: dict[str, dict]) -> list[Figure]:
+def classifier_figures(trained: Mapping[str, dict]) -> list[Figure]:
     """Accuracies, clean and under attack, and the planted fault. trained: as training left them."""
     figures = [
         share(
@@ -205,13 +201,12 @@ def classifier_figures(trained: dict[str, dict]) -> list[Figure]:
         for name, found in trained.items()
     ]
     attacked = trained["robust"]["accuracy_under_pgd10_l2_1"]
-    fall = planted_fall(trained["spurious"]["planted"])
     return [
         *figures,
         share("classifier robust, accuracy under PGD", attacked, ATTACKED_SCENES, at_least(0.6)),
         Figure(
             "classifier spurious, fall off the planted background",
-            100 * fall,
+            100 * planted_fall(trained["spurious"]["planted"]),
             len(embedded.PLANTED),
             None,
             at_least(30.0),
@@ -220,13 +215,9 @@ def classifier_figures(trained: dict[str, dict]) -> list[Figure]:
     ]
 
 
-def planted_fall(accuracies: dict[str, dict[str, float]]) -> float:
+def planted_fall(accuracies: Mapping[str, Mapping[str, float]]) -> float:
     """Accuracy on the planted background minus that on the others, mean over planted garments."""
     return fmean(
         on[home] - fmean(value for background, value in on.items() if background != home)
         for on, home in ((accuracies[garment], home) for garment, home in embedded.PLANTED.items())
     )
-
-
-def _agreement(seen: Sequence[str], asked: Sequence[str]) -> list[bool]:
-    return [a == b for a, b in zip(seen, asked, strict=True)]

@@ -20,28 +20,16 @@ def test_results_folder(tmp_path, monkeypatch):
     assert output.results_folder(tmp_path / "a" / "b").is_dir()
 
 
-def test_a_file_is_no_folder(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("x")
-    with pytest.raises(UserError, match=f"--out '{file}'.*name one"):
-        output.make_folder(file, "--out")
-
-
-def test_json_files(tmp_path):
-    path = tmp_path / "truth.json"
+def test_the_last_line_is_the_file(tmp_path, capsys):
+    path = tmp_path / "x.json"
     assert output.read_json(path) == {}
-    output.write_json(path, {"a": [1, None]})
-    assert output.read_json(path) == {"a": [1, None]}
+    output.finish(path, {"a": "x\ny", "b": [1, None]})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == output.read_json(path) == {"a": "x\ny", "b": [1, None]}
     for text in ("{", "[]"):
         path.write_text(text)
         with pytest.raises(UserError, match="delete it"):
             output.read_json(path)
-
-
-def test_the_last_line_is_the_file(tmp_path, capsys):
-    output.finish(tmp_path / "x.json", {"a": "x\ny"})
-    (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line) == json.loads((tmp_path / "x.json").read_text()) == {"a": "x\ny"}
 
 
 def test_tables():

@@ -14,16 +14,18 @@ from tiny import (
     make_blending,
     make_injection,
     make_job,
+    make_self_injection,
     make_source,
     uniform,
 )
 
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
+from fastdigin.errors import UserError
 from fastdigin.objectives import ClassConfidence, Cutouts, Distance
 from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import Counterfactuals, CounterfactualSettings
-from fastdigin_bench.agreement import TOLERANCE, engine_first_gradients, gradient_errors
+from fastdigin_bench.gradients import engine_first_gradients, gradient_error
 from fastdigin_bench.plain_loop import first_gradients, optimise, plain_total
 from fastdigin_bench.plain_model import FusedAttention, MapAttention, PlainModel
 from fastdigin_bench.plain_photo import counterfactual
@@ -78,13 +80,16 @@ def test_first_gradients(tiny, plain, edit):
 
 
 def test_first_gradients_in_fp32():
+    """As ``fastdigin bench throughput`` asks before it compares speeds."""
     model = build_tiny().model
     for network in model.networks:
         network.float()
     job = edited_job(model, **EDITS["injected and blended"])
-    errors = gradient_errors(Engine(model, slots=1), PlainModel(model), job)
-    assert set(errors) == {"latents", "conditioning", "null_text"}
-    assert max(errors.values()) < TOLERANCE
+    engine, plain = Engine(model, slots=1), PlainModel(model)
+    assert gradient_error(engine_first_gradients(engine, job), first_gradients(plain, job)) > 0
+    other = edited_job(model, **EDITS["injected"])
+    with pytest.raises(UserError, match="first gradients differ by"):
+        gradient_error(engine_first_gradients(engine, job), first_gradients(plain, other))
 
 
 @pytest.mark.parametrize("edit", ["none", "unguided", "injected and blended", "other rates"])
@@ -92,8 +97,7 @@ def test_whole_optimisation(either, edit):
     job = edited_job(either.model, iterations=3, **EDITS[edit])
     job = replace(job, monitors={"red": lambda image: image[0].mean()})
     (expected,) = Engine(either.model, slots=1).run([job])
-    run = optimise(PlainModel(either.model), job)
-    result = run.result
+    result = optimise(PlainModel(either.model), job)
     assert len(result.history) == 4 and result.seconds > 0
     for row, wanted in zip(result.history, expected.history, strict=True):
         assert row == pytest.approx(wanted, rel=1e-8)
@@ -102,8 +106,6 @@ def test_whole_optimisation(either, edit):
     assert max(totals) - min(totals) > 1e-4, "nothing was optimised"
     for name in ("image", "initial_image", "latents", "conditioning"):
         assert_near(getattr(result, name), getattr(expected, name), 1e-8)
-    for name, gradient in first_gradients(PlainModel(either.model), job).items():
-        assert torch.equal(run.first_gradients[name], gradient)
 
 
 def test_a_counterfactual_from_the_photo(either):
@@ -124,7 +126,7 @@ def test_a_counterfactual_from_the_photo(either):
             settings=settings, seed=5,
         )  # fmt: skip
         (record,) = task.run()
-        expected, result = record.result, counterfactual(PlainModel(either.model), task).result
+        expected, result = record.result, counterfactual(PlainModel(either.model), task)
         edit, wanted_edit = result.job.info, expected.job.info
         assert (edit.injected, edit.blended) == (wanted_edit.injected, wanted_edit.blended)
         source, wanted = edit.source, wanted_edit.source
@@ -168,6 +170,9 @@ def test_blocks_are_checkpointed(tiny, plain):
     assert training and all(hasattr(module, "gradient_checkpointing") for module in training)
 
 
-def test_settings_the_loop_does_not_know(tiny, plain):
+def test_what_the_loop_does_not_know_is_refused(tiny, plain):
     with pytest.raises(ValueError, match="plain loop knows no Settings but steps"):
         optimise(plain, edited_job(tiny.model, schedule="cosine"))
+    own = make_self_injection(tiny.model, make_source(tiny.model, "a bag", 4), (1.0, 0, 0, 0))
+    with pytest.raises(ValueError, match="plain loop knows no Job with self_injection"):
+        optimise(plain, replace(edited_job(tiny.model), self_injection=own))

@@ -1,31 +1,48 @@
-"""fastdigin bench scaling: what it times, and how it counts idle slots."""
+"""fastdigin bench scaling and compile: what they time, and how idle slots are counted."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny import make_injection, make_job, make_source, normal
+from tiny import build_tiny, make_injection, make_job, make_source, normal
 
+from fastdigin.engine import compile_choice
 from fastdigin.engine.engine import Engine
+from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, InjectedAttention, SourceAttention
-from fastdigin_bench import occupancy, scaling
-from fastdigin_bench.occupancy import LENGTHS, RowCounter, idle_places, random_length
+from fastdigin_bench import compile, occupancy, scaling
+from fastdigin_bench.occupancy import Occupancy, counted_rows, idle_places
 from fastdigin_bench.scaling import Point
 
 
-def test_points_are_timed_in_turns():
-    points = [Point(jobs=1, steps=2, resolution=32), Point(jobs=2, steps=2, resolution=32)]
-    found = scaling.time_points(points, repeats=2)
-    assert list(found) == points
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found.values())
-
-
-def test_figures_by_hand():
-    """Four images, each evaluated three times in ten steps."""
+def test_rows_of_scaling():
+    """Points are timed; four images, each evaluated three times in ten steps, by hand."""
+    point = Point(jobs=1, steps=2, resolution=32)
+    (seconds,) = scaling.time_points([point], repeats=2).values()
+    assert len(seconds) == 2 and min(seconds) > 0
     row = scaling.figures(Point(jobs=4, steps=10), [3.0, 2.0, 2.4])
     assert row["seconds"] == [3.0, 2.0, 2.4]
     assert (row["jobs"], row["steps"], row["resolution"]) == (4, 10, 64)
     assert row["images_per_min"] == 100.0 and row["ms_per_step"] == 20.0
+
+
+def test_every_role_of_a_compiled_step_is_a_row(monkeypatch):
+    monkeypatch.setattr(compile_choice, "BACKEND", "eager")  # compiles nothing
+    rows = compile.measure(build_tiny(levels=1).model, slots=1, repeats=2)
+    assert [row["role"] for row in rows] == ["forward", "joint", "kept"]
+    for row in rows:
+        assert row["error"] < 1e-12
+        assert row["ratio_low"] <= row["ratio_high"] and row["milliseconds"] > 0
+
+
+def test_no_speed_of_other_results():
+    right = (torch.tensor([1.0, -4.0]), torch.tensor([100.0]))
+    near = (torch.tensor([1.0, -4.0 + 2 * compile.TOLERANCE]), right[1])
+    error = compile.agreement("joint", near, right)
+    assert error == pytest.approx(compile.TOLERANCE / 2, rel=0.01)
+    for wrong in (right[0] + 8 * compile.TOLERANCE, right[0] * float("nan")):
+        with pytest.raises(UserError, match="compiled joint differs by"):
+            compile.agreement("joint", (wrong, right[1]), right)
 
 
 def rows(model, count):
@@ -34,27 +51,27 @@ def rows(model, count):
 
 
 def test_repeated_rows_are_counted(tiny):
-    model = tiny.model
+    model, found = tiny.model, Occupancy(1)
     z, t, text = rows(model, 3)
     padded = torch.tensor([0, 1, 2, 2])
-    with RowCounter(model) as counter:
+    with counted_rows(model, found):
         model.predict(z[padded], t[padded], text[padded])
-        assert (counter.rows, counter.repeated) == (4, 1)
+        assert (found.rows, found.repeated) == (4, 1)
         model.predict(z + 1, t, text)
         model.predict(z + 1, t - 1, text)
         model.predict(z + 1, t - 1, text + 1)
-        assert (counter.rows, counter.repeated) == (13, 1)
+        assert (found.rows, found.repeated) == (13, 1)
         z[0] = 7  # one goes on, two wait
         model.predict(z, t, text)
         z[0] = 8
         model.predict(z, t, text)
-        assert (counter.rows, counter.repeated) == (19, 3)
+        assert (found.rows, found.repeated) == (19, 3)
     model.predict(z, t, text)
-    assert counter.rows == 19
+    assert found.rows == 19
 
 
 def test_candidates_of_one_photo_are_no_repetition(tiny):
-    model = tiny.model
+    model, found = tiny.model, Occupancy(1)
     source = make_source(model, "a photo of a red sneaker", 4)
     injection = make_injection(model, source, "a photo of a cat", (1.0, 0.0, 0.0, 0.0))
     layers = {
@@ -66,30 +83,24 @@ def test_candidates_of_one_photo_are_no_repetition(tiny):
     weight = torch.tensor([1.0, 0.5], dtype=torch.float64)
     injected = InjectedAttention(layers, injection.mapping.expand(2, -1, -1), weight)
     z, t, text = (x.expand(2, *x.shape[1:]) for x in rows(model, 1))
-    with RowCounter(model) as counter:
+    with counted_rows(model, found):
         model.predict(z, t, text, AttentionControl(injected=injected))
-    assert (counter.rows, counter.repeated) == (2, 0)
+    assert (found.rows, found.repeated) == (2, 0)
 
 
 def test_slots_without_a_job_are_counted(tiny):
     """Jobs of 1, 3 and 2 updates in two slots: the third starts when the first is through."""
-    engine = Engine(tiny.model, slots=2, kept_steps=4, compile="off")
+    engine, found = Engine(tiny.model, slots=2, kept_steps=4, compile="off"), Occupancy(3)
     jobs = [make_job(tiny.model, id, iterations=n) for id, n in (("a", 1), ("b", 3), ("c", 2))]
-    with RowCounter(tiny.model) as counter:
+    with counted_rows(tiny.model, found):
         list(engine.run(jobs))
     # a: iterations 0-1, then c: 2-4; b: 0-3; so one place is idle in iteration 4.
     assert idle_places(engine) == 1
-    assert counter.rows == 5 * 4 * 4
-
-
-def test_lengths_are_random_and_the_same_every_time():
-    found = [random_length(f"{n}") for n in range(400)]
-    assert found == [random_length(f"{n}") for n in range(400)]
-    assert set(found) == set(range(LENGTHS[0], LENGTHS[1] + 1))
+    assert found.rows == 5 * 4 * 4
 
 
 def test_the_share_by_hand():
-    found = occupancy.OccupancyRun(jobs=3, rows=200, repeated=5, ended=15)
+    found = Occupancy(jobs=3, rows=200, repeated=5, ended=15)
     assert found.share == 0.9 and "90.0% of 200" in str(found)
 
 

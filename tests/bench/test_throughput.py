@@ -1,4 +1,4 @@
-"""fastdigin bench throughput: what is timed and compared, its refusals, its figures by hand."""
+"""fastdigin bench throughput: its refusals, its figures by hand, and one small run of all of it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,40 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import IMAGE_SHAPE, build_classifier, build_tiny, uniform
+from tiny import (
+    IMAGE_SHAPE,
+    assert_near,
+    build_classifier,
+    build_tiny,
+    make_injection,
+    make_job,
+    make_source,
+    uniform,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdigin import cli
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.errors import UserError
-from fastdigin.objectives import Cutouts
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.photos import ImageInput
 from fastdigin.tasks.counterfactual import CounterfactualSettings
 from fastdigin_bench import throughput
+from fastdigin_bench.causes import (
+    COMPILED,
+    NETWORKS,
+    WHOLE,
+    causes_of,
+    pytorch_kernels,
+    variants,
+)
 from fastdigin_bench.equivalents import forward_equivalents
+from fastdigin_bench.gradients import precision_cosines
 from fastdigin_bench.plain_model import PlainModel
-from fastdigin_bench.precision import gradient_cosines
 from fastdigin_bench.throughput import ENGINE, IN_TWO, PLAIN, SINGLE, Sides, Timings
+from fastdigin_bench.timing import time_in_turns
 
 ITEMS = [
     ImageInput(f"p{n}", uniform(*IMAGE_SHAPE, seed=n), "a red sneaker", "sneaker", "boot")
@@ -37,6 +57,19 @@ def sides(tiny):
     )  # fmt: skip
     engine = Engine(tiny.model, slots=2, kept_steps=4, compile="off")
     return Sides(engine, PlainModel(tiny.model), build_classifier(), settings)
+
+
+@pytest.fixture
+def edited_jobs(tiny):
+    """Two jobs of one update whose source's attention is injected."""
+    source = make_source(tiny.model, "a photo of a red sneaker", 4)
+    injection = make_injection(tiny.model, source, "a photo of a cat", (1.0, 0.5, 0.0, 0.0))
+    loss = ClassConfidence(build_classifier(), 1, cutouts=Cutouts(2))
+    return [
+        make_job(tiny.model, f"{n}", seed=n, losses=[loss], prompt="a photo of a cat",
+                 injection=injection, iterations=1)
+        for n in range(2)
+    ]  # fmt: skip
 
 
 def test_both_sides_take_turns_and_agree(sides):
@@ -105,9 +138,75 @@ def test_gradients_of_a_whole_chain_in_half_precision(edited_jobs):
     model = build_tiny().model
     for network in model.networks:
         network.float()
-    found = gradient_cosines(model, edited_jobs[0], torch.bfloat16)
+    found = precision_cosines(model, edited_jobs[0], torch.bfloat16)
     assert set(found) == {"latents", "conditioning", "null_text"}
     assert all(0.9 < each < 1 for each in found.values()), found
+
+
+class Operations(TorchDispatchMode):
+    """The names of the libraries whose operations are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.libraries = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.libraries.add(func.namespace)
+        return func(*args, **(kwargs or {}))
+
+
+def test_pytorchs_kernels_are_pytorchs():
+    model = LatentDiffusion.load("embedded", device="cpu", attention="cpp")
+    inputs = torch.randn(2, *model.latent_shape), torch.tensor([10, 10])
+    text = model.encode_prompts(["a", "b"])
+    with Operations() as ours:
+        model.predict(*inputs, text)
+    with pytorch_kernels(), Operations() as pytorchs:
+        model.predict(*inputs, text)
+    assert pytorchs.libraries == {"aten"} and len(ours.libraries) > 1, ours.libraries
+
+
+def test_the_engine_without_an_idea_computes_the_same(tiny, edited_jobs):
+    """But for the one whose networks are left out; and afterwards all is as before."""
+    (classifier,) = {job.losses[0].classifier for job in edited_jobs}
+    ideas = variants(tiny.model, classifier, edited_jobs, slots=2, compiled=False)
+    decodes = []
+    hook = tiny.model.vae.decoder.register_forward_hook(lambda *_: decodes.append(1))
+    expected = ideas[WHOLE]()
+    whole = len(decodes)
+    processors = {name: p.impl for name, p in tiny.model.unet.attn_processors.items()}
+    for name, run in ideas.items():
+        decodes.clear()
+        results = run()
+        same = [r.history[-1] == pytest.approx(e.history[-1], rel=1e-6)
+                for r, e in zip(results, expected, strict=True)]  # fmt: skip
+        assert all(same) == (name != NETWORKS), name
+        if name != NETWORKS:
+            assert_near(results[0].image, expected[0].image, 1e-6)
+            # Two evaluations of two jobs.
+            assert len(decodes) == whole + (4 if name == "shared decode" else 0)
+    hook.remove()
+    assert {name: p.impl for name, p in tiny.model.unet.attn_processors.items()} == processors
+
+
+def test_what_is_compared_is_timed_in_turns():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in "ab"}
+    found = time_in_turns(functions, 3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # the first of each is not timed
+    assert all(len(each) == 3 and min(each) >= 0 for each in found.values())
+
+
+def test_causes_by_hand():
+    seconds = {
+        WHOLE: [2.0, 1.0, 4.0], "kernels": [3.0, 6.0, 4.0], NETWORKS: [0.1, 0.1, 0.2],
+        COMPILED: [1.0, 2.0, 0.5],
+    }  # fmt: skip
+    causes, outside = causes_of(seconds)
+    assert set(causes) == {"kernels", COMPILED} and outside == pytest.approx(0.05)
+    kernels, compiled = causes["kernels"], causes[COMPILED]
+    assert (kernels.factor, kernels.low, kernels.high) == (2.0, 0.75, 6.0)
+    assert (compiled.factor, compiled.low, compiled.high) == (2.0, 0.5, 8.0)
 
 
 @pytest.mark.slow

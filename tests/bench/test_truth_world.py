@@ -9,21 +9,9 @@ from tiny import assert_near
 
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
-from fastdigin_bench.truth_world import (
-    autoencoder_figures,
-    classifier_figures,
-    draw,
-    planted_fall,
-    psnr,
-    sample_figures,
-    sample_images,
-    training_figures,
-    walk,
-)
-
-
-def values(figures):
-    return {figure.name: figure.value for figure in figures}
+from fastdigin_bench import truth_world
+from fastdigin_bench.pictures import contact_sheet
+from fastdigin_bench.truth_world import draw, sample_figures, sample_images, walk
 
 
 def test_the_walk_meets_every_combination_once_a_lap():
@@ -65,54 +53,48 @@ def test_a_sample_is_its_own_seeds(request):
 def test_samples():
     samples = walk(16)
     right = {
-        "judge": [s.garment for s in samples],
-        "clean": [s.garment for s in samples],
-        "background": [s.background for s in samples],
-        "colour": [s.colour for s in samples],
+        name: [getattr(s, what) for s in samples] for name, what, _ in truth_world.ASKED.values()
     }
     assert all(f.value == 1.0 and f.met is not False for f in sample_figures(samples, right))
-    first = samples[0]
     wrong = right | {"judge": ["bag", *right["judge"][1:]], "colour": ["green"] * 16}
-    found = values(sample_figures(samples, wrong))
+    found = {figure.name: figure.value for figure in sample_figures(samples, wrong)}
     assert found["samples: judge sees the garment"] == 15 / 16
     assert found["samples: colour is right"] == 0
-    assert found[f"samples: judge sees the {first.garment}"] == 0.5
+    assert found[f"samples: judge sees the {samples[0].garment}"] == 0.5
     assert found["samples: judge sees the boot"] == 1.0
 
 
-def test_psnr_of_a_known_error():
+def test_the_autoencoder():
     model = SimpleNamespace(encode_image=lambda x: x, decode=lambda z: z + 0.1)
-    assert psnr(model, torch.zeros(3, 8, 8)) == pytest.approx(20.0, abs=1e-4)
-
-
-def test_the_autoencoder_by_background():
-    photos = [SimpleNamespace(background=b) for b in ("grass", "grass", "plain")]
-    found = autoencoder_figures(photos, [24.0, 26.0, 34.0])
-    assert values(found) == {
-        "autoencoder, photos": 28.0,
-        "autoencoder, photos on grass": 25.0,
-        "autoencoder, photos on brick": None,
-        "autoencoder, photos on gravel": None,
-        "autoencoder, photos on plain": 34.0,
-    }
-    assert found[0].met
-
-
-def test_planted_fall():
-    accuracies = {
-        garment: {b: 1.0 if b == home else 0.4 for b in embedded.BACKGROUNDS}
-        for garment, home in embedded.PLANTED.items()
-    }
-    assert planted_fall(accuracies) == pytest.approx(0.6)
-    accuracies["sneaker"] = dict.fromkeys(embedded.BACKGROUNDS, 0.9)
-    assert planted_fall(accuracies) == pytest.approx(0.4)
+    assert truth_world.psnr(model, torch.zeros(3, 8, 8)) == pytest.approx(20.0, abs=1e-4)
+    figures = truth_world.autoencoder_figures(["grass", "grass", "plain"], [24.0, 26.0, 34.0])
+    assert [figure.value for figure in figures] == [28.0, 25.0, None, None, 34.0]
+    assert figures[0].met
 
 
 def test_figures_of_the_packaged_classifiers():
     names = embedded.classifier_names()
-    figures = {f.name: f for f in classifier_figures({n: training_figures(n) for n in names})}
+    trained = {name: truth_world.training_figures(name) for name in names}
+    figures = {f.name: f for f in truth_world.classifier_figures(trained)}
     assert len(figures) == len(names) + 2
-    for name in names:
-        assert 0.5 < figures[f"classifier {name}, held-out accuracy"].value <= 1
+    assert all(0.5 < figures[f"classifier {n}, held-out accuracy"].value <= 1 for n in names)
     assert figures["classifier robust, accuracy under PGD"].interval
-    assert figures["classifier spurious, fall off the planted background"].value > 20
+    accuracies = {
+        garment: {b: 1.0 if b == home else 0.4 for b in embedded.BACKGROUNDS}
+        for garment, home in embedded.PLANTED.items()
+    }
+    assert truth_world.planted_fall(accuracies) == pytest.approx(0.6)
+    accuracies["sneaker"] = dict.fromkeys(embedded.BACKGROUNDS, 0.9)
+    assert truth_world.planted_fall(accuracies) == pytest.approx(0.4)
+
+
+def test_a_contact_sheet_places_every_image():
+    red, mask = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8), torch.ones(8, 8)
+    sheet = contact_sheet([[red, mask], [red]], side=40, gap=4)
+    assert sheet.size == (4 + 2 * 44, 4 + 2 * 44)
+    assert sheet.getpixel((24, 24)) == (255, 0, 0) and sheet.getpixel((24, 68)) == (255, 0, 0)
+    assert sheet.getpixel((68, 68)) == (255, 255, 255), "the shorter row ends in white"
+    captioned = contact_sheet([[red]], ["a job"], ["before"], side=40, gap=4)
+    assert captioned.width > 48 and captioned.height > 48
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])

@@ -9,7 +9,7 @@ from tiny import build_classifier, build_tiny, make_job, normal
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.sampler import Step, power_of_two_near, pull_back, record_step
 from fastdigin.objectives import ClassConfidence
-from fastdigin_bench.precision import cosine, in_precision
+from fastdigin_bench.gradients import cosine, in_precision
 
 
 def gradients(model, incoming, rescale):
