@@ -21,6 +21,7 @@ CLASSES = [
     NeuronRecord,
     NeuronCounterfactualRecord,
 ]
+EVIL = "<script>alert(1)</script>\"'&"
 VALUES = {str: "grass", bool: True, int: 3, float: 0.25}
 HISTORY = [
     {"total": 2.0, "target_confidence": 0.1, "activation": 1.0},

@@ -51,33 +51,28 @@ def test_a_damaged_file_is_not_there(cache, damage):
     assert cache.get("key") is not None
 
 
-def test_a_write_that_is_cut_short_leaves_nothing(cache, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_write_that_is_cut_short_leaves_what_was_there(cache, monkeypatch, error):
+    """An interrupt ends the run; a full disk costs the entry only."""
     cache.put("key", TENSORS)
 
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    if isinstance(error, OSError):
         cache.put("key", {"a": torch.zeros(1)})
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            cache.put("key", {"a": torch.zeros(1)})
     assert torch.equal(cache.get("key")["a"], TENSORS["a"])
     assert len(list(cache.folder.iterdir())) == 1
 
 
-def test_a_full_disk_costs_the_entry_only(cache, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    cache.put("key", TENSORS)
-    assert cache.get("key") is None
-    assert not list(cache.folder.iterdir())
-
-
 def test_those_unused_for_longest_go_first(tmp_path):
-    size = TensorCache(tmp_path / "one")
-    size.put("x", {"a": torch.zeros(100)})
-    (file,) = size.folder.iterdir()
+    small = TensorCache(tmp_path, limit=1)
+    small.put("x", {"a": torch.zeros(100)})  # larger than the limit, and kept all the same
+    (file,) = small.folder.iterdir()
     cache = TensorCache(tmp_path / "three", limit=3 * file.stat().st_size)
     for age, key in enumerate(("old", "used", "new")):
         cache.put(key, {"a": torch.zeros(100)})
@@ -86,12 +81,6 @@ def test_those_unused_for_longest_go_first(tmp_path):
     cache.put("more", {"a": torch.zeros(100)})
     kept = {key for key in ("old", "used", "new", "more") if cache.get(key) is not None}
     assert kept == {"old", "new", "more"}
-
-
-def test_an_entry_larger_than_the_limit_is_still_kept(tmp_path):
-    cache = TensorCache(tmp_path, limit=1)
-    cache.put("key", TENSORS)
-    assert cache.get("key") is not None
 
 
 def test_keys_tell_everything_apart():
@@ -107,13 +96,12 @@ def test_keys_tell_everything_apart():
 
 def test_every_weight_counts():
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    before = weights_fingerprint([network])
-    assert before == weights_fingerprint([network])
-    with torch.no_grad():
-        network[0].weight[1, 2] += 1e-6
-    changed = weights_fingerprint([network])
+    found = [weights_fingerprint([network]), weights_fingerprint([network])]
+    network[0].weight.data[1, 2] += 1e-6
+    found.append(weights_fingerprint([network]))
     network[1].running_mean += 1
-    assert len({before, changed, weights_fingerprint([network])}) == 3
+    found.append(weights_fingerprint([network]))
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 def test_a_folder_that_cannot_be(tmp_path):
@@ -140,21 +128,11 @@ def test_only_what_is_missing_is_computed(tmp_path, kept):
     assert int(cached(cache, "x", lambda: {"a": torch.tensor(9)})["a"]) == (0 if kept else 9)
 
 
-def test_what_cannot_be_computed_is_not_kept(cache):
-    def broken():
-        raise UserError("no photo")
-
-    with pytest.raises(UserError, match="no photo"):
-        cached(cache, "key", broken)
-    assert not list(cache.folder.iterdir())
-
-
 def test_hashes_in_records_stay_what_they_are():
     """Folders of results name inputs by them."""
-    content = b"2:ab4:None3:'x'"
-    assert fingerprint(b"ab", None, "x") == hashlib.sha256(content).hexdigest()[:12]
+    assert fingerprint(b"ab", None, "x") == hashlib.sha256(b"2:ab4:None3:'x'").hexdigest()[:12]
     tensor = torch.tensor([1.0])
-    raw = tensor.numpy().tobytes()
-    assert fingerprint(tensor) == hashlib.sha256(b"4:" + raw).hexdigest()[:12]
+    content = b"4:" + tensor.numpy().tobytes()
+    assert fingerprint(tensor) == hashlib.sha256(content).hexdigest()[:12]
     assert text_hash("a/b", 12) == hashlib.sha256(b"a/b").hexdigest()[:12]
     assert text_hash("\udce9", 8) != text_hash("\udcea", 8)

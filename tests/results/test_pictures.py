@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -31,6 +33,7 @@ def test_difference_is_finite_and_in_range():
     assert picture.min() >= 0 and picture.max() <= 1 and not picture.requires_grad
 
 
-def test_to_pil_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"\(4, 8, 8\)"):
-        to_pil(torch.rand(4, 8, 8))
+@pytest.mark.parametrize("shape", [(4, 8, 8), (2, 3, 8, 8)])
+def test_to_pil_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match=r"\(3,H,W\).*" + re.escape(str(shape))):
+        to_pil(torch.rand(shape))
