@@ -85,15 +85,15 @@ def check_settings(settings: Any) -> None:
 
 
 def documented(cls: type) -> type:
-    """Adds the Args section to the docstring of a settings class; for use as a decorator.
+    """Adds the Args section to the docstring of a settings class or task; for use as a decorator.
 
-    It stands before the section Raises, and is made of what :func:`setting` says of the fields.
+    It stands before the section Raises, and is made of the help texts of the fields
+    (:func:`setting`, ``fastdigin.tasks.task.given``).
     """
     lines = []
     for field in dataclasses.fields(cls):
-        if _SETTING in field.metadata:
-            known = field.metadata[_SETTING]
-            bounds = f" ({known.wanted})" if known.wanted else ""
+        for known in field.metadata.values():
+            bounds = f" ({known.wanted})" if getattr(known, "wanted", "") else ""
             line = f"    {field.name}: {known.help}{bounds}."
             lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 8))
     text = inspect.cleandoc(cls.__doc__ or "")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdigin.commands.cache_options import add_cache_options, chosen_cache
 from fastdigin.commands.classifier_options import (
     CLASSIFIER_HELP,
     add_class_names,
     load_classifier,
 )
-from fastdigin.commands.common_options import add_neurons
+from fastdigin.commands.common_options import add_layer, add_photo_search, chosen_cache
+from fastdigin.commands.options import comma_list
+from fastdigin.commands.output import finish, print_left_out
 
 TOP_IMAGES = 9
 
@@ -25,19 +26,10 @@ if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """Photos, neurons and the classifier."""
-    parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS",
-        help="folders with their subfolders, files, tables or data sets",
-    )  # fmt: skip
+    add_photo_search(parser, out=command, top=TOP_IMAGES)
     parser.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
-    parser.add_argument(
-        "--top", type=int, default=TOP_IMAGES, metavar="K", help=f"photos (default {TOP_IMAGES})"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("activating"), metavar="DIR", help="(default activating)"
-    )
-    add_cache_options(parser, "activations")
-    add_neurons(parser)
+    parser.add_argument("--neurons", required=True, type=comma_list, metavar="3,17")
+    add_layer(parser)
     add_class_names(parser)
 
 
@@ -45,7 +37,6 @@ def run(options: argparse.Namespace) -> int:
     """Finds, prints, writes OUT/activating.html and .jsonl; 1 if photos were unreadable."""
     import torch
 
-    from fastdigin.commands.output import write_jsonl
     from fastdigin.report.photo_page import write_activating_page
 
     classifier = load_classifier(options.classifier, options)
@@ -54,13 +45,10 @@ def run(options: argparse.Namespace) -> int:
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     found = find_activating(classifier, options.neurons, options.photos, options.top, options)
     records = activating_records(found)
-    text = write_jsonl(options.out, "activating.jsonl", records)
-    page = write_activating_page(options.out, classifier, found)
-    if options.json:
-        print(text, end="")
-    else:
-        _print(found)
-        print(f"\nreport: {page}")
+    finish(
+        options, records, lambda: _lines(found, records),
+        lambda: write_activating_page(options.out, classifier, found),
+    )  # fmt: skip
     return 1 if found.unreadable else 0
 
 
@@ -82,8 +70,7 @@ def find_activating(
             classifier, neurons, files, top=top, cache=chosen_cache(options, "features"),
             on_progress=bar.update,
         )  # fmt: skip
-    for reason in found.unreadable.values():
-        print(f"left out: {reason}", file=sys.stderr)
+    print_left_out(found.unreadable)
     return found
 
 
@@ -104,15 +91,15 @@ def activating_records(found: Activating) -> list[dict[str, Any]]:
     ]
 
 
-def _print(found: Activating) -> None:
-    from fastdigin.report.console import print_text, table
+def _lines(found: Activating, records: list[dict[str, Any]]) -> list[str]:
+    from fastdigin.report.console import table
 
     rows = [
-        [str(r["neuron"]), str(r["rank"]), r["photo"], f"{r['activation']:.4g}"]
-        for r in activating_records(found)
+        [str(r["neuron"]), str(r["rank"]), r["photo"], f"{r['activation']:.4g}"] for r in records
     ]
-    lines = [table(["neuron", "rank", "photo", "activation"], rows), ""]
-    for neuron, (low, high) in found.ranges.items():
-        lines.append(f"neuron {neuron} goes from {low:.4g} to {high:.4g}")
-    lines.append(f"{found.seen} photos looked at")
-    print_text("\n".join(lines))
+    ranges = [
+        f"neuron {neuron} goes from {low:.4g} to {high:.4g}"
+        for neuron, (low, high) in found.ranges.items()
+    ]
+    titles = ["neuron", "rank", "photo", "activation"]
+    return [table(titles, rows), "", *ranges, f"{found.seen} photos looked at"]

@@ -8,8 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from fastdigin.commands.cache_options import add_cache_options
-from fastdigin.commands.common_options import add_images
+from fastdigin.commands.common_options import add_cache_options, add_images
 from fastdigin.errors import UserError
 
 

@@ -50,17 +50,6 @@ def load_classifier(
     return classifier
 
 
-def load_pair(f: str, g: str, options: argparse.Namespace) -> tuple[Classifier, Classifier]:
-    """Two classifiers; a zero-shot one tells the classes of the other one apart."""
-    from fastdigin.models.classifiers import is_zero_shot
-
-    if is_zero_shot(f) == is_zero_shot(g):
-        return load_classifier(f, options), load_classifier(g, options)
-    own = load_classifier(g if is_zero_shot(f) else f, options)
-    other = load_classifier(f if is_zero_shot(f) else g, options, own.classes)
-    return (other, own) if is_zero_shot(f) else (own, other)
-
-
 def read_lines(path: str, option: str) -> list[str]:
     """The lines of a text file without empty ones; UserError names the option."""
     try:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastdigin.commands.options import comma_list, count, whole
+from fastdigin.commands.options import count, whole
 from fastdigin.commands.shard import WHOLE, Shard
+
+if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
+    from fastdigin.storage import TensorCache
 
 # Those of fastdigin_kernels.attention, whose import takes seconds; a test compares them.
 ATTENTION = ("auto", "sdpa", "triton", "cpp", "xformers", "reference")
@@ -31,17 +35,51 @@ def add_images(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def add_neurons(parser: Parser) -> None:
-    """Which neurons, of which layer."""
-    parser.add_argument("--neurons", required=True, type=comma_list, metavar="3,17")
+def add_layer(parser: Parser) -> None:
     parser.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
+
+
+def add_photo_search(parser: Parser, out: str, top: int) -> None:
+    """Of every command that looks at many photos and shows some. out: the default folder."""
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTOS",
+        help="folders with their subfolders, files, tables or data sets",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=int, default=top, metavar="K", help=f"photos (default {top})"
+    )
+    add_out(parser, out)
+    add_cache_options(parser, "features")
+
+
+def add_out(parser: Parser, out: str) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), metavar="DIR", help=f"(default {out})"
+    )
+
+
+def add_cache_options(parser: Parser, kept: str) -> None:
+    """--cache and --no-cache. kept: what is kept, as a plural."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help=f"where {kept} are kept (default: fastdigin/ in the user's cache folder)",
+    )  # fmt: skip
+    where.add_argument(
+        "--no-cache", action="store_true", help=f"neither use nor keep {kept} of other runs"
+    )
+
+
+def chosen_cache(options: argparse.Namespace, kind: str) -> TensorCache | None:
+    """The cache of one kind of results; None with --no-cache. UserError where it cannot be made."""
+    from fastdigin.storage import TensorCache, cache_folder
+
+    return None if options.no_cache else TensorCache((options.cache or cache_folder()) / kind)
 
 
 def add_run(parser: Parser, out: str) -> None:
     """Of every command that makes pictures. out: the default folder."""
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), metavar="DIR", help=f"(default {out})"
-    )
+    add_out(parser, out)
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="(default 0)")
     parser.add_argument(
         "--workers", type=count, default=1, metavar="N",
@@ -54,8 +92,8 @@ def add_run(parser: Parser, out: str) -> None:
     )  # fmt: skip
 
 
-def add_memory(parser: Parser) -> None:
-    """How much the engine does at a time."""
+def add_engine(parser: Parser) -> None:
+    """How much the engine does at a time, and with which kernels."""
     parser.add_argument(
         "--memory", default="auto", metavar="SIZE",
         help="what the engine may use, like 12GiB (default auto: most of what is free)",
@@ -64,14 +102,11 @@ def add_memory(parser: Parser) -> None:
         "--slots", type=count, metavar="S",
         help="images at a time (default: as many as pay within the memory)",
     )  # fmt: skip
-
-
-def add_compile(parser: Parser) -> None:
-    """Whether the diffusion model's steps are compiled."""
     parser.add_argument(
         "--compile", default="auto", choices=COMPILE,
         help="compile the diffusion model's steps: on, off, or auto, where it pays (default auto)",
     )  # fmt: skip
+    add_attention(parser)
 
 
 def add_attention(parser: Parser) -> None:

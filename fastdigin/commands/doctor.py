@@ -61,13 +61,9 @@ def _wanted(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _estimate(model: str | None, device: dict[str, Any]) -> dict[str, Any] | None:
+    from fastdigin.doctor.memory import estimate
+
     if model is None:
-        return None
-    try:
-        from fastdigin.doctor.memory import estimate
-    except ModuleNotFoundError as error:
-        if error.name != "fastdigin_bench":
-            raise
         return None
     print(f"counting the memory of {model} ...", file=sys.stderr)
     return estimate(model, device)

@@ -15,14 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastdigin.commands.cache_options import add_cache_options, chosen_cache
 from fastdigin.commands.classifier_options import (
     CLASSIFIER_HELP,
     add_class_names,
     load_classifier,
     read_lines,
 )
-from fastdigin.commands.common_options import add_images
+from fastdigin.commands.common_options import (
+    add_cache_options,
+    add_images,
+    add_layer,
+    chosen_cache,
+)
 from fastdigin.commands.options import comma_list, count
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import MissingFiles, UserError
@@ -53,23 +57,21 @@ class Loading:
 
     def all(self) -> dict[str, Any]:
         """Every input's value: first those that tell of mistakes before a network is loaded."""
-        fields = inputs_of(self.task).items()
-        early = [item for item in fields if KINDS[item[1][1].kind].early]
-        for name, (field, known) in [*early, *fields]:
-            self.value(name, field, known)
+        for known in sorted(inputs_of(self.task), key=lambda known: not KINDS[known.kind].early):
+            self.value(known)
         return self.values
 
-    def value(self, name: str, field: dataclasses.Field, known: Input) -> Any:
-        if name not in self.values:
-            self.values[name] = KINDS[known.kind].load(self, name, field, known)
-        return self.values[name]
+    def value(self, known: Input) -> Any:
+        if known.name not in self.values:
+            self.values[known.name] = KINDS[known.kind].load(self, known)
+        return self.values[known.name]
 
-    def text(self, name: str, field: dataclasses.Field, known: Input) -> Any:
+    def text(self, known: Input) -> Any:
         """What the option says; where it says nothing, what stands for it."""
-        given = getattr(self.options, name)
+        given = getattr(self.options, known.name)
         if given is None and known.embedded and self.embedded:
             return known.embedded
-        return field.default if given is None else given
+        return known.default if given is None else given
 
 
 class Kind:
@@ -79,10 +81,10 @@ class Kind:
     """Whether it is loaded before the engine."""
     read: Any = str
 
-    def add(self, parser: argparse._ActionsContainer, name: str, field, known: Input) -> None:
-        required = field.default is dataclasses.MISSING and known.embedded is None
+    def add(self, parser: argparse._ActionsContainer, known: Input) -> None:
+        required = known.default is dataclasses.MISSING and known.embedded is None
         parser.add_argument(
-            "--" + (known.flag or name).replace("_", "-"), dest=name, required=required,
+            "--" + (known.flag or known.name).replace("_", "-"), dest=known.name, required=required,
             metavar=known.metavar, help=self.help(known), **self.argument(),
         )  # fmt: skip
 
@@ -93,8 +95,8 @@ class Kind:
         also = f" (default with the packaged model: {known.embedded})" if known.embedded else ""
         return known.help + also
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> Any:
-        return loading.text(name, field, known)
+    def load(self, loading: Loading, known: Input) -> Any:
+        return loading.text(known)
 
 
 class Count(Kind):
@@ -109,44 +111,42 @@ class Direction(Kind):
 class ListOfTexts(Kind):
     read = staticmethod(comma_list)
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> list[str]:
-        return super().load(loading, name, field, known)[: loading.options.limit]
+    def load(self, loading: Loading, known: Input) -> list[str]:
+        return super().load(loading, known)[: loading.options.limit]
 
 
 class ClassifierKind(Kind):
     def help(self, known: Input) -> str:
         return f"{super().help(known)}: {CLASSIFIER_HELP}"
 
-    def add(self, parser, name: str, field, known: Input) -> None:
-        super().add(parser, name, field, known)
+    def add(self, parser, known: Input) -> None:
+        super().add(parser, known)
         if known.layer:
-            parser.add_argument(
-                "--layer", metavar="NAME", help="module (default: the penultimate layer)"
-            )
+            add_layer(parser)
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> Classifier | None:
+    def load(self, loading: Loading, known: Input) -> Classifier | None:
         loading.engine  # noqa: B018 - its mistakes come first
-        spec = loading.text(name, field, known)
+        spec = loading.text(known)
         if spec is None:
             return None
-        classes = self._classes_of_another(loading, name) if is_zero_shot(spec) else None
+        classes = self._classes_of_another(loading, known) if is_zero_shot(spec) else None
         classifier = load_classifier(spec, loading.options, classes)
         layer = loading.options.layer if known.layer else None
         return classifier if layer is None else classifier.at_layer(layer)
 
-    def _classes_of_another(self, loading: Loading, own: str) -> Sequence[str] | None:
+    def _classes_of_another(self, loading: Loading, own: Input) -> Sequence[str] | None:
         """A zero-shot classifier tells the classes of the task's other classifier apart."""
-        for name, (field, known) in inputs_of(loading.task).items():
-            spec = loading.text(name, field, known) if known.kind == "classifier" else None
-            if name != own and spec is not None and not is_zero_shot(spec):
-                return loading.value(name, field, known).classes
+        for known in inputs_of(loading.task):
+            spec = loading.text(known) if known.kind == "classifier" else None
+            if known.name != own.name and spec is not None and not is_zero_shot(spec):
+                return loading.value(known).classes
         return None
 
 
 class Photos(Kind):
     early = True
 
-    def add(self, parser, name: str, field, known: Input) -> None:
+    def add(self, parser, known: Input) -> None:
         add_images(parser)
         parser.add_argument(
             "--source", metavar="CLASS", help="what the image shows (default: asks the classifier)"
@@ -161,7 +161,7 @@ class Photos(Kind):
             "photos without a prompt show (a table's column caption says it as well)",
         )  # fmt: skip
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> list[ImageInput]:
+    def load(self, loading: Loading, known: Input) -> list[ImageInput]:
         options = loading.options
         told = {"source": options.source, "prompt": options.prompt}
         changes = {key: value for key, value in told.items() if value is not None}
@@ -174,7 +174,7 @@ class Photos(Kind):
 
 
 class Tools(Kind):
-    def add(self, parser, name: str, field, known: Input) -> None:
+    def add(self, parser, known: Input) -> None:
         parser.add_argument(
             "--segmenter", metavar="S",
             help="finds the foreground from the attention: hq-sam:vit_tiny, vit_b, vit_l or vit_h "
@@ -189,7 +189,7 @@ class Tools(Kind):
         )  # fmt: skip
         add_cache_options(parser, "inversions, masks and captions")
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> Any:
+    def load(self, loading: Loading, known: Input) -> Any:
         from fastdigin.editing.inversion_cache import InversionCache
         from fastdigin.storage import cache_folder
         from fastdigin.tasks.sources import PhotoTools
@@ -208,8 +208,8 @@ class DataSet(Kind):
     def argument(self) -> dict[str, Any]:
         return {"nargs": "+"}
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> Sequence[Any]:
-        named = loading.text(name, field, known)
+    def load(self, loading: Loading, known: Input) -> Sequence[Any]:
+        named = loading.text(known)
         names = [named] if isinstance(named, str) else named
         size = loading.engine.model.image_size
         return read_images(collect(names), size) if len(names) else ()
@@ -218,14 +218,14 @@ class DataSet(Kind):
 class ActivatingKind(DataSet):
     """A data set that streams: what activates the task's neurons most in it."""
 
-    def add(self, parser, name: str, field, known: Input) -> None:
-        super().add(parser, name, field, known)
+    def add(self, parser, known: Input) -> None:
+        super().add(parser, known)
         add_cache_options(parser, "activations")
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> Any:
+    def load(self, loading: Loading, known: Input) -> Any:
         from fastdigin.commands.activating import TOP_IMAGES, find_activating
 
-        named = loading.text(name, field, known)
+        named = loading.text(known)
         if named is dataclasses.MISSING:
             named = ["embedded:photos"]
         classifier = loading.values["classifier"].to(loading.engine.model.device)
@@ -237,7 +237,7 @@ class ActivatingKind(DataSet):
 class Words(Kind):
     early = True
 
-    def add(self, parser, name: str, field, known: Input) -> None:
+    def add(self, parser, known: Input) -> None:
         parser.add_argument("--words", metavar=known.metavar, help=known.help)
         parser.add_argument(
             "--words-from", metavar="M",
@@ -247,7 +247,7 @@ class Words(Kind):
             "freely",
         )  # fmt: skip
 
-    def load(self, loading: Loading, name: str, field, known: Input) -> Any:
+    def load(self, loading: Loading, known: Input) -> Any:
         options = loading.options
         if options.words_from:
             return _load_naming(loading)
@@ -279,9 +279,9 @@ KINDS: dict[str, Kind] = {
 
 def add_inputs(parser: argparse._ActionsContainer, task: type[Task]) -> None:
     """The arguments for all inputs of a task."""
-    for name, (field, known) in inputs_of(task).items():
-        KINDS[known.kind].add(parser, name, field, known)
-    if any(known.kind == "classifier" for _, known in inputs_of(task).values()):
+    for known in inputs_of(task):
+        KINDS[known.kind].add(parser, known)
+    if any(known.kind == "classifier" for known in inputs_of(task)):
         add_class_names(parser)
 
 

@@ -1,16 +1,42 @@
-"""What commands write beside their pages."""
+"""What the commands that look at many photos print and write."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastdigin.errors import UserError
 
 
-def write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> str:
+def finish(
+    options: Namespace,
+    records: Iterable[Mapping[str, Any]],
+    lines: Callable[[], Sequence[str]],
+    write_page: Callable[[], Path],
+) -> None:
+    """Writes OUT/COMMAND.jsonl and the page, and prints what they hold."""
+    from fastdigin.report.console import print_text
+
+    text = _write_jsonl(options.out, f"{options.command}.jsonl", records)
+    page = write_page()
+    if options.json:
+        print(text, end="")
+    else:
+        print_text("\n".join(lines()))
+        print(f"\nreport: {page}")
+
+
+def print_left_out(unreadable: Mapping[str, str]) -> None:
+    """Says on stderr which photos could not be read, and why."""
+    for reason in unreadable.values():
+        print(f"left out: {reason}", file=sys.stderr)
+
+
+def _write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> str:
     """Writes OUT/NAME, a record a line, and returns its text; UserError where that fails."""
     from fastdigin.results.store import jsonable
     from fastdigin.storage import write_atomically

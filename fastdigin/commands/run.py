@@ -34,6 +34,8 @@ def run_tasks(
         bars.append(_Bar(task.name, share, finished))
         others = {request.id for request in task.requests} - set(share)
         runs.append(task.run(skip=finished | others, on_progress=bars[-1].advance))
+    for task in tasks:
+        _ = task.engine.slots  # a budget that is too small must not bind the folder to a run
     stores = [ResultStore(out, task.name, task.run_settings) for task in tasks]
     for task in tasks:
         _check_same_inputs(task, done, out)

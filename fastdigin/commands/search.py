@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdigin.commands.cache_options import add_cache_options, chosen_cache
 from fastdigin.commands.classifier_options import (
     CLASSIFIER_HELP,
     add_class_names,
     load_classifier,
 )
+from fastdigin.commands.common_options import add_photo_search, chosen_cache
+from fastdigin.commands.output import finish, print_left_out
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.retrieval import Label, Search
@@ -21,10 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """The image, the photos and the classifiers."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a result, or any other picture")
-    parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS",
-        help="folders with their subfolders, files, tables or data sets",
-    )  # fmt: skip
+    add_photo_search(parser, out=command, top=20)
     parser.add_argument(
         "--embedding", required=True, metavar="E",
         help="whose features tell what is similar: open_clip:MODEL/PRETRAINED, or any other "
@@ -39,11 +37,6 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         help="report the confidence in this class (default: what the first classifier sees in "
         "IMAGE)",
     )  # fmt: skip
-    parser.add_argument("--top", type=int, default=20, metavar="K", help="photos (default 20)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("search"), metavar="DIR", help="(default search)"
-    )
-    add_cache_options(parser, "features")
     add_class_names(parser)
 
 
@@ -52,7 +45,6 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from fastdigin.commands.output import write_jsonl
     from fastdigin.photos import ImageInput
     from fastdigin.report.photo_page import write_search_page
     from fastdigin.retrieval import find_similar, load_embedding, photo_files
@@ -68,15 +60,11 @@ def run(options: argparse.Namespace) -> int:
             query, photos, embedding, classifiers, top=options.top, asked=options.asked,
             cache=chosen_cache(options, "features"), on_progress=bar.update,
         )  # fmt: skip
-    for reason in found.unreadable.values():
-        print(f"left out: {reason}", file=sys.stderr)
-    text = write_jsonl(options.out, "search.jsonl", search_records(found))
-    page = write_search_page(options.out, options.image, options.embedding, found)
-    if options.json:
-        print(text, end="")
-    else:
-        _print(found)
-        print(f"\nreport: {page}")
+    print_left_out(found.unreadable)
+    finish(
+        options, search_records(found), lambda: _lines(found),
+        lambda: write_search_page(options.out, options.image, options.embedding, found),
+    )  # fmt: skip
     return 1 if found.unreadable else 0
 
 
@@ -110,8 +98,8 @@ def _record(label: Label) -> dict[str, Any]:
     return {"class": label.name, "confidence": label.confidence, "asked": label.asked}
 
 
-def _print(found: Search) -> None:
-    from fastdigin.report.console import print_text, table
+def _lines(found: Search) -> list[str]:
+    from fastdigin.report.console import table
     from fastdigin.results.numbers import percent
 
     names = list(found.query)
@@ -126,8 +114,7 @@ def _print(found: Search) -> None:
         mean = found.mean_asked(name)
         about = f"; mean confidence in {found.asked}: {percent(mean)}" if mean is not None else ""
         lines.append(f"{name} sees {seen}{about} (n = {len(found.matches)})")
-    lines.append(f"{found.compared} photos compared")
-    print_text("\n".join(lines))
+    return [*lines, f"{found.compared} photos compared"]
 
 
 def _cell(label: Label, asked: str | None) -> str:

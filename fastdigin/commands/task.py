@@ -8,12 +8,7 @@ import diffusers
 import transformers
 
 from fastdigin import tasks
-from fastdigin.commands.common_options import (
-    add_attention,
-    add_compile,
-    add_memory,
-    add_run,
-)
+from fastdigin.commands.common_options import add_engine, add_run
 from fastdigin.commands.inputs import Loading, add_inputs
 from fastdigin.commands.options import add_settings, chosen_settings, count
 from fastdigin.commands.run import run_tasks
@@ -41,9 +36,7 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         "--model", default="embedded", metavar="MODEL",
         help="embedded, a hub id or a local diffusers folder (default embedded)",
     )  # fmt: skip
-    add_memory(engine)
-    add_compile(engine)
-    add_attention(engine)
+    add_engine(engine)
 
 
 def run(options: argparse.Namespace) -> int:

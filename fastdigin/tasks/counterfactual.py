@@ -117,16 +117,10 @@ class CounterfactualRequest(PhotoRequest):
     target_class: int | None
 
 
+@documented
 @dataclass(kw_only=True)
 class Counterfactuals(PhotoTask):
-    """Universal visual counterfactuals of photos.
-
-    Args:
-        photos: with prompts, source classes, targets and masks, as far as they are known. Without
-            a prompt it is "a photo of a {source}"; without a source it is what the classifier sees.
-        target: one class for all photos or one each; None takes those of the photos.
-        judge: an independent classifier that is asked about the result, never optimised against.
-        engine, classifier, settings, seed, tools: as in :func:`fastdigin.counterfactuals`.
+    """Universal visual counterfactuals of photos, as in :func:`fastdigin.counterfactuals`.
 
     Raises:
         UserError: for anything that would fail later, before any work starts.

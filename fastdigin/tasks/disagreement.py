@@ -80,15 +80,10 @@ class DisagreementRequest(Request):
     number: int
 
 
+@documented
 @dataclass(kw_only=True)
 class Disagreements(Task):
-    """Disagreements of two classifiers.
-
-    Args:
-        f, g: any two classifiers that both know the classes, a zero-shot one included.
-        classes: names, or indices of f; one or several.
-        seeds: images per class.
-        engine, settings, seed: as in :func:`fastdigin.disagreements`.
+    """Disagreements of two classifiers, as in :func:`fastdigin.disagreements`.
 
     Raises:
         UserError: for a class that f or g does not know, before any work starts.

@@ -115,18 +115,10 @@ class NeuronRequest(PhotoRequest):
     direction: str
 
 
+@documented
 @dataclass(kw_only=True)
 class NeuronCounterfactuals(PhotoTask):
-    """Neuron counterfactuals of photos.
-
-    Args:
-        classifier: whose neurons are meant; ``at_layer`` chooses the layer.
-        neuron, direction: one for all photos, or one each. direction is "max" or "min".
-        dataset: photos whose largest activation sets the scale of a neuron's loss; without any,
-            the first SCALING_IMAGES of ``photos`` do.
-        backgrounds: a classifier that names the background before and after, never optimised
-            against.
-        engine, photos, settings, seed, tools: as in :func:`fastdigin.neuron_counterfactuals`.
+    """Neuron counterfactuals of photos, as in :func:`fastdigin.neuron_counterfactuals`.
 
     Raises:
         UserError: for a neuron that does not exist, before any work starts.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Result, Settings, Unmade
+from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.engine.queue import Stage
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -28,7 +29,10 @@ from fastdigin.retrieval.activating import Activating, most_activating
 from fastdigin.tasks.firing import check_fires
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Activation
-from fastdigin.tasks.task import Request, Task, given
+from fastdigin.tasks.task import Preparation, Request, Task, given
+
+SAMPLE = 1 / 3
+"""The work of a sample of the search, a forward pass, in iterations of a job; for progress only."""
 
 NameObjects = Callable[[int, Sequence[Tensor]], Sequence[str]]
 """(neuron, its most activating images, each (3, H, W)) -> words."""
@@ -85,19 +89,10 @@ class Start:
     word: str
 
 
+@documented
 @dataclass(kw_only=True)
 class NeuronVisualisations(Task):
-    """Synthetic visualisations of neurons.
-
-    Args:
-        classifier: whose neurons are meant; ``at_layer`` chooses the layer.
-        neurons: numbers in that layer.
-        dataset: images (3, H, W) in [0, 1] that tell how strongly the neurons fire on real data,
-            or what ``most_activating`` found for them in any number of photos.
-        words: tried for every neuron, or a callable that names what activates a neuron.
-        per_neuron: images per neuron, from different seeds, the most activating first; at most
-            ``samples_per_word``.
-        engine, settings, seed: as in :func:`fastdigin.visualise_neurons`.
+    """Synthetic visualisations of neurons, as in :func:`fastdigin.visualise_neurons`.
 
     Raises:
         UserError: for a neuron that does not exist or does not fire on the data set, and for an
@@ -165,21 +160,18 @@ class NeuronVisualisations(Task):
         ]
 
     def jobs(self, checked: Sequence[VisualisationRequest], width: int) -> list[Stage]:
-        return [WordSearch(self, checked)]
+        return [Preparation([request.id for request in checked], partial(self.starts, checked))]
 
     def preparation(self, requests: Sequence[VisualisationRequest]) -> float:
         words = {word for request in requests for word in self._words[request.neuron]}
         return len(words) * self.settings.samples_per_word * SAMPLE
 
     def starts(
-        self,
-        requests: Sequence[VisualisationRequest],
-        engine: Engine,
-        advance: Callable[[float], None],
+        self, requests: Sequence[VisualisationRequest], advance: Callable[[float], None]
     ) -> list[Job]:
         """The jobs of some requests, after trying the words of their neurons."""
         words = list(dict.fromkeys(w for r in requests for w in self._words[r.neuron]))
-        self._try([word for word in words if word not in self._table], engine, advance)
+        self._try([word for word in words if word not in self._table], advance)
         jobs = []
         for request in requests:
             # The word with the highest MEAN activation; of its samples the highest first.
@@ -191,7 +183,7 @@ class NeuronVisualisations(Task):
         return jobs
 
     @torch.no_grad()
-    def _try(self, words: Sequence[str], engine: Engine, advance: Callable[[float], None]) -> None:
+    def _try(self, words: Sequence[str], advance: Callable[[float], None]) -> None:
         """Notes the activations (samples, neurons) of samples of each word, the seeds the same.
 
         A sample that fails counts as one that never fires.
@@ -199,8 +191,8 @@ class NeuronVisualisations(Task):
         count, settings = self.settings.samples_per_word, self.settings
         samples = [(word, k) for word in words for k in range(count)]
         rows = []
-        for start in range(0, len(samples), engine.slots):
-            part = samples[start : start + engine.slots]
+        for start in range(0, len(samples), self.engine.slots):
+            part = samples[start : start + self.engine.slots]
             jobs = [
                 generated_job(
                     self.model, id=f"{word}-{k}", prompt=settings.prompt.format(word),
@@ -209,7 +201,7 @@ class NeuronVisualisations(Task):
                 )
                 for word, k in part
             ]  # fmt: skip
-            rows += [self._activations(result) for result in engine.evaluate(jobs)]
+            rows += [self._activations(result) for result in self.engine.evaluate(jobs)]
             advance(len(part) * SAMPLE)
         for n, word in enumerate(words):
             self._table[word] = torch.stack(rows[n * count : (n + 1) * count])
@@ -287,28 +279,6 @@ class NeuronVisualisations(Task):
             if not found:
                 raise UserError(f"words for neuron {neuron} are empty: give at least one word")
         return words
-
-
-SAMPLE = 1 / 3
-"""The work of a sample of the search, a forward pass, in iterations of a job; for progress only."""
-
-
-@dataclass(frozen=True)
-class WordSearch:
-    """Tries the words of some neurons and starts from the best samples."""
-
-    task: NeuronVisualisations
-    requests: Sequence[VisualisationRequest]
-
-    @property
-    def count(self) -> int:
-        return len(self.requests)
-
-    def run(self, engine: Engine, advance: Callable[[float], None]) -> list[Job]:
-        return self.task.starts(self.requests, engine, advance)
-
-    def failed(self, error: str) -> list[Result]:
-        return [Result.failure(Unmade(request.id), error) for request in self.requests]
 
 
 def visualise_neurons(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,8 +14,7 @@ from fastdigin.configuration import setting
 from fastdigin.editing.inversion import InversionSettings, Method
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import token_mapping
-from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Result, Settings, Unmade
+from fastdigin.engine.job import Job, Settings
 from fastdigin.engine.queue import Search, Stage
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput
@@ -30,7 +29,7 @@ from fastdigin.tasks.sources import (
     make_sources,
     read_photo,
 )
-from fastdigin.tasks.task import Request, Task, given
+from fastdigin.tasks.task import Preparation, Request, Task, given
 
 PREPARATION = 2.0
 """How much of an image's work preparing it is, in iterations; for the progress bar only."""
@@ -114,10 +113,29 @@ class PhotoTask(Task):
         return CheckedPhoto(request, read_photo(self.model, self.classifier, request.item))
 
     def jobs(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
-        return [Preparation(self, checked, width)]
+        ids = [one.request.id for one in checked]
+        return [Preparation(ids, partial(self._searches, checked, width))]
 
     def preparation(self, requests: Sequence[Request]) -> float:
         return PREPARATION * len(requests)
+
+    def _searches(
+        self, checked: Sequence[CheckedPhoto], width: int, advance: Callable[[float], None]
+    ) -> list[Search]:
+        """Inverts the photos of a batch; of each one's candidates the search keeps the best."""
+        sources = make_sources(
+            self.engine,
+            [one.photo for one in checked],
+            self.settings.inversion(),
+            self.injected_fraction,
+            tools=self.tools,
+            batch=width,
+            mask_edge=self.mask_edge,
+            on_step=lambda photos: advance(PREPARATION * photos),
+        )
+        pairs = zip(checked, sources, strict=True)
+        groups = [self.candidates(one.request, source) for one, source in pairs]
+        return [Search(groups, by=self.search_by)]
 
     @property
     @abstractmethod
@@ -159,38 +177,3 @@ class PhotoTask(Task):
     @abstractmethod
     def candidates(self, request: PhotoRequest, source: Source) -> list[Job]:
         """The jobs of which the best one before any optimisation is the start."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Inverts the photos of a batch; of each one's candidates the search keeps the best."""
-
-    task: PhotoTask
-    checked: Sequence[CheckedPhoto]
-    width: int
-
-    @property
-    def count(self) -> int:
-        return len(self.checked)
-
-    def run(self, engine: Engine, advance: Callable[[float], None]) -> list[Any]:
-        task = self.task
-        sources = make_sources(
-            engine,
-            [checked.photo for checked in self.checked],
-            task.settings.inversion(),
-            task.injected_fraction,
-            tools=task.tools,
-            batch=self.width,
-            mask_edge=task.mask_edge,
-            on_step=lambda photos: advance(PREPARATION * photos),
-        )
-        groups = [
-            task.candidates(checked.request, source)
-            for checked, source in zip(self.checked, sources, strict=True)
-        ]
-        return [Search(groups, by=task.search_by)]
-
-    def failed(self, error: str) -> list[Result]:
-        ids = [checked.request.id for checked in self.checked]
-        return [Result.failure(Unmade(id), error) for id in ids]

@@ -37,10 +37,12 @@ class Input:
     (commands/inputs.py). flag: of the command line, where it is not the field's name. metavar: of
     the value in help texts. embedded: the text that stands for the value where the model is the
     packaged one and the user says nothing. layer: of a classifier whose neurons are meant; --layer
-    names them. affects: whether it belongs to the settings of run.json.
+    names them. affects: whether it belongs to the settings of run.json. name, default: the field's.
     """
 
     help: str
+    name: str = ""
+    default: Any = None
     kind: str = "text"
     flag: str = ""
     metavar: str | None = None
@@ -54,11 +56,13 @@ def given(help: str, *, default: Any = dataclasses.MISSING, **known: Any) -> Any
     return field(default=default, kw_only=True, metadata={_INPUT: Input(help, **known)})
 
 
-def inputs_of(task: type[Task]) -> dict[str, tuple[dataclasses.Field, Input]]:
-    """Field name -> (the field, what is known of it), of the fields made by :func:`given`."""
-    return {
-        f.name: (f, f.metadata[_INPUT]) for f in dataclasses.fields(task) if _INPUT in f.metadata
-    }
+def inputs_of(task: type[Task]) -> list[Input]:
+    """What is known of the fields made by :func:`given`."""
+    return [
+        replace(f.metadata[_INPUT], name=f.name, default=f.default)
+        for f in dataclasses.fields(task)
+        if _INPUT in f.metadata
+    ]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Task(ABC):
     @property
     def classifiers(self) -> list[Classifier]:
         """All classifiers among the inputs."""
-        values = (getattr(self, name) for name in inputs_of(type(self)))
+        values = (getattr(self, known.name) for known in inputs_of(type(self)))
         return [value for value in values if isinstance(value, Classifier)]
 
     @classmethod
@@ -136,9 +140,9 @@ class Task(ABC):
     def run_settings(self) -> dict[str, Any]:
         """Settings that affect the results, as JSON values, for run.json."""
         found = plain(self.settings) | {"model": self.model.name, "seed": self.seed}
-        for name, (_, known) in inputs_of(type(self)).items():
+        for known in inputs_of(type(self)):
             if known.affects:
-                found |= _described(name, getattr(self, name), known)
+                found |= _described(getattr(self, known.name), known)
         if self.classifiers:  # the classes of a zero-shot classifier are the user's
             found["classes"] = fingerprint(*(c.classes for c in self.classifiers))
         return found | self.measured()
@@ -257,6 +261,27 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """The stage that makes the jobs of some requests.
+
+    ids: of the requests. make: takes what tells progress, as a stage's ``advance``.
+    """
+
+    ids: Sequence[str]
+    make: Callable[[Callable[[float], None]], Sequence[Job | Stage]]
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
+
+    def run(self, engine: Engine, advance: Callable[[float], None]) -> Sequence[Job | Stage]:
+        return self.make(advance)
+
+    def failed(self, error: str) -> list[Result]:
+        return [Result.failure(Unmade(id), error) for id in self.ids]
+
+
+@dataclass(frozen=True)
 class _Outcome:
     """What came of checking a request."""
 
@@ -279,11 +304,9 @@ class _Work:
         return self.count
 
 
-def _described(name: str, value: Any, known: Input) -> dict[str, Any]:
+def _described(value: Any, known: Input) -> dict[str, Any]:
     if isinstance(value, Classifier):
-        return {name: value.name} | ({"layer": value.layer} if known.layer else {})
+        return {known.name: value.name} | ({"layer": value.layer} if known.layer else {})
     if hasattr(value, "described"):
         return value.described()
-    if callable(value) and not isinstance(value, type):
-        return {name: getattr(value, "__name__", str(value))}
-    return {name: plain(value)}
+    return {known.name: getattr(value, "__name__", str(value)) if callable(value) else plain(value)}

@@ -37,7 +37,7 @@ def refused(tmp_path, capsys):
 
     def refused(*arguments, out=None):
         out = tmp_path / "refused" if out is None else out
-        assert run(*arguments, "--out", out, *QUICK) == 2
+        assert run(arguments[0], *QUICK, "--out", out, *arguments[1:]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and "Traceback" not in captured.err
         if isinstance(out, Path) and out.is_dir():

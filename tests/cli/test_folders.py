@@ -73,30 +73,6 @@ def test_a_failure_stays_a_failure_until_it_is_mended(tmp_path, capsys):
     assert run(*CF, good, "--target", TARGET, "--out", out, *QUICK) == 0
 
 
-def test_finished_photos_are_not_needed_again(tmp_path):
-    photo, out = save_copy(tmp_path / "a.png"), tmp_path / "out"
-    other = save_copy(tmp_path / "b.png")
-    arguments = [*CF, photo, other, "--target", TARGET, "--out", out, *QUICK]
-    assert run(*arguments, "--limit", 1) == 0
-    photo.unlink()
-    assert run(*arguments) == 0
-    assert [r["status"] for r in records(out)] == ["done", "done"]
-
-
-def test_neuron_counterfactual_of_a_folder_with_a_bad_image(tmp_path):
-    folder, out = tmp_path / "photos", tmp_path / "out"
-    folder.mkdir()
-    save_copy(folder / "a.png")
-    Image.new("RGB", (64, 32)).save(folder / "b.png")
-    assert run(*NCF, folder, "--neuron", 76, "--direction", "max", "--out", out, *QUICK) == 1
-    by_id = {r["id"]: r for r in records(out)}
-    assert {id: r["status"] for id, r in by_id.items()} == {
-        "a-neuron-76-max": "done", "b-neuron-76-max": "failed",
-    }  # fmt: skip
-    for record in by_id.values():
-        check_record(record, out)
-
-
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_table(tmp_path, monkeypatch, kind):
     """Paths are relative to the table, columns describe each image, the user's mask wins."""
@@ -165,29 +141,34 @@ def test_strange_names_survive_escaped(tmp_path, capsys):
 
 
 def test_resume_does_the_rest_only(tmp_path, capsys):
+    """What is finished is not even read: its photo may be gone."""
+    photos = [save_copy(tmp_path / f"{name}.png") for name in "abc"]
     out = tmp_path / "out"
-    common = [*CF, "embedded:pairs", "--out", out, *QUICK]
+    common = [*CF, *photos, "--target", TARGET, "--out", out, *QUICK]
     assert run(*common, "--limit", 1) == 0
     (first,) = records(out)
     picture = (out / first["image"]).stat()
+    photos[0].unlink()
     capsys.readouterr()
-    assert run(*common, "--limit", 3, "--json") == 0
+    assert run(*common, "--json") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     written = records(out)
     assert written[0] == first and len({r["id"] for r in written}) == len(written) == 3
     assert (out / first["image"]).stat().st_mtime_ns == picture.st_mtime_ns
     before = (out / "results.jsonl").read_bytes()
-    assert run(*common, "--limit", 3) == 0
+    assert run(*common) == 0
     assert (out / "results.jsonl").read_bytes() == before
 
 
-def test_finished_neurons_are_not_searched_again(tmp_path, words, monkeypatch):
+def test_finished_neurons_are_not_searched_again(tmp_path, words, monkeypatch, capsys):
     from fastdigin.engine.engine import Engine
 
-    common = [*NEURONS, "--words", words, "--out", tmp_path / "out", *QUICK]
-    assert run(*common, "--neurons", 76) == 0
+    common = [*NEURONS, "--neurons", 76, "--out", tmp_path / "out", *QUICK, "--words"]
+    assert run(*common, words) == 0
     monkeypatch.setattr(Engine, "evaluate", lambda *_: pytest.fail("searched again"))
-    assert run(*common, "--neurons", 76) == 0
+    assert run(*common, words) == 0
+    assert run(*common, words_file(tmp_path / "other.txt", "boot")) == 2
+    assert "words" in capsys.readouterr().err  # other ones are refused
 
 
 @pytest.mark.parametrize(
@@ -224,13 +205,6 @@ def test_another_image_of_the_same_name_is_refused(tmp_path, capsys):
     ncf = ["--neuron", 3, "--direction", "max", "--out", out, *QUICK]
     assert run(*NCF, one, *ncf) == 0
     assert run(*NCF, two, *ncf) == 2
-
-
-def test_other_words_are_refused(tmp_path, words, capsys):
-    common = [*NEURONS, "--neurons", 76, "--out", tmp_path / "out", *QUICK]
-    assert run(*common, "--words", words) == 0
-    assert run(*common, "--words", words_file(tmp_path / "other.txt", "boot")) == 2
-    assert "words" in capsys.readouterr().err
 
 
 def test_bad_input_does_not_spoil_the_folder(tmp_path):

@@ -20,16 +20,9 @@ from cli_commands import (
 )
 from PIL import Image
 
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("--stop-at", "1.5"), ("--stop-at", "x"), ("--memory", "lots"), ("--memory", "1KiB"),
-     ("--compile", "maybe")],
-)  # fmt: skip
-def test_bad_budgets_and_bounds(tmp_path, capsys, option, value):
-    assert run(*CF, "embedded:pairs", "--limit", 1, option, value, "--out", tmp_path / "out",
-               *QUICK) == 2  # fmt: skip
-    assert option.lstrip("-") in capsys.readouterr().err
+TO_TARGET = ["--target", TARGET]
+OF_PHOTO = [*CF, PHOTO.path, *TO_TARGET]
+RAISED = [*NCF, PHOTO.path, "--direction", "max"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["explain"], ["counterfactual"], CF, ["disagree"]])
@@ -39,108 +32,61 @@ def test_usage_errors(arguments, capsys):
     assert captured.out == "" and "usage:" in captured.err
 
 
-def test_regulariser_twice(refused):
-    twice = ["--regulariser", "pixels-l2:all:1", "--regulariser", "pixels-l2:all:2"]
-    assert "pixels_l2_all is given 2 times" in refused(*CF, PHOTO.path, "--target", TARGET, *twice)
-    common = [*NCF, PHOTO.path, "--neuron", 3, "--direction", "max"]
-    assert "given 2 times" in refused(*common, *twice)
-
-
-def test_missing_image(refused, tmp_path):
-    error = refused(*CF, tmp_path / "nowhere.png", "--target", "bag")
-    assert "nowhere.png' does not exist" in error and error.count("\n") == 1
-    assert "nowhere.png" in refused(
-        *NCF, tmp_path / "nowhere.png", "--neuron", 3, "--direction", "max"
-    )
-
-
-def test_broken_images(refused, tmp_path):
-    text = tmp_path / "text.png"
-    text.write_text("not an image")
-    assert "text.png' cannot be read as an image" in refused(*CF, text, "--target", "bag")
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(PHOTO.path.read_bytes()[:2000])
-    assert "cut.png' cannot be read as an image" in refused(*CF, cut, "--target", "bag")
-    (tmp_path / "nothing.jpg").touch()
-    assert "nothing.jpg" in refused(*CF, tmp_path / "nothing.jpg", "--target", "bag")
-
-
 @pytest.mark.parametrize(
-    "option, value, words",
+    "arguments, words",
     [
-        ("--target", "snekaer", ["'snekaer' is not a class", "did you mean 'sneaker'"]),
-        ("--target", "8", ["class 8 does not exist", "0 to 7"]),
-        ("--target", PHOTO.garment, ["source and target are both", "another target"]),
-        ("--source", "shoes", ["'shoes' is not a class of embedded:clean"]),
-        ("--prompt", "a photo of grass", ["'a photo of grass'", repr(PHOTO.garment)]),
-        ("--prompt", " ".join(["a"] * 40) + f" {PHOTO.garment}", ["tokens", "shorten it"]),
-        ("--classifier", "embedded:claen", ["'claen'", "did you mean 'clean'"]),
-        ("--classifier", "resnet50", ["'resnet50'", "timm:NAME"]),
-        ("--classifier", "timm:resnet18x", ["timm:resnet18x", "did you mean"]),
-        ("--judge", "embedded:juge", ["'juge'", "judge"]),
-        ("--model", "embeded", ["'embeded'", "did you mean 'embedded'"]),
-        ("--model", ".", ["model_index.json"]),
-        ("--regulariser", "pixels", ["'pixels'", "KIND:REGION:WEIGHT"]),
-        ("--regulariser", "pixels-l3:all:1", ["'pixels-l3'", "pixels-l2"]),
-        ("--regulariser", "pixels-l2:all:-1", ["-1"]),
+        ([*OF_PHOTO, "--target", "snekaer"], ["'snekaer' is not a class", "did you mean 'snea"]),
+        ([*OF_PHOTO, "--target", "8"], ["class 8 does not exist", "0 to 7"]),
+        ([*OF_PHOTO, "--target", PHOTO.garment], ["source and target are both", "another target"]),
+        ([*OF_PHOTO, "--source", "shoes"], ["'shoes' is not a class of embedded:clean"]),
+        ([*OF_PHOTO, "--prompt", "a photo of grass"], ["'a photo of grass'", repr(PHOTO.garment)]),
+        (
+            [*OF_PHOTO, "--prompt", " ".join(["a"] * 40) + f" {PHOTO.garment}"],
+            ["tokens", "shorten it"],
+        ),
+        ([*OF_PHOTO, "--classifier", "embedded:claen"], ["'claen'", "did you mean 'clean'"]),
+        ([*OF_PHOTO, "--classifier", "resnet50"], ["'resnet50'", "timm:NAME"]),
+        ([*OF_PHOTO, "--classifier", "timm:resnet18x"], ["timm:resnet18x", "did you mean"]),
+        ([*OF_PHOTO, "--judge", "embedded:juge"], ["'juge'", "judge"]),
+        ([*OF_PHOTO, "--model", "embeded"], ["'embeded'", "did you mean 'embedded'"]),
+        ([*OF_PHOTO, "--model", "."], ["model_index.json"]),
+        ([*OF_PHOTO, "--regulariser", "pixels"], ["'pixels'", "KIND:REGION:WEIGHT"]),
+        ([*OF_PHOTO, "--regulariser", "pixels-l3:all:1"], ["'pixels-l3'", "pixels-l2"]),
+        ([*OF_PHOTO, "--regulariser", "pixels-l2:all:-1"], ["-1"]),
+        (
+            [*OF_PHOTO, "--regulariser", "lpips:all:1", "--regulariser", "lpips:all:2"],
+            ["lpips_all is given 2 times"],
+        ),
+        ([*OF_PHOTO, "--stop-at", "1.5"], ["stop-at"]),
+        ([*OF_PHOTO, "--memory", "lots"], ["memory"]),
+        ([*OF_PHOTO, "--memory", "1KiB"], ["memory"]),
+        ([*OF_PHOTO, "--compile", "maybe"], ["compile"]),
+        ([*OF_PHOTO, "--steps", "2000"], ["1..1000, got 2000"]),
+        ([*CF, PHOTO.path], ["give --target"]),
+        ([*CF, "embedded:pair", *TO_TARGET], ["embedded:pairs"]),
+        ([*NCF, "nowhere.png", "--neuron", 3, "--direction", "max"], ["nowhere.png"]),
+        ([*RAISED, "--neuron", 0, "--direction", "other"], ["'other'"]),
+        ([*RAISED, "--neuron", 0, "--layer", "nolayer"], ["layer 'nolayer' is not a module"]),
+        ([*RAISED, "--neuron", 3, "--steps", "2000"], ["1..1000, got 2000"]),
+        ([*NEURONS, "--neurons", 0, "--direction", "other"], ["'other'"]),
+        ([*NEURONS, "--neurons", 0, "--layer", "nolayer"], ["layer 'nolayer'"]),
+        ([*NEURONS, "--neurons", 3, "--images", "nowhere.png"], ["none of the 1 photos"]),
+        ([*NEURONS, "--neurons", 3, "--model", "owner/name"], ["--words is needed"]),
+        ([*NEURONS, "--neurons", 3, "--steps", "2000"], ["1..1000, got 2000"]),
+        ([*NEURONS, "--neurons", 3, "--words", "nowhere.txt"], ["nowhere.txt' cannot be read"]),
+        ([*NEURONS, "--neurons", 3, "--words", PHOTO.path], ["cannot be read"]),
+        ([*NEURONS, "--neurons", 3, "--words", "."], ["cannot be read"]),
+        ([*DISAGREE, "--classes", "bag,sneker"], ["did you mean 'sneaker'"]),
+        (
+            [*DISAGREE, "--g", "embedded:background", "--classes", "bag"],
+            ["'bag' is not a class of embedded:background", "grass"],
+        ),
     ],
-)
-def test_wrong_values_of_a_counterfactual(refused, option, value, words):
-    given = {"--target": TARGET, "--classifier": "embedded:clean", option: value}
-    options = [part for pair in given.items() for part in pair]
-    error = refused("counterfactual", PHOTO.path, *options)
+)  # fmt: skip
+def test_wrong_values(refused, arguments, words):
+    error = refused(*arguments)
     for word in words:
         assert word in error
-
-
-def test_model_that_is_not_on_this_machine(tmp_path):
-    arguments = [*CF, PHOTO.path, "--target", TARGET, "--model", "nobody/nothing-at-all"]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = start_process(*arguments, "--out", tmp_path / "out", env=offline)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 2 and out == "" and "Traceback" not in err
-    assert "'nobody/nothing-at-all' are not on this machine" in err and "hf download" in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_target(refused):
-    assert "give --target" in refused(*CF, PHOTO.path)
-
-
-def test_images_of_a_wrong_shape(refused, tmp_path):
-    Image.new("RGB", (64, 48)).save(tmp_path / "wide.png")
-    error = refused(*CF, tmp_path / "wide.png", "--target", "bag")
-    assert "64 x 48" in error and "not square: crop it" in error
-    Image.new("RGB", (8, 8)).save(tmp_path / "tiny.png")
-    error = refused(*CF, tmp_path / "tiny.png", "--target", "bag")
-    assert "8 x 8" in error and "at least 32 px" in error
-
-
-def test_empty_folder(refused, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    (folder / "notes.txt").touch()
-    assert f"folder '{folder}' holds no images" in refused(*CF, folder, "--target", "bag")
-    assert "embedded:pairs" in refused(*CF, "embedded:pair", "--target", "bag")
-
-
-@pytest.mark.parametrize("neuron", ["128000", "-1", "x", "1.5", ""])
-def test_wrong_neuron(refused, neuron):
-    error = refused(*NCF, PHOTO.path, f"--neuron={neuron}", "--direction", "max")
-    assert f"neuron {neuron}" in error and "neurons 0 to" in error
-    if neuron:
-        assert f"neuron {neuron}" in refused(*NEURONS, f"--neurons=3,{neuron}")
-
-
-def test_wrong_layer(refused):
-    common = [*NCF, PHOTO.path, "--neuron", 0, "--direction", "max"]
-    assert "layer 'nolayer' is not a module" in refused(*common, "--layer", "nolayer")
-    assert "layer 'nolayer'" in refused(*NEURONS, "--neurons", 0, "--layer", "nolayer")
-
-
-def test_wrong_direction(refused):
-    assert "'other'" in refused(*NCF, PHOTO.path, "--neuron", 0, "--direction", "other")
-    assert "'other'" in refused(*NEURONS, "--neurons", 0, "--direction", "other")
 
 
 @pytest.mark.parametrize(
@@ -163,47 +109,58 @@ def test_bad_counts(option, value, tmp_path, capsys):
     assert not (out / "results.jsonl").exists()
 
 
-@pytest.mark.parametrize("command", ["counterfactual", "neurons", "neuron-counterfactual"])
-def test_too_many_steps_are_found_before_work(command, tmp_path, capsys, words):
-    arguments = {
-        "counterfactual": [*CF, PHOTO.path, "--target", TARGET],
-        "neurons": [*NEURONS, "--neurons", 3, "--words", words],
-        "neuron-counterfactual": [*NCF, PHOTO.path, "--neuron", 3, "--direction", "max"],
-    }[command]
-    out = tmp_path / "out"
-    assert run(*arguments, "--steps", 2000, "--out", out) == 2
-    assert "1..1000, got 2000" in capsys.readouterr().err
-    assert not (out / "run.json").exists()
+@pytest.mark.parametrize("neuron", ["128000", "-1", "x", "1.5", ""])
+def test_wrong_neuron(refused, neuron):
+    error = refused(*RAISED, f"--neuron={neuron}")
+    assert f"neuron {neuron}" in error and "neurons 0 to" in error
+    if neuron:
+        assert f"neuron {neuron}" in refused(*NEURONS, f"--neurons=3,{neuron}")
 
 
-def test_wrong_classes(refused):
-    assert "did you mean 'sneaker'" in refused(*DISAGREE, "--classes", "bag,sneker")
-    error = refused(
-        "disagree", "--f", "embedded:clean", "--g", "embedded:background", "--classes", "bag"
-    )
-    assert "'bag' is not a class of embedded:background" in error and "grass" in error
+def test_pictures_that_are_none(refused, tmp_path):
+    for name, content, words in (
+        ("text.png", b"not an image", "cannot be read as an image"),
+        ("cut.png", PHOTO.path.read_bytes()[:2000], "cannot be read as an image"),
+        ("nothing.jpg", b"", "cannot be read as an image"),
+        ("nowhere.png", None, "does not exist"),
+        ("wide.png", Image.new("RGB", (64, 48)), "64 x 48 pixels, not square: crop it"),
+        ("tiny.png", Image.new("RGB", (8, 8)), "at least 32 px"),
+    ):
+        if isinstance(content, Image.Image):
+            content.save(tmp_path / name)
+        elif content is not None:
+            (tmp_path / name).write_bytes(content)
+        error = refused(*CF, tmp_path / name, *TO_TARGET)
+        assert name in error and words in error and error.count("\n") == 1
+
+
+def test_empty_folder(refused, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    assert f"folder '{folder}' holds no images" in refused(*CF, folder, *TO_TARGET)
+
+
+def test_model_that_is_not_on_this_machine(tmp_path):
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = start_process(*OF_PHOTO, "--model", "nobody/nothing-at-all", "--out",
+                            tmp_path / "out", env=offline)  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and out == "" and "Traceback" not in err
+    assert "'nobody/nothing-at-all' are not on this machine" in err and "hf download" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_words(refused, tmp_path):
     common = [*NEURONS, "--neurons", 3, "--words"]
-    assert "nowhere.txt' cannot be read" in refused(*common, tmp_path / "nowhere.txt")
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "empty.txt' is empty" in refused(*common, tmp_path / "empty.txt")
-    assert "cannot be read" in refused(*common, PHOTO.path)
-    assert "cannot be read" in refused(*common, tmp_path)
     long = words_file(tmp_path / "long.txt", "bag", " ".join(["bag"] * 30))
     assert "tokens" in refused(*common, long)
 
 
-def test_words_are_needed_with_another_model(refused):
-    error = refused(*NEURONS, "--neurons", 3, "--model", "owner/name")
-    assert "--words is needed" in error
-
-
-def test_bad_images_in_the_data_set_of_neurons(refused, tmp_path, words, capsys):
-    """One among others is left out, and said."""
+def test_one_bad_image_in_the_data_set_of_neurons_is_left_out(tmp_path, words, capsys):
     bad, common = tmp_path / "nowhere.png", [*NEURONS, "--neurons", 3, "--images"]
-    assert "none of the 1 photos can be read" in refused(*common, bad)
     assert run(*common, bad, PHOTO.path, "--words", words, "--out", tmp_path / "out", *QUICK) == 0
     assert "left out: image" in capsys.readouterr().err
 
@@ -236,21 +193,13 @@ def test_bad_tables(refused, tmp_path, name, text, words):
 def test_out_that_cannot_be(refused, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    common = [*CF, PHOTO.path, "--target", TARGET]
-    assert "is a file; name a folder" in refused(*common, out=file)
-    assert "cannot be written" in refused(*common, out=file / "below")
+    assert "is a file; name a folder" in refused(*OF_PHOTO, out=file)
+    assert "cannot be written" in refused(*OF_PHOTO, out=file / "below")
     assert file.read_text() == "mine"
-
-
-@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may write anywhere")
-def test_out_without_permission(refused, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    error = refused(*CF, PHOTO.path, "--target", TARGET, out=tmp_path / "locked" / "out")
-    assert "name a folder that you may write to" in error
-
-
-def test_out_on_a_read_only_file_system(refused):
-    if not Path("/proc/self").is_dir():
-        pytest.skip("needs /proc")
-    error = refused(*CF, PHOTO.path, "--target", TARGET, out="/proc/fastdigin-out")
-    assert "--out '/proc/fastdigin-out' cannot be written" in error
+    if Path("/proc/self").is_dir():  # as a file system that is read-only
+        error = refused(*OF_PHOTO, out="/proc/fastdigin-out")
+        assert "--out '/proc/fastdigin-out' cannot be written" in error
+    if os.name == "posix" and os.getuid():  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        error = refused(*OF_PHOTO, out=tmp_path / "locked" / "out")
+        assert "name a folder that you may write to" in error

@@ -1,8 +1,11 @@
-"""What the tests of the tasks share: an engine and settings that take a second a job."""
+"""What the tests of the tasks share: an engine, and calls that take a second a job."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from cli_commands import SNEAKER
 from torch import nn
 
 
@@ -33,6 +36,50 @@ def quick():
     from fastdigin.engine.job import Settings
 
     return Settings(steps=2, iterations=2, learning_rate=0.02)
+
+
+@pytest.fixture(scope="session")
+def dataset():
+    from fastdigin.photos import collect, read_images
+
+    return read_images(collect(["embedded:photos"], 12), 64)
+
+
+@pytest.fixture
+def call(engine, clean, spurious, quick, dataset):
+    """Calls a public function of a task; a test names what is not the default of all tests.
+
+    set: changes of the settings.
+    """
+    import fastdigin as fd
+
+    of_photo = {"optimisation": quick, "null_text_steps": 1}
+    few = {"injection_fractions": (0.5,), "blending_fractions": (0.0,)}
+    defaults = {
+        fd.counterfactuals: {
+            "images": SNEAKER.path, "classifier": clean, "targets": "bag",
+            "settings": fd.CounterfactualSettings(**of_photo, **few),
+        },
+        fd.disagreements: {
+            "f": clean, "g": spurious, "classes": "bag",
+            "settings": fd.DisagreementSettings(optimisation=quick),
+        },
+        fd.visualise_neurons: {
+            "classifier": spurious, "neurons": 76, "words": ["sneaker on grass", "bag"],
+            "dataset": dataset,
+            "settings": fd.NeuronSettings(optimisation=quick, samples_per_word=2),
+        },
+        fd.neuron_counterfactuals: {
+            "images": SNEAKER.path, "classifier": spurious, "neurons": 76, "directions": "min",
+            "dataset": dataset, "settings": fd.NeuronCounterfactualSettings(**of_photo),
+        },
+    }  # fmt: skip
+
+    def call(task, set=(), **changes):
+        given = defaults[task] | changes
+        return task(engine, **given | {"settings": replace(given["settings"], **dict(set))})
+
+    return call
 
 
 @pytest.fixture

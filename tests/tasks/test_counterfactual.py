@@ -1,28 +1,16 @@
 """Counterfactuals through the library."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from cli_commands import SNEAKER as PHOTO
 from PIL import Image
 
 import fastdigin as fd
 from fastdigin import embedded as world
 from fastdigin.tasks import counterfactual as cf
-
-PHOTO = next(p for p in world.photos() if p.garment == "sneaker")
-
-
-@pytest.fixture
-def settings(quick):
-    return fd.CounterfactualSettings(
-        optimisation=quick,
-        null_text_steps=1,
-        injection_fractions=(0.5,),
-        blending_fractions=(0.0,),
-    )
 
 
 def pixels() -> torch.Tensor:
@@ -30,10 +18,10 @@ def pixels() -> torch.Tensor:
         return torch.from_numpy(np.asarray(image) / np.float32(255)).permute(2, 0, 1)
 
 
-def test_every_kind_of_image_gives_the_same(engine, clean, settings, tmp_path):
+def test_every_kind_of_image_gives_the_same(call, tmp_path):
     images = [PHOTO.path, str(PHOTO.path), pixels(), Image.open(PHOTO.path),
               fd.ImageInput("mine", pixels(), source="sneaker")]  # fmt: skip
-    explanations = list(fd.counterfactuals(engine, images, clean, "bag", settings=settings))
+    explanations = list(call(fd.counterfactuals, images=images))
     assert [e.id for e in explanations] == [
         f"{PHOTO.id}-to-bag", f"{PHOTO.id}-to-bag-2", "image-002-to-bag", "image-003-to-bag",
         "mine-to-bag",
@@ -50,11 +38,9 @@ def test_every_kind_of_image_gives_the_same(engine, clean, settings, tmp_path):
     assert fd.write_report(tmp_path).exists()
 
 
-def test_figures_are_those_of_the_pictures(engine, clean, settings, tmp_path):
+def test_figures_are_those_of_the_pictures(call, clean):
     judge = fd.Classifier.load("embedded:judge")
-    (e,) = fd.counterfactuals(
-        engine, PHOTO.path, clean, ["bag"], settings=settings, judge=judge, seed=3
-    )
+    (e,) = call(fd.counterfactuals, judge=judge, seed=3)
     index = clean.class_index("bag")
     with torch.no_grad():
         before = clean.probabilities(pixels()[None])[0, index]
@@ -74,32 +60,22 @@ def test_figures_are_those_of_the_pictures(engine, clean, settings, tmp_path):
     assert best["total"] == min(row["total"] for row in e.history)
 
 
-def test_the_users_mask_wins(engine, clean, settings):
-    mask = torch.zeros(64, 64)
-    mask[8:24, 32:50] = 1
-    (e,) = fd.counterfactuals(
-        engine, fd.ImageInput("x", PHOTO.path, mask=mask), clean, "bag", settings=settings
-    )
-    assert torch.equal(e.pictures["mask"], mask)
-    assert torch.equal(e.result.job.losses[1].mask.cpu(), mask)
-
-
-def test_blending_keeps_the_background(engine, clean, settings):
+def test_blending_keeps_the_background(call):
     """With all steps blended and everything but a corner kept, only the corner can change."""
     mask = torch.zeros(64, 64)
     mask[:24, :24] = 1
-    settings = replace(settings, blending_fractions=(1.0,))
-    (e,) = fd.counterfactuals(
-        engine, fd.ImageInput("x", PHOTO.path, mask=mask), clean, "bag", settings=settings
-    )
+    item = fd.ImageInput("x", PHOTO.path, mask=mask)
+    (e,) = call(fd.counterfactuals, images=item, set={"blending_fractions": (1.0,)})
     change = (e.image - e.pictures["initial_image"]).abs().mean(0)
     assert change[:24, :24].mean() > 2 * change[40:, 40:].mean()
 
 
-def test_own_classifier_of_a_user(engine, own_classifier, settings, tmp_path):
+def test_own_classifier_of_a_user(call, own_classifier, tmp_path):
     images = [fd.ImageInput("one", PHOTO.path, source="trainer"),
               fd.ImageInput("two", PHOTO.path, source="0")]  # fmt: skip
-    first, second = fd.counterfactuals(engine, images, own_classifier, 2, settings=settings)
+    first, second = call(
+        fd.counterfactuals, images=images, classifier=own_classifier, targets=2
+    )
     assert first.prompt == "a photo of a trainer"
     assert second.prompt == "a photo of a sneaker"
     assert first.source == "sneaker, trainer"
@@ -110,78 +86,18 @@ def test_own_classifier_of_a_user(engine, own_classifier, settings, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["conf", "log_conf", "logits"])
-def test_objectives(engine, clean, settings, objective):
-    settings = replace(settings, objective=objective)
-    (e,) = fd.counterfactuals(engine, PHOTO.path, clean, "bag", settings=settings)
+def test_objectives(call, objective):
+    (e,) = call(fd.counterfactuals, set={"objective": objective})
     losses = [row["target_loss"] for row in e.history]
     assert e.status == "done" and min(losses[1:]) < losses[0]  # not the total: its minimum is best
     if objective == "conf":
         assert losses[0] == pytest.approx(1 - e.history[0]["target_confidence"])
 
 
-def test_errors_come_with_the_call(engine, clean, settings):
-    """Not with the first explanation: a caller sees them where the mistake is."""
-    call = {"settings": settings}
-    for images, targets, words in (
-        ([], "bag", "images is empty"),
-        ([PHOTO.path], ["bag", "boot"], "2 targets for 1 images"),
-        ([PHOTO.path], "bg", "did you mean 'bag'"),
-        ([PHOTO.path], None, "has no target"),
-        (["nowhere.png"], "bag", "nowhere.png' does not exist"),
-        (torch.rand(3, 64, 32), "bag", "not square"),
-    ):
-        with pytest.raises(fd.UserError, match=words):
-            fd.counterfactuals(engine, images, clean, targets, **call)
-    too_many = replace(settings, optimisation=fd.Settings(steps=2000))
-    with pytest.raises(fd.UserError, match="1..1000, got 2000"):
-        fd.counterfactuals(engine, PHOTO.path, clean, "bag", settings=too_many)
-    with pytest.raises(fd.UserError, match="objective must be one of"):
-        replace(settings, objective="loss")
-    for fractions in ((), (1.5,)):
-        with pytest.raises(fd.UserError, match="injection_fractions"):
-            replace(settings, injection_fractions=fractions)
-
-
-def test_one_bad_image_fails_alone(engine, clean, settings, tmp_path):
-    images = [fd.ImageInput("bad", tmp_path / "nowhere.png"), PHOTO.path,
-              fd.ImageInput("other", PHOTO.path, prompt="no such word")]  # fmt: skip
-    by_id = {e.id: e for e in fd.counterfactuals(engine, images, clean, ["bag"], settings=settings)}
-    status = {id: e.status for id, e in by_id.items()}
-    assert status == {
-        "bad-to-bag": "failed", f"{PHOTO.id}-to-bag": "done", "other-to-bag": "failed",
-    }  # fmt: skip
-    record = by_id["other-to-bag"].save(tmp_path)
-    assert "'no such word'" in record["error"] and by_id["other-to-bag"].image is None
-    assert record["target_confidence"] is None and record["image"] is None
-
-
-def test_skip(engine, clean, settings):
-    images = [fd.ImageInput("gone", "nowhere.png"), PHOTO.path]
-    skip = {"gone-to-bag", f"{PHOTO.id}-to-bag"}
-    call = {"settings": settings, "skip": skip}
-    assert list(fd.counterfactuals(engine, images, clean, "bag", **call)) == []
-    call["skip"] = {"gone-to-bag"}
-    (e,) = fd.counterfactuals(engine, images, clean, "bag", **call)
-    assert e.id == f"{PHOTO.id}-to-bag"
-
-
-def test_progress_adds_up(engine, clean, settings):
-    done = []
-    images = [PHOTO.path] * 3  # more than there are slots
-    call = {"settings": settings, "on_progress": done.append}
-    assert len(list(fd.counterfactuals(engine, images, clean, "bag", **call))) == 3
-    assert sum(done) == pytest.approx(3)
-
-
 @pytest.mark.slow
 def test_default_settings_convince_a_classifier(engine, clean):
-    (e,) = fd.counterfactuals(engine, collect_pair(), clean)
+    (e,) = fd.counterfactuals(engine, fd.collect(["embedded:pairs"], 1), clean)
     assert e.flipped and e.target_confidence > 0.9
-
-
-def collect_pair():
-    pair = world.pairs()[0]
-    return fd.ImageInput("x", pair.photo.path, pair.prompt, pair.source, pair.target)
 
 
 def test_default_settings_by_model(engine):

@@ -22,24 +22,14 @@ def test_what_is_said_of_which_neuron(clean, caplog):
     check_fires(clean, {4: (0.0, 0.0)}, 1, must=True)  # one image says little
 
 
-def test_dead_neuron_is_refused_before_any_work(engine, quick):
+def test_a_dead_neuron_is_refused_or_warned_of(call, caplog):
     dead = fd.Classifier.load("embedded:clean")
     last = [m for m in dead.network.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
     last.weight.data[5], last.bias.data[5] = 0, -1
-    dataset = list(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    settings = fd.NeuronSettings(optimisation=quick)
+    images = list(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    of_dead = {"classifier": dead, "neurons": 5, "dataset": images}
     with pytest.raises(fd.UserError, match="neuron 5 .*does not fire on any of the 3 images"):
-        fd.visualise_neurons(engine, dead, [5], ["bag on grass"], dataset, settings=settings)
-
-
-def test_counterfactuals_only_warn(engine, quick, caplog):
-    dead = fd.Classifier.load("embedded:clean")
-    last = [m for m in dead.network.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
-    last.weight.data[5], last.bias.data[5] = 0, -1
-    settings = fd.NeuronCounterfactualSettings(optimisation=quick)
+        call(fd.visualise_neurons, **of_dead)
     with caplog.at_level(logging.WARNING):
-        fd.neuron_counterfactuals(
-            engine, "embedded:photos", dead, 5, "max", dataset=list(torch.rand(2, 3, 64, 64)),
-            settings=settings,
-        )  # fmt: skip
-    assert "neuron 5 of embedded:clean does not fire on the 2 images" in caplog.text
+        call(fd.neuron_counterfactuals, **of_dead)
+    assert "neuron 5 of embedded:clean does not fire on the 3 images" in caplog.text

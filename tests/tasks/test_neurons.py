@@ -13,16 +13,6 @@ from fastdigin.photos import collect, read_images
 WORDS = ["sneaker on grass", "bag"]
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    return read_images(collect(["embedded:photos"], 12), 64)
-
-
-@pytest.fixture
-def settings(quick):
-    return fd.NeuronSettings(optimisation=quick, samples_per_word=2)
-
-
 @torch.no_grad()
 def dataset_activations(classifier, images):
     """(images, neurons), one image at a time."""
@@ -30,12 +20,13 @@ def dataset_activations(classifier, images):
 
 
 @pytest.mark.parametrize("direction", ["max", "min"])
-def test_directions(engine, spurious, dataset, settings, direction):
-    settings = replace(settings, direction=direction)
-    call = {"images_per_neuron": 2, "settings": settings}
+def test_directions(call, spurious, dataset, direction):
     explanations = list(
-        fd.visualise_neurons(engine, spurious, [76, "3", 76], WORDS, dataset, **call)
-    )
+        call(
+            fd.visualise_neurons, neurons=[76, "3", 76], images_per_neuron=2,
+            set={"direction": direction},
+        )
+    )  # fmt: skip
     assert [e.neuron for e in explanations] == [76, 76, 3, 3]
     assert [e.id for e in explanations][:2] == [
         f"neuron-0076-{direction}-000", f"neuron-0076-{direction}-001",
@@ -57,20 +48,17 @@ def test_directions(engine, spurious, dataset, settings, direction):
     assert first.seed != second.seed
 
 
-def test_word_with_the_highest_mean_activation(engine, spurious, dataset, settings):
-    start = replace(settings, optimisation=replace(settings.optimisation, iterations=0))
+def test_word_with_the_highest_mean_activation(call, quick):
+    start = {"optimisation": replace(quick, iterations=0)}
     means = {}
     for word in WORDS:
-        explanations = fd.visualise_neurons(
-            engine, spurious, 76, [word], dataset, images_per_neuron=2, settings=start
-        )
-        activations = [e.activation for e in explanations]
-        means[word] = sum(activations) / 2
-    (e,) = fd.visualise_neurons(engine, spurious, 76, WORDS, dataset, settings=start)
+        found = call(fd.visualise_neurons, words=[word], images_per_neuron=2, set=start)
+        means[word] = sum(e.activation for e in found) / 2
+    (e,) = call(fd.visualise_neurons, set=start)
     assert e.word == max(means, key=means.get)
 
 
-def test_a_callable_names_the_objects(engine, spurious, dataset, settings):
+def test_a_callable_names_the_objects(call, spurious, dataset):
     """It gets the neuron and the images that activate it most, the strongest first."""
     asked = {}
 
@@ -78,88 +66,47 @@ def test_a_callable_names_the_objects(engine, spurious, dataset, settings):
         asked[neuron] = images
         return ["bag", "bag"] if neuron == 3 else ["sneaker on grass"]
 
-    explanations = list(
-        fd.visualise_neurons(engine, spurious, [76, 3], name_objects, dataset, settings=settings)
-    )
-    assert {e.neuron: e.word for e in explanations} == {
-        76: "sneaker on grass", 3: "bag",
-    }  # fmt: skip
+    found = call(fd.visualise_neurons, neurons=[76, 3], words=name_objects)
+    assert {e.neuron: e.word for e in found} == {76: "sneaker on grass", 3: "bag"}
     for neuron, images in asked.items():
         activations = dataset_activations(spurious, images)[:, neuron]
         assert len(images) == 9 and torch.equal(activations, activations.sort(descending=True)[0])
         assert activations[0] == dataset_activations(spurious, dataset)[:, neuron].max()
 
 
-def test_photos_that_stream(engine, spurious, dataset, settings):
+def test_photos_that_stream(call, spurious, dataset, quick):
     """The same as with the images in memory, whose photos these are; of no other neurons."""
     found = fd.most_activating(spurious, [3, 76], fd.photo_files(["embedded:photos"])[:12])
-    call = {
-        "settings": replace(settings, optimisation=replace(settings.optimisation, iterations=0))
-    }
-    seen = []
+    start, seen = {"optimisation": replace(quick, iterations=0)}, []
 
     def name_objects(neuron, images):
         seen.append(images)
         return WORDS
 
     records = [
-        next(fd.visualise_neurons(engine, spurious, 76, name_objects, data, **call))
+        next(call(fd.visualise_neurons, words=name_objects, dataset=data, set=start))
         for data in (found, dataset)
     ]
     for key in ("word", "activation", "dataset_max_activation"):
         assert getattr(records[0], key) == getattr(records[1], key)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and len(seen[0]) == 9
     with pytest.raises(fd.UserError, match="dataset holds nothing of neuron 4"):
-        fd.visualise_neurons(engine, spurious, [3, 4], WORDS, found, **call)
+        call(fd.visualise_neurons, neurons=[3, 4], dataset=found)
 
 
-def test_own_classifier_and_a_named_layer(engine, own_classifier, dataset, settings, tmp_path):
+def test_own_classifier_and_a_named_layer(call, own_classifier, tmp_path):
     layer = own_classifier.at_layer("0")
-    (e,) = fd.visualise_neurons(engine, layer, 5, ["<u>bag"], dataset, settings=settings)
+    (e,) = call(fd.visualise_neurons, classifier=layer, neurons=5, words=["<u>bag"])
     assert e.max_other_activation is None
     e.save(tmp_path)
     page = fd.write_report(tmp_path).read_text(encoding="utf-8")
     assert "<u>bag" not in page and "&lt;u&gt;bag" in page
-    (e,) = fd.visualise_neurons(engine, own_classifier, 5, ["bag"], dataset, settings=settings)
+    (e,) = call(fd.visualise_neurons, classifier=own_classifier, neurons=5, words=["bag"])
     with pytest.raises(fd.UserError, match="layer"):
         e.save(tmp_path)
 
 
-def test_errors_come_with_the_call(engine, spurious, dataset, settings):
-    call = {"settings": settings}
-    for neurons, words, images, error in (
-        ([], WORDS, dataset, "neurons is empty"),
-        ([-1], WORDS, dataset, "neuron -1 does not exist"),
-        (99999, WORDS, dataset, "neuron 99999 does not exist"),
-        ([3], [], dataset, "words for neuron 3 are empty"),
-        ([3], lambda neuron, images: [], dataset, "words for neuron 3 are empty"),
-        ([3], ["bag " * 30], dataset, "tokens"),
-        ([3], WORDS, [], "dataset is empty"),
-    ):
-        with pytest.raises(fd.UserError, match=error):
-            fd.visualise_neurons(engine, spurious, neurons, words, images, **call)
-    for count in (0, 3):
-        with pytest.raises(fd.UserError, match="images_per_neuron must lie in 1..2"):
-            fd.visualise_neurons(
-                engine, spurious, 3, WORDS, dataset, images_per_neuron=count, **call
-            )
-    with pytest.raises(fd.UserError, match="direction must be one of max, min"):
-        fd.NeuronSettings(direction="other")
-
-
-def test_progress_adds_up_and_starts_with_the_search(engine, spurious, dataset, settings):
-    done = []
-    explanations = fd.visualise_neurons(
-        engine, spurious, [3, 4, 5], WORDS, dataset, settings=settings, on_progress=done.append
-    )
-    next(explanations)
-    assert 0 < done[0] < 1
-    assert len(list(explanations)) == 2 and sum(done) == pytest.approx(3)
-
-
-def test_a_sample_that_fails_does_not_stop_the_search(
-    engine, spurious, dataset, settings, monkeypatch
-):
+def test_a_sample_that_fails_does_not_stop_the_search(call, engine, monkeypatch):
     evaluate = type(engine).evaluate
 
     def one_fails(self, jobs):
@@ -167,7 +114,7 @@ def test_a_sample_that_fails_does_not_stop_the_search(
         return [replace(r, image=None) if r.id == "bag-0" else r for r in results]
 
     monkeypatch.setattr(type(engine), "evaluate", one_fails)
-    (e,) = fd.visualise_neurons(engine, spurious, 3, WORDS, dataset, settings=settings)
+    (e,) = call(fd.visualise_neurons, neurons=3)
     assert e.word == "sneaker on grass" and math.isfinite(e.activation)
 
 

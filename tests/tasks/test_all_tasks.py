@@ -1,0 +1,113 @@
+"""What the public calls of all four tasks promise alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cli_commands import SNEAKER as PHOTO
+
+import fastdigin as fd
+
+OF_PHOTOS = (fd.counterfactuals, fd.neuron_counterfactuals)
+THREE = {
+    fd.counterfactuals: {"images": [PHOTO.path] * 3},  # more than there are slots
+    fd.disagreements: {"seeds": 3},
+    fd.visualise_neurons: {"neurons": [3, 4, 5]},
+    fd.neuron_counterfactuals: {"images": [PHOTO.path] * 3},
+}
+
+
+@pytest.mark.parametrize("task", THREE)
+def test_progress_adds_up_and_starts_with_the_preparation(call, task):
+    done = []
+    records = call(task, on_progress=done.append, **THREE[task])
+    assert next(records).status == "done" and 0 < done[0] < 1
+    assert len(list(records)) == 2 and sum(done) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("task", OF_PHOTOS)
+def test_one_bad_image_fails_alone(call, task, tmp_path):
+    images = [fd.ImageInput("bad", tmp_path / "nowhere.png"), fd.ImageInput("good", PHOTO.path),
+              fd.ImageInput("other", PHOTO.path, prompt="no such word")]  # fmt: skip
+    by_id = {e.id.split("-")[0]: e for e in call(task, images=images)}
+    assert {id: e.status for id, e in by_id.items()} == {
+        "bad": "failed", "good": "done", "other": "failed",
+    }  # fmt: skip
+    assert "nowhere.png" in by_id["bad"].error
+    record = by_id["other"].save(tmp_path)
+    assert "'no such word'" in record["error"] and by_id["other"].image is None
+    assert record["image"] is None and record["background_l1"] is None
+
+
+@pytest.mark.parametrize("task", OF_PHOTOS)
+def test_the_users_mask_wins(call, task):
+    mask = torch.zeros(64, 64)
+    mask[8:24, 32:50] = 1
+    (e,) = call(task, images=fd.ImageInput("x", PHOTO.path, mask=mask))
+    assert torch.equal(e.pictures["mask"], mask)
+    assert torch.equal(e.result.job.losses[1].mask.cpu(), mask)
+
+
+def test_finished_ids_are_skipped(call):
+    images = [fd.ImageInput("gone", "nowhere.png"), PHOTO.path]
+    ids = {"gone-to-bag", f"{PHOTO.id}-to-bag"}
+    assert list(call(fd.counterfactuals, images=images, skip=ids)) == []
+    (e,) = call(fd.counterfactuals, images=images, skip={"gone-to-bag"})
+    assert e.id == f"{PHOTO.id}-to-bag"
+
+
+ERRORS = {
+    fd.counterfactuals: [
+        ({"images": []}, "images is empty"),
+        ({"targets": ["bag", "boot"]}, "2 targets for 1 images"),
+        ({"targets": "bg"}, "did you mean 'bag'"),
+        ({"targets": None}, "has no target"),
+        ({"images": ["nowhere.png"]}, "nowhere.png' does not exist"),
+        ({"images": torch.rand(3, 64, 32)}, "not square"),
+        ({"set": {"optimisation": fd.Settings(steps=2000)}}, "1..1000, got 2000"),
+        ({"set": {"objective": "loss"}}, "objective must be one of"),
+        ({"set": {"injection_fractions": ()}}, "injection_fractions"),
+        ({"set": {"blending_fractions": (1.5,)}}, "blending_fractions"),
+    ],
+    fd.disagreements: [
+        ({"classes": []}, "classes is empty"),
+        ({"classes": ["sneker"]}, "did you mean 'sneaker'"),
+        ({"classes": [8]}, "0 to 7"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"set": {"objective": "loss"}}, "objective must be one of"),
+        ({"set": {"draws": 0}}, "draws must be at least 1, got 0"),
+        ({"set": {"f_weight": float("nan")}}, "f_weight must be above 0, got nan"),
+        ({"set": {"prompt": "a photo"}}, "must contain {}"),
+        ({"set": {"prompt": "{} " + "a " * 30}}, "tokens"),
+    ],
+    fd.visualise_neurons: [
+        ({"neurons": []}, "neurons is empty"),
+        ({"neurons": [-1]}, "neuron -1 does not exist"),
+        ({"neurons": 99999}, "neuron 99999 does not exist"),
+        ({"words": []}, "words for neuron 76 are empty"),
+        ({"words": lambda neuron, images: []}, "words for neuron 76 are empty"),
+        ({"words": ["bag " * 30]}, "tokens"),
+        ({"dataset": []}, "dataset is empty"),
+        ({"images_per_neuron": 0}, "images_per_neuron must lie in 1..2"),
+        ({"images_per_neuron": 3}, "images_per_neuron must lie in 1..2"),
+        ({"set": {"direction": "other"}}, "direction must be one of max, min"),
+    ],
+    fd.neuron_counterfactuals: [
+        ({"images": []}, "images is empty"),
+        ({"neurons": 99999}, "neuron 99999 does not exist"),
+        ({"neurons": "x"}, "neuron x does not exist"),
+        ({"directions": "other"}, "direction must be max or min, got 'other'"),
+        ({"images": [PHOTO.path] * 3, "neurons": [3, 4]}, "2 neurons for 3 images"),
+        ({"images": [PHOTO.path] * 3, "directions": ["max", "min"]}, "2 directions for 3 images"),
+        ({"set": {"mask_edge": "x"}}, "mask_edge must be one of soften, tighten, got 'x'"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "task, changes, words", [(task, *case) for task, cases in ERRORS.items() for case in cases]
+)
+def test_errors_come_with_the_call(call, task, changes, words):
+    """Not with the first record: a caller sees them where the mistake is."""
+    with pytest.raises(fd.UserError, match=words):
+        call(task, **changes)
