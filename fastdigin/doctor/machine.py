@@ -27,7 +27,6 @@ EXTRAS = {
     "torchvision": ("torchvision",),
     "datasets": ("pyarrow", "scipy"),
     "segment": ("segment-anything-hq", "timm", "torchvision"),
-    "xformers": ("xformers",),
     "train": ("scikit-image", "torchvision"),
     "bench": ("matplotlib",),
 }

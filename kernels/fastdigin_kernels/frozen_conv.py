@@ -52,7 +52,7 @@ class _FrozenConv2d(torch.autograd.Function):
         return grad_x, None, None, None, None, None, None
 
 
-_frozen_conv2d = differentiable(_FrozenConv2d)
+_frozen_conv2d = differentiable(_FrozenConv2d, first_output=False)
 
 
 def _pair(x: int | tuple[int, int]) -> tuple[int, int]:
@@ -63,26 +63,10 @@ def _input_gradient(grad_bohw, weight_oikk, size, stride, padding, dilation, gro
     """Brings the gradient back to an input of ``size`` (H,W)."""
     # Rows and columns at the end of the input that a stride larger than 1 never reaches.
     unread = [
-        size[i]
-        + 2 * padding[i]
-        - (grad_bohw.shape[2 + i] - 1) * stride[i]
+        size[i] - 1 + 2 * padding[i] - (grad_bohw.shape[2 + i] - 1) * stride[i]
         - (weight_oikk.shape[2 + i] - 1) * dilation[i]
-        - 1
         for i in (0, 1)
-    ]
+    ]  # fmt: skip
     return F.conv_transpose2d(
         grad_bohw, weight_oikk, None, stride, padding, unread, groups, dilation
     )
-
-
-def conv2d_reference(
-    x_bihw: Tensor,
-    weight_oikk: Tensor,
-    bias_o: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """`conv2d` as PyTorch does and differentiates it."""
-    return F.conv2d(x_bihw, weight_oikk, bias_o, stride, padding, dilation, groups)

@@ -24,10 +24,9 @@ FLOAT32_EPS = torch.finfo(torch.float32).eps
 CHANGES = {
     "contiguous": lambda x: x.contiguous(),
     "transposed": lambda x: x.transpose(-2, -1).contiguous().transpose(-2, -1),
-    "every other number": lambda x: torch.stack([x, x], -1)[..., 0],
     "a part": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
     "an odd offset": lambda x: torch.nn.functional.pad(x, (1, 2))[..., 1:-2],
-    "one sample for all": lambda x: x[:1].expand(x.shape),
+    "one sample for all": lambda x: x[:1].expand(x.shape),  # where all samples are the same
 }
 
 
@@ -61,6 +60,12 @@ def threads():
     count = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(count)
+
+
+def random_like(output):
+    """An incoming gradient: equal numbers would hide which of them is read."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.empty_like(output).copy_(torch.randn(output.shape, generator=generator))
 
 
 def layouts(x) -> list[bool]:
@@ -161,37 +166,36 @@ def test_derivatives_are_those_of_finite_differences(name, impl):
             assert torch.autograd.gradgradcheck(lambda x: function(x, *rest), x, fast_mode=True)  # noqa: B023
 
 
-@pytest.mark.parametrize(("name", "impl"), pairs())
+@pytest.mark.parametrize(("name", "impl"), pairs("torch", *OURS))
 def test_layout_of_the_results(name, impl):
     """Heads are joined without a copy, images keep their memory format."""
     operation = OPERATIONS[name]
+    if "attention" in name:
+        inputs = operation.inputs(operation.cases[0], torch.float32, device_of(impl))
+        for result in operation.results(impl, [x.contiguous() for x in inputs]):
+            assert result.transpose(1, 2).is_contiguous()
+        return
     for case in operation.cases[:2]:
         inputs = operation.inputs(case, torch.float32, device_of(impl))
-        if "attention" in name and impl in OURS:
-            for given in (inputs, [x.contiguous() for x in inputs]):
-                for result in operation.results(impl, given):
-                    assert result.transpose(1, 2).is_contiguous()
-        elif "attention" not in name:
-            for result in operation.results(impl, inputs):
-                assert layouts(result) == layouts(inputs[0])
+        for result in operation.results(impl, inputs):
+            assert layouts(result) == layouts(inputs[0])
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize(("name", "impl"), pairs(*OURS))
-def test_strides_change_no_bit(name, impl, change):
+def test_strides_change_no_bit(name, impl):
+    """Of the incoming gradient and, of attention, of every input."""
     operation = OPERATIONS[name]
     inputs = operation.inputs(operation.cases[0], torch.float32, device_of(impl))
-    same = [t[:1].repeat(len(t), *[1] * (t.ndim - 1)) if i in operation.batched else t
-            for i, t in enumerate(inputs)]  # fmt: skip
-    changed = [change(x) if i in operation.batched and x.ndim > 1 else x
-               for i, x in enumerate(same)]  # fmt: skip
-    if "attention" not in name:
-        changed = [changed[0].detach(), *same[1:]]
-    expected = operation.results(impl, same)
-    grad = change(torch.ones_like(expected[0])) * 0.5
-    expected = operation.results(impl, same, torch.full_like(expected[0], 0.5))
-    for a, e in zip(operation.results(impl, changed, grad), expected, strict=True):
-        assert torch.equal(a, e)
+    inputs = [t[:1].repeat(len(t), *[1] * (t.ndim - 1)) if i in operation.batched else t
+              for i, t in enumerate(inputs)]  # fmt: skip
+    grad = random_like(operation.by(impl)(*inputs))
+    grad = grad[:1].repeat(len(grad), *[1] * (grad.ndim - 1))
+    expected = operation.results(impl, inputs, grad)
+    strided = [i for i in operation.batched if inputs[i].ndim > 1]
+    for label, change in CHANGES.items():
+        changed = [change(x) if i in strided else x for i, x in enumerate(inputs)]
+        for a, e in zip(operation.results(impl, changed, change(grad)), expected, strict=True):
+            assert torch.equal(a, e), label
 
 
 @pytest.mark.parametrize(("name", "impl"), pairs(*OURS))
@@ -202,18 +206,17 @@ def test_a_sample_has_the_same_bits_in_any_batch_on_any_threads_every_time(name,
     inputs = operation.inputs(operation.cases[0], dtype, device_of(impl))
     if name == "injected attention":
         inputs[5] = None  # mapping the values is a product of PyTorch's, which promises no bits
-    grad = 1 + torch.zeros_like(operation.results(impl, inputs)[0])
+    grad = random_like(operation.by(impl)(*inputs))
     expected = operation.results(impl, inputs, grad)
-    for count in (1, 2, 3) if impl == "cpp" else (None,):
+    given = [(None, [2]), (None, [2, 0])]
+    given += [(count, [0, 1, 2]) for count in ((1, 2, 3) if impl == "cpp" else ())]
+    given += [(None, [0, 1, 2])] * (50 if impl == "triton" and not INTERPRETED else 1)
+    for count, picked in given:
         threads(count or torch.get_num_threads())
-        for picked in ([2], [2, 0], [0, 1, 2]):
-            given = [x[picked] if i in operation.batched and x is not None else x
-                     for i, x in enumerate(inputs)]  # fmt: skip
-            for a, e in zip(operation.results(impl, given, grad[picked]), expected, strict=True):
-                assert torch.equal(a, e[picked])
-    for _ in range(50 if impl == "triton" and not INTERPRETED else 1):
-        for a, e in zip(operation.results(impl, inputs, grad), expected, strict=True):
-            assert torch.equal(a, e)
+        part = [x[picked] if i in operation.batched and x is not None else x
+                for i, x in enumerate(inputs)]  # fmt: skip
+        for a, e in zip(operation.results(impl, part, grad[picked]), expected, strict=True):
+            assert torch.equal(a, e[picked])
 
 
 @pytest.mark.parametrize(("name", "impl"), pairs(*OURS))
@@ -241,7 +244,7 @@ def test_nothing_to_do(name, impl):
 def test_a_gradient_that_nobody_wants_changes_no_bit_of_the_first(name, impl):
     """Of attention: frozen text."""
     operation = OPERATIONS[name]
-    for case in operation.cases[:3]:
+    for case in operation.cases[:2]:
         inputs = operation.inputs(case, torch.float32, device_of(impl))
         output = operation.results(impl, inputs)[0]
         expected = operation.results(impl, inputs, probe(output))[1]
@@ -271,7 +274,7 @@ def test_transforms_and_compilers_give_the_same(name, impl):
     inputs = operation.inputs(operation.cases[0], torch.float32, device_of(impl))
     inputs = [x[:1] if i in operation.batched else x for i, x in enumerate(inputs)]
     # The interpreter is slow, and which gradients are asked for does not depend on the backend.
-    for i in operation.wanted[:: 2 if impl == "triton" else 1]:
+    for i in operation.wanted[: 1 if impl == "triton" else None]:
 
         def function(moving, i=i):
             given = (moving if j == i else x for j, x in enumerate(inputs))
@@ -295,10 +298,10 @@ def test_there_is_no_second_derivative(name, impl):
 
 
 KEPT = {
-    # (3, 1, 20, 77, 40): q, k, v, output, log-sum-exp.
-    "attention": [2400, 9240, 9240, 2400, 60],
-    # (3, 1, 20, 77, 77, 40): q, k, v, source's q and k, mapped v, weight, both log-sum-exps.
-    "injected attention": [2400, 9240, 9240, 2400, 9240, 9240, 3, 60, 60],
+    # (3, 1, 5, 20, 40): q, k, v, output, log-sum-exp.
+    "attention": [600, 2400, 2400, 600, 15],
+    # (3, 1, 5, 20, 20, 40): q, k, v, source's q and k, mapped v, weight, both log-sum-exps.
+    "injected attention": [600, 2400, 2400, 600, 2400, 2400, 3, 15, 15],
     # x, weight, bias, and the statistics of three groups of three samples.
     "group norm": [1260, 12, 12, 9, 9],
     "geglu": [798],
@@ -338,7 +341,7 @@ class Recorded(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "fastdigin":
-            self.calls[function] = args
+            self.calls[(function, *(a for a in args if isinstance(a, str)))] = args
         return function(*args, **(kwargs or {}))
 
 
@@ -351,8 +354,8 @@ def test_operations_are_registered_as_torch_wants_them(name, impl):
     with Recorded() as recorded:
         output_and_gradient(lambda x: operation.by(impl)(x, *rest), x)
         operation.results(impl, inputs)
-    assert len(recorded.calls) == (3 if "attention" in name else 2)
-    for function, args in recorded.calls.items():
+    assert len(recorded.calls) == {"attention": 3, "injected attention": 4}.get(name, 2)
+    for (function, *_), args in recorded.calls.items():
         args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
         torch.library.opcheck(
             function,

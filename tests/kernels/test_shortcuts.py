@@ -165,7 +165,7 @@ class Cube(torch.autograd.Function):
 
 
 def cube(x):
-    return differentiable(Cube, kept=1)()(x)
+    return differentiable(Cube)()(x)
 
 
 def test_a_call_gives_what_is_not_kept_and_its_gradient():
@@ -175,24 +175,3 @@ def test_a_call_gives_what_is_not_kept_and_its_gradient():
     assert [t.shape for t in kept_tensors(cube, x)] == [x.shape]
     with torch.no_grad():
         assert torch.equal(cube(x.requires_grad_()), output)
-
-
-def test_two_outputs_that_are_not_kept_stay_a_pair():
-    class Both(torch.autograd.Function):
-        @staticmethod
-        def forward(x):
-            return 2 * x, 3 * x, x.sum()
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            ctx.mark_non_differentiable(output[2])
-
-        @staticmethod
-        def backward(ctx, grad_double, grad_triple, *_):
-            return 2 * grad_double + 3 * grad_triple
-
-    x = torch.randn(3, 4, requires_grad=True)
-    double, triple = differentiable(Both, kept=1)()(x)
-    assert torch.equal(double, 2 * x) and torch.equal(triple, 3 * x)
-    (gradient,) = torch.autograd.grad(double.sum() + triple.sum(), x)
-    assert torch.equal(gradient, torch.full_like(x, 5))

@@ -39,8 +39,7 @@ def forward(
     if out_bhnd is None or lse_bhn is None:
         out_bhnd, lse_bhn = like_unet(q_bhnd), new_lse(q_bhnd)
     q_bhnd, k_bhtd, v_bhtd = (_readable(x) for x in (q_bhnd, k_bhtd, v_bhtd))
-    factor_b = _contiguous_fp32(factor_b)
-    _check(
+    native.check(
         _library.fastdigin_attention_forward(
             _forward_fields(
                 *_size(q_bhnd, k_bhtd), *_heads(q_bhnd), *_heads(k_bhtd), *_heads(v_bhtd),
@@ -51,34 +50,6 @@ def forward(
         )
     )  # fmt: skip
     return out_bhnd, lse_bhn
-
-
-def backward(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    out_bhnd: Tensor,
-    lse_bhn: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv)."""
-    dq, dk, dv = like_unet(q_bhnd), like_unet(k_bhtd), like_unet(v_bhtd)
-    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, out_bhnd, lse_bhn, None, dq, dk, dv)
-    return dq, dk, dv
-
-
-def query_gradient(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    out_bhnd: Tensor,
-    lse_bhn: Tensor,
-) -> Tensor:
-    """dq alone."""
-    dq = like_unet(q_bhnd)
-    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, out_bhnd, lse_bhn, None, dq, None, None)
-    return dq
 
 
 def injected_forward(
@@ -102,56 +73,32 @@ def injected_forward(
     return out, lse, source_lse
 
 
-def injected_backward(
+def backward(
     grad_bhnd: Tensor,
     q_bhnd: Tensor,
     k_bhtd: Tensor,
     v_bhtd: Tensor,
-    source_q_bhnd: Tensor,
-    source_k_bhsd: Tensor,
-    mapped_v_bhsd: Tensor,
-    weight_b: Tensor,
+    out_bhnd: Tensor | None,
     lse_bhn: Tensor,
-    source_lse_bhn: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dmapped_v)."""
-    dq, dk, dv = like_unet(q_bhnd), like_unet(k_bhtd), like_unet(v_bhtd)
-    dmapped = like_unet(mapped_v_bhsd)
-    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, None, lse_bhn, 1 - weight_b, dq, dk, dv)
-    source = (source_q_bhnd, source_k_bhsd, mapped_v_bhsd)
-    _backward(grad_bhnd, *source, None, source_lse_bhn, weight_b, None, None, dmapped)
-    return dq, dk, dv, dmapped
-
-
-def injected_query_gradient(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    weight_b: Tensor,
-    lse_bhn: Tensor,
-) -> Tensor:
-    """dq alone."""
-    dq = like_unet(q_bhnd)
-    _backward(grad_bhnd, q_bhnd, k_bhtd, v_bhtd, None, lse_bhn, 1 - weight_b, dq, None, None)
-    return dq
-
-
-def _backward(grad, q, k, v, out, lse, factor_b, dq, dk, dv) -> None:
-    """Writes the gradients that are not None; out is None where it is to be computed anew."""
-    grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
-    out = None if out is None else _readable(out)
-    factor_b, lse = _contiguous_fp32(factor_b), lse.contiguous()
-    _check(
+    factor_b: Tensor | None,
+    wanted: str,
+) -> list[Tensor]:
+    """Those of dq, dk and dv that are wanted."""
+    inputs = {"q": q_bhnd, "k": k_bhtd, "v": v_bhtd}
+    gradients = {name: like_unet(x) for name, x in inputs.items() if name in wanted}
+    grad, q, k, v, out = (_readable(x) for x in (grad_bhnd, *inputs.values(), out_bhnd))
+    lse_bhn = lse_bhn.contiguous()
+    native.check(
         _library.fastdigin_attention_backward(
             _backward_fields(
                 *_size(q, k), *_heads(grad), *_heads(q), *_heads(k), *_heads(v), *_heads(out),
-                lse.data_ptr(), 0 if factor_b is None else factor_b.data_ptr(),
-                *_heads(dq), *_heads(dk), *_heads(dv),
+                lse_bhn.data_ptr(), 0 if factor_b is None else factor_b.data_ptr(),
+                *(field for name in "qkv" for field in _heads(gradients.get(name))),
             ),
             torch.get_num_threads(),
         )
     )  # fmt: skip
+    return list(gradients.values())
 
 
 def _size(q: Tensor, k: Tensor) -> tuple[int, ...]:
@@ -166,15 +113,6 @@ def _heads(x: Tensor | None) -> tuple[int, ...]:
     return x.data_ptr(), batch, head, row
 
 
-def _readable(x: Tensor) -> Tensor:
+def _readable(x: Tensor | None) -> Tensor | None:
     """x itself where the numbers of a row lie side by side, or a copy."""
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def _contiguous_fp32(x_b: Tensor | None) -> Tensor | None:
-    return None if x_b is None else x_b.to(torch.float32).contiguous()
-
-
-def _check(status: int) -> None:
-    if status != 0:
-        raise MemoryError("the C++ attention found no scratch memory")
+    return x if x is None or x.stride(3) == 1 else x.contiguous()

@@ -17,6 +17,8 @@ tensors, (B,N,H,d) transposed, so that the heads are joined without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -46,22 +48,6 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tenso
 
 
 @register("attention")
-def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv"""
-    return like_unet(q), like_unet(k), like_unet(v)
-
-
-@register("attention")
-def attention_query_gradient(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, impl: str
-) -> Tensor:
-    """dq"""
-    return like_unet(q)
-
-
-@register("attention")
 def attention_injected_forward(
     q: Tensor,
     k: Tensor,
@@ -77,29 +63,22 @@ def attention_injected_forward(
 
 
 @register("attention")
-def attention_injected_backward(
+def attention_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    source_q: Tensor,
-    source_k: Tensor,
-    mapped_v: Tensor,
-    weight: Tensor,
+    out: Tensor | None,
     lse: Tensor,
-    source_lse: Tensor,
+    factor: Tensor | None,
+    wanted: str,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dq, dk, dv, dmapped_v"""
-    return like_unet(q), like_unet(k), like_unet(v), like_unet(mapped_v)
+) -> list[Tensor]:
+    """The gradients of ``wanted``, which is "q", "qkv" or "v"; times a factor per sample.
 
-
-@register("attention")
-def attention_injected_query_gradient(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, lse: Tensor, impl: str
-) -> Tensor:
-    """dq"""
-    return like_unet(q)
+    out: of factor 1; None where it was not kept.
+    """
+    return [like_unet(x) for name, x in {"q": q, "k": k, "v": v}.items() if name in wanted]
 
 
 class _Attention(torch.autograd.Function):
@@ -113,14 +92,15 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out, *_):
-        args = (grad_out, *ctx.saved_tensors, ctx.impl)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            return *attention_backward(*args), None
-        return attention_query_gradient(*args), None, None, None
+    def backward(ctx, grad, *_):
+        wanted = "qkv" if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else "q"
+        found = attention_backward(grad, *ctx.saved_tensors, None, wanted, ctx.impl)
+        return *found, *[None] * (4 - len(found))
 
 
 class _InjectedAttention(torch.autograd.Function):
+    """Attention is linear in the incoming gradient: blending is a factor on each part's results."""
+
     forward = staticmethod(attention_injected_forward)
 
     @staticmethod
@@ -131,43 +111,43 @@ class _InjectedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out, *_):
-        needs = ctx.needs_input_grad
-        if needs[1] or needs[2] or needs[5]:
-            args = (grad_out, *ctx.saved_tensors, ctx.impl)
-            dq, dk, dv, dmapped = attention_injected_backward(*args)
-            return dq, dk, dv, None, None, dmapped, None, None
-        q, k, v, _, _, _, weight, lse, _ = ctx.saved_tensors
-        dq = attention_injected_query_gradient(grad_out, q, k, v, weight, lse, ctx.impl)
-        return dq, None, None, None, None, None, None, None
+    def backward(ctx, grad, *_):
+        *own, source_q, source_k, mapped_v, weight, lse, source_lse = ctx.saved_tensors
+        values_wanted = any(ctx.needs_input_grad[i] for i in (1, 2, 5))
+        wanted = "qkv" if values_wanted else "q"
+        found = attention_backward(grad, *own, None, lse, 1 - weight, wanted, ctx.impl)
+        if not values_wanted:
+            return found[0], *[None] * 7
+        source = (source_q, source_k, mapped_v, None, source_lse, weight)
+        (dmapped_v,) = attention_backward(grad, *source, "v", ctx.impl)
+        return *found, None, None, dmapped_v, None, None
 
 
-differentiable_attention = differentiable(_Attention, kept=1)
+differentiable_attention = differentiable(_Attention)
 """() -> a function of q, k, v and impl that gives out; differentiable (once)."""
 
-differentiable_injected_attention = differentiable(_InjectedAttention, kept=2)
+differentiable_injected_attention = differentiable(_InjectedAttention)
 """() -> the same of all that is injected; no gradient to source_q, source_k and weight."""
 
 
-def _count_flops(name: str, k: int, products: int, source_k: int = 0, injected: int = 0) -> None:
-    """Gives torch a formula: two operations per multiply-add of so many products.
-
-    products: between N x d and T x d. injected: between N x d and S x d. k, source_k: the places
-    of these tensors among the arguments, of which the first has the shape of q.
-    """
-
-    @register_flop_formula(getattr(torch.ops.fastdigin, f"attention_{name}"))
-    def flops(*shapes, out_shape=None) -> int:
-        batch, heads, image_tokens, size = shapes[0]
-        tokens = products * shapes[k][2]
-        if injected:
-            tokens += injected * shapes[source_k][2]
-        return 2 * batch * heads * image_tokens * size * tokens
+_PRODUCTS = {"q": 3, "qkv": 5, "v": 2}  # of a backward, between N x d and T x d
 
 
-_count_flops("forward", k=1, products=2)
-_count_flops("backward", k=2, products=5)
-_count_flops("query_gradient", k=2, products=3)
-_count_flops("injected_forward", k=1, products=2, source_k=4, injected=2)
-_count_flops("injected_backward", k=2, products=5, source_k=5, injected=2)
-_count_flops("injected_query_gradient", k=2, products=3)
+def _product_flops(q: Sequence[int], k: Sequence[int]) -> int:
+    batch, heads, queries, size = q
+    return 2 * batch * heads * queries * size * k[2]
+
+
+@register_flop_formula(torch.ops.fastdigin.attention_forward)
+def _forward_flops(q, k, *_, **__) -> int:
+    return 2 * _product_flops(q, k)
+
+
+@register_flop_formula(torch.ops.fastdigin.attention_injected_forward)
+def _injected_forward_flops(q, k, v, source_q, source_k, *_, **__) -> int:
+    return 2 * (_product_flops(q, k) + _product_flops(q, source_k))
+
+
+@register_flop_formula(torch.ops.fastdigin.attention_backward)
+def _backward_flops(grad, q, k, v, out, lse, factor, wanted, *_, **__) -> int:
+    return _PRODUCTS[wanted] * _product_flops(q, k)

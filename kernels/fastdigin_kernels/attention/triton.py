@@ -72,67 +72,21 @@ def backward(
     q_bhnd: Tensor,
     k_bhtd: Tensor,
     v_bhtd: Tensor,
-    out_bhnd: Tensor,
+    out_bhnd: Tensor | None,
     lse_bhn: Tensor,
+    factor_b: Tensor | None,
+    wanted: str,
     *,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv)."""
+) -> list[Tensor]:
+    """Those of dq, dk and dv that are wanted."""
     own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
-    dq, delta = _query_gradient(*own, out_bhnd, lse_bhn, None, True, tile)
-    dk, dv = _key_gradients(*own, lse_bhn, delta, None, tile)
-    return dq, dk, dv
-
-
-def query_gradient(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    out_bhnd: Tensor,
-    lse_bhn: Tensor,
-) -> Tensor:
-    """dq alone."""
-    own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
-    return _query_gradient(*own, out_bhnd, lse_bhn, None, False, None)[0]
-
-
-def injected_backward(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    source_q_bhnd: Tensor,
-    source_k_bhsd: Tensor,
-    mapped_v_bhsd: Tensor,
-    weight_b: Tensor,
-    lse_bhn: Tensor,
-    source_lse_bhn: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dmapped_v).
-
-    Attention is linear in the incoming gradient, so the blend is a factor per sample on the
-    results: 1 - w, and w for the mapped values.
-    """
-    own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
-    dq, delta = _query_gradient(*own, None, lse_bhn, 1 - weight_b, True, None)
-    dk, dv = _key_gradients(*own, lse_bhn, delta, 1 - weight_b, None)
-    source = (grad_bhnd, source_q_bhnd, source_k_bhsd, mapped_v_bhsd)
-    _, dmapped_v = _key_gradients(*source, source_lse_bhn, None, weight_b, None)
-    return dq, dk, dv, dmapped_v
-
-
-def injected_query_gradient(
-    grad_bhnd: Tensor,
-    q_bhnd: Tensor,
-    k_bhtd: Tensor,
-    v_bhtd: Tensor,
-    weight_b: Tensor,
-    lse_bhn: Tensor,
-) -> Tensor:
-    """dq alone."""
-    own = (grad_bhnd, q_bhnd, k_bhtd, v_bhtd)
-    return _query_gradient(*own, None, lse_bhn, 1 - weight_b, False, None)[0]
+    if wanted == "v":
+        return [_key_gradients(*own, lse_bhn, None, factor_b, tile)[1]]
+    dq, delta = _query_gradient(*own, out_bhnd, lse_bhn, factor_b, wanted == "qkv", tile)
+    if wanted == "q":
+        return [dq]
+    return [dq, *_key_gradients(*own, lse_bhn, delta, factor_b, tile)]
 
 
 def _forward(q, k, v, source, tile):

@@ -12,13 +12,13 @@ from fastdigin_kernels.common import shortcuts
 
 
 def differentiable(
-    function: type[torch.autograd.Function], kept: int = 0
+    function: type[torch.autograd.Function], first_output: bool = True
 ) -> Callable[[], Callable]:
     """A function that gives the way to call ``function`` now, as in ``way()(x, impl)``.
 
     function: with ``forward``, ``setup_context`` and a ``backward`` that does not count on being
-    given gradients of the outputs that are left out. kept: how many of its last outputs are for
-    the backward alone, and are left out.
+    given gradients of the outputs that are left out. first_output: whether its other outputs, which
+    are for the backward alone, are left out; else it has one.
 
     Transforms and compilers want a ``setup_context``, for which PyTorch binds the arguments of
     every call to a signature; and it makes zeros for the gradients of outputs that have none. That
@@ -27,10 +27,7 @@ def differentiable(
     """
 
     def results(output):
-        if kept == 0:
-            return output
-        output = output[:-kept]
-        return output[0] if len(output) == 1 else output
+        return output[0] if first_output else output
 
     def compiled(*args):
         return results(function.apply(*_seen_by_compilers(args)))

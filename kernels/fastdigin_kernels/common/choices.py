@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -102,14 +101,11 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
 
 def _write(path: Path, content: dict[str, dict[str, str]]) -> None:
     """At once or not at all: a reader never sees half a file."""
-    temporary = None
+    temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-        os.replace(temporary, path)
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
         _log.warning("choices cannot be kept in %s: %s", path, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -97,6 +97,12 @@ def load() -> ctypes.CDLL:
     return library
 
 
+def check(status: int) -> None:
+    """MemoryError if a function of the library says that it found no scratch memory."""
+    if status != 0:
+        raise MemoryError("the C++ kernels found no scratch memory")
+
+
 @functools.cache
 def _load_library() -> ctypes.CDLL | None:
     path = library_path()

@@ -71,7 +71,7 @@ class _GEGLU(torch.autograd.Function):
         return torch.cat([grad_a, grad_b], dim=-1), None
 
 
-_geglu = differentiable(_GEGLU)
+_geglu = differentiable(_GEGLU, first_output=False)
 
 
 def _to_time(

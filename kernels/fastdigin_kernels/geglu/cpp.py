@@ -18,23 +18,15 @@ def forward(x: Tensor) -> Tensor:
     """a * gelu(b) of x = [a, b]: (..., 2d) -> (..., d), contiguous."""
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-    _call("forward", x, None, y)
+    fields = _fields(y.numel() // y.shape[-1], y.shape[-1], x.data_ptr(), 0, y.data_ptr())
+    native.check(_library.fastdigin_geglu_forward(fields, torch.get_num_threads()))
     return y
 
 
 def backward(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient with respect to x, (..., 2d)."""
     x, grad = x.contiguous(), grad.contiguous()
-    dx = torch.empty_like(x)
-    _call("backward", x, grad, dx)
+    dx, width = torch.empty_like(x), grad.shape[-1]
+    fields = _fields(grad.numel() // width, width, x.data_ptr(), grad.data_ptr(), dx.data_ptr())
+    native.check(_library.fastdigin_geglu_backward(fields, torch.get_num_threads()))
     return dx
-
-
-def _call(direction: str, x: Tensor, grad: Tensor | None, y: Tensor) -> None:
-    width = x.shape[-1] // 2
-    fields = _fields(
-        x.numel() // (2 * width), width, x.data_ptr(),
-        0 if grad is None else grad.data_ptr(), y.data_ptr(),
-    )  # fmt: skip
-    # It needs no scratch memory and cannot fail.
-    getattr(_library, f"fastdigin_geglu_{direction}")(fields, torch.get_num_threads())

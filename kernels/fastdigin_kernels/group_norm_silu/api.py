@@ -113,7 +113,7 @@ class _GroupNormSiLU(torch.autograd.Function):
         return grad_x, None, None, None, None, None
 
 
-_group_norm_silu = differentiable(_GroupNormSiLU, kept=2)
+_group_norm_silu = differentiable(_GroupNormSiLU)
 
 
 def memory_format(x_bchw: Tensor) -> torch.memory_format:

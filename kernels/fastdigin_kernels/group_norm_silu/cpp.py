@@ -27,7 +27,8 @@ def forward(
     y_bchw = torch.empty_like(x_bchw)
     mean_bg = x_bchw.new_empty(x_bchw.shape[0], groups)
     rstd_bg = torch.empty_like(mean_bg)
-    _call("forward", layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, None, y_bchw, eps)
+    function = _library.fastdigin_group_norm_silu_forward
+    _call(function, layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, None, y_bchw, eps)
     return y_bchw, mean_bg, rstd_bg
 
 
@@ -44,23 +45,20 @@ def backward(
     grad_bchw = grad_bchw.contiguous(memory_format=layout)
     x_bchw = x_bchw.contiguous(memory_format=layout)
     dx_bchw = torch.empty_like(x_bchw)
-    _call("backward", layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, dx_bchw, 0.0)
+    function = _library.fastdigin_group_norm_silu_backward
+    _call(function, layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, dx_bchw, 0.0)
     return dx_bchw
 
 
-def _call(direction, layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps):
+def _call(function, layout, x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw, eps):
     batch, channels, height, width = x_bchw.shape
     assert weight_c.dtype is bias_c.dtype is torch.float32, (
         f"weight and bias must be float32 as x, got {weight_c.dtype} and {bias_c.dtype}"
     )
     weight_c, bias_c = weight_c.contiguous(), bias_c.contiguous()
+    tensors = (x_bchw, weight_c, bias_c, mean_bg, rstd_bg, grad_bchw, y_bchw)
     fields = _fields(
         batch, channels, height * width, mean_bg.shape[1], layout == torch.channels_last,
-        x_bchw.data_ptr(), weight_c.data_ptr(), bias_c.data_ptr(),
-        mean_bg.data_ptr(), rstd_bg.data_ptr(),
-        0 if grad_bchw is None else grad_bchw.data_ptr(), y_bchw.data_ptr(),
-        eps,
+        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors), eps,
     )  # fmt: skip
-    function = getattr(_library, f"fastdigin_group_norm_silu_{direction}")
-    if function(fields, torch.get_num_threads()) != 0:
-        raise MemoryError("the C++ group norm found no scratch memory")
+    native.check(function(fields, torch.get_num_threads()))
