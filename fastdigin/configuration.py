@@ -13,13 +13,14 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastdigin.errors import UserError
 
 _SETTING = "fastdigin"
+_UNIONS = (typing.Union, types.UnionType)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Setting:
     help: for people, without a full stop. least, most: inclusive bounds; above, below: exclusive.
     flag: of the command line, where it is not the field's name; None for no option. metavar: of
     the value in help texts. flat: the options of nested settings are not named after the field.
+    parse: reads a value from the command line, where its type does not say how.
     """
 
     help: str
@@ -39,6 +41,7 @@ class Setting:
     flag: str | None = ""
     metavar: str | None = None
     flat: bool = False
+    parse: Callable[[str], Any] | None = None
 
     @property
     def wanted(self) -> str:
@@ -103,7 +106,7 @@ def documented(cls: type) -> type:
 
 def optional(kind: Any) -> tuple[Any, bool]:
     """(the type without None, whether None was among it)."""
-    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+    if typing.get_origin(kind) not in _UNIONS:
         return kind, False
     others = [part for part in typing.get_args(kind) if part is not type(None)]
     return (others[0] if len(others) == 1 else kind), len(others) < len(typing.get_args(kind))
@@ -134,6 +137,11 @@ def _check(name: str, value: Any, kind: Any, known: Setting) -> None:
     kind, may_be_none = optional(kind)
     if value is None and may_be_none:
         return
+    # Of a union of numbers and small dataclasses the latter check themselves.
+    if typing.get_origin(kind) in _UNIONS:
+        if isinstance(value, tuple(filter(dataclasses.is_dataclass, typing.get_args(kind)))):
+            return
+        kind = float
     if item := element(kind):
         _require(isinstance(value, (tuple, list)), name, value, "a tuple")
         for each in value:

@@ -30,7 +30,7 @@ def counterfactual(plain: PlainModel, task: Counterfactuals) -> Result:
     """
     (request,) = task.requests
     photo = task.check(request).photo
-    source = prepare(plain, photo, task.settings.inversion(), task.injected_fraction)
+    source = prepare(plain, photo, task.settings.inversion(), max(task.injected))
     jobs = task.candidates(request, source)
     return optimise(plain, min(jobs, key=lambda job: plain_total(plain, job)))
 

@@ -34,6 +34,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.classifiers import is_zero_shot
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.photos import ImageInput, collect, read_images
+from fastdigin.retrieval import load_embedding
 from fastdigin.tasks.task import Input, Task, inputs_of
 
 CAPTIONS = "captions:"
@@ -141,6 +142,15 @@ class ClassifierKind(Kind):
             if known.name != own.name and spec is not None and not is_zero_shot(spec):
                 return loading.value(known).classes
         return None
+
+
+class EmbeddingKind(Kind):
+    def help(self, known: Input) -> str:
+        return f"{super().help(known)}: open_clip:MODEL/PRETRAINED, or any other classifier"
+
+    def load(self, loading: Loading, known: Input) -> Classifier | None:
+        spec = loading.text(known)
+        return None if spec is None else load_embedding(spec)
 
 
 class Photos(Kind):
@@ -269,6 +279,7 @@ KINDS: dict[str, Kind] = {
     "list": ListOfTexts(),
     "direction": Direction(),
     "classifier": ClassifierKind(),
+    "embedding": EmbeddingKind(),
     "photos": Photos(),
     "tools": Tools(),
     "dataset": DataSet(),

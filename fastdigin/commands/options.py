@@ -77,6 +77,8 @@ def _default(cls: type, name: str) -> Any:
 
 
 def _reader(kind: Any, known: Setting) -> Callable[[str], Any]:
+    if known.parse is not None:
+        return _said(known.parse)
     if kind is int:
         return lambda text: _number(text, int, known, "a whole number")
     if kind is float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,26 @@ class Cosine:
 
 Schedule = Threshold | Cosine | float
 """A number stands for Threshold(number)."""
+
+
+def parse_schedule(text: str) -> Schedule:
+    """A schedule from "0.3", "0.1-0.4" (from and until), "cosine" or "cosine:1.5" (its tilt).
+
+    Raises:
+        UserError: any other text, and a number outside its range.
+    """
+    number = r"\d*\.?\d+"
+    cosine = rf"(?P<cosine>cosine)(:(?P<tilt>{number}))?"
+    found = re.fullmatch(rf"{cosine}|((?P<start>{number})-)?(?P<until>{number})", text)
+    if not found:
+        raise UserError(
+            f"schedule {text!r} is not understood: write a fraction of the steps like 0.3, two "
+            "like 0.1-0.4, cosine, or cosine:TILT"
+        )
+    if found["cosine"]:
+        return Cosine(float(found["tilt"] or 1))
+    threshold = Threshold(float(found["until"]), float(found["start"] or 0))
+    return threshold if found["start"] else threshold.until
 
 
 def schedule_weights(schedule: Schedule, steps: int) -> tuple[float, ...]:

@@ -212,7 +212,7 @@ def _check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
     old, new = flatten(old), flatten(new)
     told = []
     for key in dict.fromkeys([*new, *old]):
-        if key not in old or key not in new or old[key] != new[key]:
+        if old.get(key) != new.get(key):  # an older version did not write what is None here
             there, here = (json.dumps(side[key], ensure_ascii=False) if key in side else "not set"
                            for side in (old, new))  # fmt: skip
             told.append(f"{key}: {there:.60} there, {here:.60} here")

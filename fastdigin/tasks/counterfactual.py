@@ -16,6 +16,7 @@ import torch
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.editing.prompts import replace_phrase, token_mapping
+from fastdigin.editing.schedules import Schedule, parse_schedule, schedule_weights
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import EarlyStop, Job, Result, Settings
 from fastdigin.errors import UserError
@@ -51,12 +52,17 @@ class CounterfactualSettings(PhotoSettings):
         >>> replace(settings, stop_at=0.95, optimisation=replace(settings.optimisation, steps=10))
     """
 
-    injection_fractions: tuple[float, ...] = setting(
-        (0.3, 0.4, 0.5), "fractions of the steps that attend as the source did", least=0, most=1
-    )
-    blending_fractions: tuple[float, ...] = setting(
-        (0.0, 0.3), "fractions of the steps whose background is the source's", least=0, most=1
-    )
+    injection_fractions: tuple[Schedule, ...] = setting(
+        (0.3, 0.4, 0.5),
+        "fractions of the steps that attend as the source did, or schedules: 0.1-0.4 (from, "
+        "until), cosine, cosine:TILT",
+        least=0, most=1, parse=parse_schedule,
+    )  # fmt: skip
+    blending_fractions: tuple[Schedule, ...] = setting(
+        (0.0, 0.3),
+        "fractions of the steps whose background is the source's, or schedules",
+        least=0, most=1, parse=parse_schedule,
+    )  # fmt: skip
     objective: Literal["conf", "log_conf", "logits"] = setting(
         "log_conf", "what is raised for the target; the paper's is log_conf"
     )
@@ -88,12 +94,11 @@ class CounterfactualSettings(PhotoSettings):
         stop = EarlyStop(above=self.stop_at, of=CONFIDENCE, held_for=3)
         return replace(self.optimisation, early_stop=stop)
 
-    def schedules(self) -> list[tuple[float, float]]:
-        """(injection, blending) fractions, only the first of those that come to the same steps."""
+    def schedules(self) -> list[tuple[Schedule, Schedule]]:
+        """(injection, blending), only the first of those that come to the same steps."""
         steps, different = self.optimisation.steps, {}
         for pair in itertools.product(self.injection_fractions, self.blending_fractions):
-            counts = tuple(sum(i / steps < fraction for i in range(steps)) for fraction in pair)
-            different.setdefault(counts, pair)
+            different.setdefault(tuple(schedule_weights(s, steps) for s in pair), pair)
         return list(different.values())
 
 
@@ -175,14 +180,14 @@ class Counterfactuals(PhotoTask):
         return checked
 
     @property
-    def injected_fraction(self) -> float:
-        return max(self.settings.injection_fractions)
+    def injected(self) -> Sequence[Schedule]:
+        return self.settings.injection_fractions
 
     def candidates(self, request: CounterfactualRequest, source: Source) -> list[Job]:
         return [self._job(request, source, *pair) for pair in self.settings.schedules()]
 
     def _job(
-        self, request: CounterfactualRequest, source: Source, injected: float, blended: float
+        self, request: CounterfactualRequest, source: Source, injected: Schedule, blended: Schedule
     ) -> Job:
         photo, settings = source.photo, self.settings
         prompt = replace_phrase(photo.prompt, photo.source, self._word(request.target_class))
@@ -217,8 +222,8 @@ class Counterfactuals(PhotoTask):
             prompt=photo.prompt,
             edited_prompt=edit.prompt,
             input=edit.request.fingerprint,
-            injection_fraction=edit.injected,
-            blending_fraction=edit.blended,
+            injection_fraction=self.fraction(edit.injected),
+            blending_fraction=self.fraction(edit.blended),
             **figures,
         )
 
@@ -261,6 +266,7 @@ def counterfactuals(
     *,
     settings: CounterfactualSettings | None = None,
     judge: Classifier | None = None,
+    embedding: Classifier | None = None,
     seed: int = 0,
     tools: PhotoTools = NO_TOOLS,
     skip: Collection[str] = (),
@@ -277,6 +283,8 @@ def counterfactuals(
         targets: a class name or index for all images, or one each; None takes those of the images.
         settings: how counterfactuals are made; None takes the defaults for the engine's model.
         judge: an independent classifier that is asked about the result, never optimised against.
+        embedding: a network whose features ("activations") the regularisers of kind
+            "features-cosine" and "features-l2" compare, such as :func:`fastdigin.load_embedding`.
         seed: of the random crops.
         tools: what may help to prepare photos.
         skip: ids not to do again.
@@ -299,6 +307,6 @@ def counterfactuals(
     """
     task = Counterfactuals(
         engine=engine, photos=as_inputs(images), classifier=classifier, target=targets,
-        settings=settings, judge=judge, seed=seed, tools=tools,
+        settings=settings, judge=judge, embedding=embedding, seed=seed, tools=tools,
     )  # fmt: skip
     return task.run(skip=skip, on_progress=on_progress)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.editing.prompts import replace_phrase, token_mapping
+from fastdigin.editing.schedules import Schedule, parse_schedule
 from fastdigin.embedded import BACKGROUNDS
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings
@@ -68,12 +69,17 @@ class NeuronCounterfactualSettings(PhotoSettings):
         >>> replace(settings, blending_fraction=0.5, background_words=("grass", "sand"))
     """
 
-    injection_fraction: float = setting(
-        0.3, "fraction of the steps that attend as the photo did", least=0, most=1
-    )
-    blending_fraction: float = setting(
-        0.3, "fraction of the steps whose foreground is the photo's", least=0, most=1
-    )
+    injection_fraction: Schedule = setting(
+        0.3,
+        "fraction of the steps that attend as the photo did, or a schedule: 0.1-0.4 (from, until), "
+        "cosine, cosine:TILT",
+        least=0, most=1, parse=parse_schedule,
+    )  # fmt: skip
+    blending_fraction: Schedule = setting(
+        0.3,
+        "fraction of the steps whose foreground is the photo's, or a schedule",
+        least=0, most=1, parse=parse_schedule,
+    )  # fmt: skip
     background_words: tuple[str, ...] = setting((), "tried in place of the photo's background")
     mask_edge: MaskEdge = setting(
         "soften", "an automatic mask gets a soft margin (the paper's), or is cut to the object"
@@ -187,8 +193,8 @@ class NeuronCounterfactuals(PhotoTask):
         return checked
 
     @property
-    def injected_fraction(self) -> float:
-        return self.settings.injection_fraction
+    def injected(self) -> Sequence[Schedule]:
+        return (self.settings.injection_fraction,)
 
     @property
     def mask_edge(self) -> MaskEdge:
@@ -304,6 +310,7 @@ def neuron_counterfactuals(
     *,
     dataset: Iterable[Tensor] = (),
     backgrounds: Classifier | None = None,
+    embedding: Classifier | None = None,
     settings: NeuronCounterfactualSettings | None = None,
     seed: int = 0,
     tools: PhotoTools = NO_TOOLS,
@@ -313,7 +320,7 @@ def neuron_counterfactuals(
     """Changes what a neuron sees around the object of a photo, and keeps the object.
 
     Args:
-        engine, images, seed, tools, skip, on_progress: as in
+        engine, images, embedding, seed, tools, skip, on_progress: as in
             :func:`fastdigin.counterfactuals`.
         classifier: whose neurons are meant: those before the head, or of ``at_layer``.
         neurons: numbers in that layer, one for all images or one each.
@@ -339,7 +346,7 @@ def neuron_counterfactuals(
     """
     task = NeuronCounterfactuals(
         engine=engine, photos=as_inputs(images), classifier=classifier, neuron=neurons,
-        direction=directions, dataset=list(dataset), backgrounds=backgrounds, settings=settings,
-        seed=seed, tools=tools,
+        direction=directions, dataset=list(dataset), backgrounds=backgrounds,
+        embedding=embedding, settings=settings, seed=seed, tools=tools,
     )  # fmt: skip
     return task.run(skip=skip, on_progress=on_progress)

@@ -14,6 +14,7 @@ from fastdigin.configuration import setting
 from fastdigin.editing.inversion import InversionSettings, Method
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import token_mapping
+from fastdigin.editing.schedules import Schedule, parse_schedule, schedule_weights
 from fastdigin.engine.job import Job, Settings
 from fastdigin.engine.queue import Search, Stage
 from fastdigin.models.classifier import Classifier
@@ -51,6 +52,12 @@ class PhotoSettings:
         flag="inversion",
     )
     null_text_steps: int = setting(10, "updates of null-text optimisation per step", least=0)
+    self_injection: Schedule | None = setting(
+        None,
+        "fraction of the steps whose small self-attention layers are the photo's, which keeps its "
+        "layout, or a schedule (default: none)",
+        least=0, most=1, parse=parse_schedule,
+    )  # fmt: skip
 
     def inversion(self) -> InversionSettings:
         return InversionSettings(
@@ -85,14 +92,14 @@ class CheckedPhoto:
 class Edit:
     """What a job of a photo was made from: its ``info``. prompt: the edited one.
 
-    injected, blended: fractions of the steps.
+    injected, blended: for which steps, and how strongly.
     """
 
     request: PhotoRequest
     source: Source
     prompt: str
-    injected: float
-    blended: float
+    injected: Schedule
+    blended: Schedule
 
 
 @dataclass(kw_only=True)
@@ -104,10 +111,14 @@ class PhotoTask(Task):
 
     photos: list[ImageInput] = given("the photos", kind="photos", affects=False)
     classifier: Classifier = given("whose answer is explained", kind="classifier", metavar="C")
+    embedding: Classifier | None = given(
+        "whose features the regularisers features-cosine and features-l2 compare",
+        kind="embedding", default=None, metavar="E",
+    )  # fmt: skip
     tools: PhotoTools = given("what helps to prepare photos", kind="tools", default=NO_TOOLS)
 
     def prepare(self) -> None:
-        check_regularisers(self.settings.regularisers, self.model.device)
+        check_regularisers(self.settings.regularisers, self.model.device, self.embedding)
 
     def check(self, request: PhotoRequest) -> CheckedPhoto:
         return CheckedPhoto(request, read_photo(self.model, self.classifier, request.item))
@@ -127,7 +138,8 @@ class PhotoTask(Task):
             self.engine,
             [one.photo for one in checked],
             self.settings.inversion(),
-            self.injected_fraction,
+            self.injected,
+            self._self_injected,
             tools=self.tools,
             batch=width,
             mask_edge=self.mask_edge,
@@ -139,8 +151,20 @@ class PhotoTask(Task):
 
     @property
     @abstractmethod
-    def injected_fraction(self) -> float:
-        """Of the steps for which the source's attention is needed."""
+    def injected(self) -> Sequence[Schedule]:
+        """By which the source's cross-attention may be injected."""
+
+    @property
+    def _self_injected(self) -> Sequence[Schedule]:
+        chosen = self.settings.self_injection
+        return () if chosen is None else (chosen,)
+
+    def fraction(self, schedule: Schedule) -> float:
+        """A schedule as a share of the steps, those of partial weight in part; for records."""
+        if isinstance(schedule, (int, float)):
+            return schedule
+        weights = schedule_weights(schedule, self.settings.optimisation.steps)
+        return sum(weights) / len(weights)
 
     @property
     def mask_edge(self) -> MaskEdge:
@@ -155,20 +179,23 @@ class PhotoTask(Task):
         kept_mask: (h, w), 1 where blending takes the photo. loss: joined by the regularisers.
         """
         model, source = self.model, edit.source
-        injection = blend = None
-        if edit.injected:
+        injection = blend = self_injection = None
+        if self.fraction(edit.injected):
             mapping = token_mapping(model, source.photo.prompt, edit.prompt)
             mapping = mapping.to(model.device, model.dtype)
             injection = source.attention.injection(mapping, edit.injected, settings.steps)
-        if edit.blended:
+        for schedule in filter(self.fraction, self._self_injected):
+            self_injection = source.attention.self_injection(schedule, settings.steps)
+        if self.fraction(edit.blended):
             blend = blending(kept_mask, source.inversion.trajectory, edit.blended)
         return Job(
             id=edit.request.id,
             **edited_start(model, edit.prompt, source.inversion),
-            losses=[loss, *losses_of(self.settings.regularisers, source)],
+            losses=[loss, *losses_of(self.settings.regularisers, source, self.embedding)],
             settings=settings,
             seed=self.seed,
             injection=injection,
+            self_injection=self_injection,
             blending=blend,
             monitors=monitors,
             info=edit,

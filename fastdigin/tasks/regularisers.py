@@ -7,13 +7,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastdigin.errors import UserError
-from fastdigin.objectives import Distance, LpipsDistance, load_lpips
+from fastdigin.models.classifier import Classifier
+from fastdigin.objectives import Distance, FeatureDistance, LpipsDistance, load_lpips
 from fastdigin.tasks.sources import Source
 
-KINDS = ("pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips")
+Kind = Literal[
+    "pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips", "features-cosine", "features-l2"
+]  # fmt: skip
+KINDS = get_args(Kind)
 REGIONS = ("all", "foreground", "background")
 
 
@@ -22,7 +26,9 @@ class Regulariser:
     """weight * the distance of ``kind`` to the source photo's reconstruction, within ``region``.
 
     L1 and L2 are means of mask * |difference|^p over ALL pixels or latent elements (DiG-IN,
-    supplement C). "lpips" needs the extra ``lpips`` and its weights.
+    supplement C). "lpips" needs the extra ``lpips`` and its weights. "features-cosine" and
+    "features-l2" compare the features of the task's ``embedding``
+    (:class:`fastdigin.FeatureDistance`).
 
     Args:
         kind: the distance.
@@ -36,7 +42,7 @@ class Regulariser:
         >>> fd.Regulariser("pixels-l2", "background", 250.0)
     """
 
-    kind: Literal["pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips"]
+    kind: Kind
     region: Literal["all", "foreground", "background"]
     weight: float
 
@@ -69,7 +75,9 @@ class Regulariser:
         return f"{self.kind.replace('-', '_')}_{self.region}"
 
 
-def losses_of(regularisers: Sequence[Regulariser], source: Source) -> list[Any]:
+def losses_of(
+    regularisers: Sequence[Regulariser], source: Source, embedding: Classifier | None = None
+) -> list[Any]:
     """The regularisers as losses of one source's job."""
     losses: list[Any] = []
     for item in regularisers:
@@ -79,16 +87,34 @@ def losses_of(regularisers: Sequence[Regulariser], source: Source) -> list[Any]:
         if item.kind == "lpips":
             network = _lpips_network(source.mask.device)
             losses.append(LpipsDistance(network, source.reconstruction, **common))
+            continue
+        space, norm = item.kind.split("-")
+        if space == "features":
+            losses.append(
+                FeatureDistance(embedding.activations, source.reconstruction, norm, **common)
+            )
         else:
-            space, norm = item.kind.split("-")
             latents = source.inversion.trajectory[-1]
             reference = source.reconstruction if space == "pixels" else latents
             losses.append(Distance(reference, space, norm, **common))
     return losses
 
 
-def check_regularisers(regularisers: Sequence[Regulariser], device: Any) -> None:
-    """Raises UserError before any work: one given twice, LPIPS whose weights are missing."""
+def check_regularisers(
+    regularisers: Sequence[Regulariser], device: Any, embedding: Classifier | None
+) -> None:
+    """Raises UserError before any work: one given twice, LPIPS or features without a network."""
+    of_features = [item for item in regularisers if item.kind.startswith("features")]
+    if of_features and embedding is None:
+        raise UserError(
+            f"regulariser {of_features[0].kind} needs an embedding: give one, such as "
+            "open_clip:MODEL/PRETRAINED"
+        )
+    if embedding is not None and not of_features:
+        raise UserError(
+            f"embedding {embedding.name} has no use: give a regulariser of kind features-cosine or "
+            "features-l2"
+        )
     for name, count in Counter(item.name for item in regularisers).items():
         if count > 1:
             raise UserError(f"regulariser {name} is given {count} times: give one weight for it")

@@ -15,6 +15,7 @@ from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.editing.inversion_cache import InversionCache
 from fastdigin.editing.masks import attention_mask, latent_mask, soften, tighten
 from fastdigin.editing.prompts import phrase_tokens
+from fastdigin.editing.schedules import Schedule
 from fastdigin.editing.segmentation import Segmentation
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier
@@ -125,7 +126,8 @@ def make_sources(
     engine: Engine,
     photos: Sequence[SourcePhoto],
     settings: InversionSettings,
-    injected_fraction: float,
+    injected: Sequence[Schedule],
+    self_injected: Sequence[Schedule] = (),
     *,
     tools: PhotoTools,
     batch: int,
@@ -144,7 +146,7 @@ def make_sources(
         [photo.image for photo in photos], [photo.prompt for photo in photos], settings,
         batch=batch, functions=engine.functions, on_step=on_step,
     )  # fmt: skip
-    attention = store_attention(model, inversions, (injected_fraction,), batch=batch)
+    attention = store_attention(model, inversions, injected, self_injected, batch=batch)
     masks = _masks(model, photos, attention, tools.segmentation, EDGES[mask_edge])
     return [
         _source(model, *parts) for parts in zip(photos, inversions, attention, masks, strict=True)

@@ -10,7 +10,13 @@ from tiny import LATENT_SHAPE, make_source, normal
 
 from fastdigin.editing.attention_store import store_attention
 from fastdigin.editing.masks import blending
-from fastdigin.editing.schedules import Cosine, Threshold, schedule_weights, steps_reached
+from fastdigin.editing.schedules import (
+    Cosine,
+    Threshold,
+    parse_schedule,
+    schedule_weights,
+    steps_reached,
+)
 from fastdigin.errors import UserError
 
 STEPS = 5
@@ -69,3 +75,21 @@ def test_without_a_schedule_nothing_but_maps_is_stored(tiny):
 def test_impossible_schedules(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("0.3", 0.3), ("1", 1.0), (".5", 0.5), ("0-1", Threshold(1.0, 0.0).until),
+        ("0.1-0.4", Threshold(0.4, 0.1)), ("cosine", Cosine()), ("cosine:1.5", Cosine(1.5)),
+    ],
+)  # fmt: skip
+def test_texts_of_schedules(text, expected):
+    found = parse_schedule(text)
+    assert schedule_weights(found, 10) == schedule_weights(expected, 10)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "nan", "1.5", "cosine:0", "cosine:", "0.1-", "0.2-3"])
+def test_texts_that_are_no_schedules(text):
+    with pytest.raises(UserError):
+        parse_schedule(text)
