@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdigin_kernels.common import choices
+from fastdigin_kernels.common import choices, devices
 from fastdigin_kernels.common.registry import BackendError, backend
 
 BACKENDS = {"cpu": "cpp", "cuda": "triton"}
@@ -48,12 +48,15 @@ class Operation:
 
     prepare: (shape, dtype, device) -> a function that runs the implementation of a name once,
     forward and backward. untimed: kinds of device on which the backend is known to be faster.
+    expected: of a shape, whether the backend is expected to be faster where nothing can be timed,
+    on a pretended device.
     """
 
     own: str
     implementations: Sequence[str]
     prepare: Callable[[tuple[int, ...], torch.dtype, torch.device], Callable[[str], None]]
     untimed: Sequence[str] = ()
+    expected: Callable[[tuple[int, ...]], bool] = lambda shape: True
 
 
 _operations: dict[str, Operation] = {}
@@ -88,7 +91,7 @@ def choose(name: str, impl: str, shape: tuple[int, ...], x: Tensor) -> str:
     if impl == operation.own:
         return impl
     # A compiler makes constants of what is handed on, so it is as little as serves.
-    if x.device.type in operation.untimed:
+    if devices.kind_of(x.device) in operation.untimed:
         shape = ()
     elif impl != "auto":
         shape = shape[-1:]
@@ -100,7 +103,7 @@ def _choose(
     name: str, impl: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> str:
     """A constant to compilers, which may call it while they trace."""
-    key = (name, impl, shape, dtype, device, torch.get_num_threads())
+    key = (name, impl, shape, dtype, devices.pretended() or device, torch.get_num_threads())
     if key not in _chosen:
         _chosen[key] = _decide(name, impl, shape, dtype, device)
     return _chosen[key]
@@ -138,11 +141,14 @@ def _decide(
         raise BackendError(f"{name} by {impl!r} cannot take {about}: {reason}")
     if impl != "auto":
         return impl
-    operation, rival = _operations[name], BACKENDS.get(device.type)
+    kind = devices.kind_of(device)
+    operation, rival = _operations[name], BACKENDS.get(kind)
     if rival is None or 0 in shape or unavailable(name, rival, shape, dtype, device) is not None:
         return operation.own
-    if device.type in operation.untimed:
+    if kind in operation.untimed:
         return rival
+    if devices.pretended() is not None:
+        return rival if operation.expected(shape) else operation.own
     names = (operation.own, rival)
     key = f"{shape} {dtype} on {device}, {torch.get_num_threads()} threads"
 

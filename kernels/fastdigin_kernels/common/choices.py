@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from fastdigin_kernels.common import native
+from fastdigin_kernels.common import devices, native
 
 _log = logging.getLogger(__name__)
 
@@ -68,14 +68,14 @@ def _folder() -> Path:
 
 def environment(device: torch.device) -> str:
     """The key of a machine and its software."""
-    if device.type == "cuda":
+    if devices.kind_of(device) == "cuda":
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             triton = version("triton")
         except PackageNotFoundError:
             triton = "none"
-        name, kernels = torch.cuda.get_device_name(device), f"triton {triton}"
+        name, kernels = devices.device_of(device).name, f"triton {triton}"
     else:
         name, kernels = native.cpu_model(), f"library {native.fingerprint()}"
     return f"torch {torch.__version__}, {kernels}, {name}"

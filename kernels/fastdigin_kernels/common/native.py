@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import fastdigin_kernels
+from fastdigin_kernels.common import devices
 
 _ABI_VERSION = 3
 _CPUINFO = Path("/proc/cpuinfo")
@@ -81,7 +82,7 @@ def cpu_model() -> str:
 
 def unsupported(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
     """Why the library's kernels cannot take tensors of this device and dtype, or None."""
-    if device.type != "cpu":
+    if devices.kind_of(device) != "cpu":
         return f"it runs on the CPU, not on {device}"
     return None if dtype is torch.float32 else f"it computes in float32, not in {dtype}"
 

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdigin_kernels.common import choices
+from fastdigin_kernels.common import choices, devices
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to be tested
 
@@ -26,13 +26,13 @@ def unsupported(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
         if dtype == torch.bfloat16:
             return "Triton's interpreter multiplies bfloat16 wrongly"
         return None if device.type == "cpu" else f"the interpreter runs on the CPU, not on {device}"
-    if device.type != "cuda":
+    if devices.kind_of(device) != "cuda":
         return f"it runs on CUDA devices, not on {device}"
-    if not torch.cuda.is_available():
+    if devices.pretended() is None and not torch.cuda.is_available():
         return "torch finds no CUDA device"
     if torch.version.hip is not None:
         return "its tiles are chosen for NVIDIA's GPUs"
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = devices.device_of(device).capability
     if major < 8:
         return f"it needs a GPU of compute capability 8.0 or newer, not {major}.{minor}"
     return None
@@ -40,12 +40,7 @@ def unsupported(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
 
 def family(device: torch.device) -> str:
     """Whose tiles to use: sm_80, sm_89, sm_90 or sm_100."""
-    if INTERPRETED:
-        return "sm_80"
-    capability = torch.cuda.get_device_capability(device)
-    if capability[0] in (9, 10):
-        return "sm_90" if capability[0] == 9 else "sm_100"
-    return "sm_80" if capability == (8, 0) else "sm_89"  # consumer GPUs have as little memory
+    return "sm_80" if INTERPRETED else devices.device_of(device).family
 
 
 def on(tensor: Tensor):

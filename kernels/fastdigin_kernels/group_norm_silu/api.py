@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fastdigin_kernels.common import choice
 from fastdigin_kernels.common.autograd import differentiable, once_differentiable, require_frozen
+from fastdigin_kernels.common.devices import kind_of
 from fastdigin_kernels.common.registry import register
 
 IMPLEMENTATIONS = ("auto", "torch", "cpp", "triton")
@@ -50,7 +51,7 @@ def group_norm_silu(
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
     impl = choice.choose("group_norm_silu", impl, (*x_bchw.shape[1:], groups), x_bchw)
     # A copy, where one is needed, is made here: it is kept instead of x and not made again.
-    on_cuda_by_torch = impl == "torch" and x_bchw.is_cuda
+    on_cuda_by_torch = impl == "torch" and kind_of(x_bchw.device) == "cuda"
     layout = torch.contiguous_format if on_cuda_by_torch else memory_format(x_bchw)
     x_bchw = x_bchw.contiguous(memory_format=layout)
     return _group_norm_silu()(x_bchw, weight_c, bias_c, groups, eps, impl)

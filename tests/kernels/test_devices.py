@@ -1,0 +1,91 @@
+"""What a pretended GPU is given, without one."""
+
+import pytest
+import torch
+from kernel_operations import INTERPRETED
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdigin_kernels.attention import attention
+from fastdigin_kernels.attention import unavailable as attention_unavailable
+from fastdigin_kernels.common import devices
+from fastdigin_kernels.common.devices import Device, device_of, kind_of, pretend_device
+from fastdigin_kernels.common.registry import BackendError
+from fastdigin_kernels.geglu import geglu
+from fastdigin_kernels.group_norm_silu import group_norm_silu
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton would run on the CPU")
+CPU = torch.device("cpu")
+
+
+class Called(TorchDispatchMode):
+    """Names of the operations that run, but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def step(keys):
+    """A norm, cross- or self-attention and a gate, with their gradient."""
+    x = torch.empty(2, 16, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    y = group_norm_silu(x, torch.empty(16), torch.empty(16), 4)
+    q = y.flatten(2).transpose(1, 2).unflatten(-1, (2, 8)).transpose(1, 2)
+    k = torch.empty(2, keys, 2, 8).transpose(1, 2)
+    y = geglu(attention(q, k, k).transpose(1, 2).flatten(2))
+    torch.autograd.grad(y, x, torch.empty_like(y))
+
+
+@pytest.mark.parametrize("keys", [77, 4096])
+def test_auto_takes_what_it_would_take_on_the_gpu(keys):
+    with FakeTensorMode(), Called() as called, pretend_device("cuda", capability=(9, 0)):
+        step(keys)
+    ours = [name.removeprefix("fastdigin::") for name in called.names if "fastdigin" in name]
+    attention = {77: ["attention_forward", "attention_backward"], 4096: []}[keys]
+    assert ours == [
+        "group_norm_silu_forward", *attention[:1], "geglu_forward",
+        "geglu_backward", *attention[1:], "group_norm_silu_backward",
+    ]  # fmt: skip
+
+
+def test_on_gpus_that_our_kernels_cannot_run_on_it_is_pytorchs_own():
+    with FakeTensorMode(), Called() as called, pretend_device("cuda", capability=(7, 5)):
+        step(77)
+        with pytest.raises(BackendError, match="needs a GPU of compute capability 8.0 .* not 7.5"):
+            geglu(torch.empty(2, 4), impl="triton")
+    assert not any("fastdigin" in name for name in called.names)
+
+
+def test_the_choice_on_the_real_device_is_not_disturbed():
+    x = torch.randn(2, 4)
+    expected = geglu(x)
+    with pretend_device(), FakeTensorMode():
+        geglu(torch.empty(2, 4))
+    assert torch.equal(geglu(x), expected)
+
+
+def test_a_pretended_device_ends_where_it_should():
+    assert devices.pretended() is None and device_of(CPU) == Device("cpu", "cpu")
+    with pytest.raises(KeyError), pretend_device("cuda", (8, 0), "an A100") as outer:
+        assert device_of(CPU) is outer and kind_of(CPU) == "cuda" and outer.name == "an A100"
+        with pretend_device("cpu", None):
+            assert kind_of(torch.device("cuda")) == "cpu"
+            assert "not on cuda" not in (attention_unavailable("cpp", CPU, torch.float32, 8) or "")
+        assert device_of(CPU) is outer
+        raise KeyError
+    assert devices.pretended() is None and kind_of(CPU) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "family", "shared"),
+    [((8, 0), "sm_80", 163), ((8, 6), "sm_89", 99), ((8, 9), "sm_89", 99), ((9, 0), "sm_90", 227),
+     ((10, 0), "sm_100", 227), ((12, 0), "sm_89", 99)],
+)  # fmt: skip
+def test_families(capability, family, shared):
+    device = Device("cuda", "a GPU", capability)
+    assert device.family == family and device.shared_memory == shared << 10
