@@ -69,18 +69,18 @@ class Scratch {
 
 thread_local Scratch scratch_of_thread;
 
-// Runs kernel(arguments, task, scratch) for all tasks, with scratch memory for each thread.
+// Runs a kernel's tasks, with scratch memory for each thread.
 template <class Arguments>
-std::int32_t run(const Arguments& arguments, std::int64_t count, std::size_t scratch_bytes,
-                 void (*kernel)(const Arguments&, std::int64_t, float*), std::int32_t threads) {
+std::int32_t run(const Kernel<Arguments>& kernel, const Arguments* arguments,
+                 std::int32_t threads) {
   struct Context {
+    const Kernel<Arguments>& kernel;
     const Arguments& arguments;
-    void (*kernel)(const Arguments&, std::int64_t, float*);
     std::size_t scratch_bytes;
     std::atomic<bool> out_of_memory;
-  } context{arguments, kernel, scratch_bytes, false};
+  } context{kernel, *arguments, kernel.scratch(*arguments), false};
   parallel_for(
-      count, threads,
+      kernel.tasks(*arguments), threads,
       [](void* data, Tasks tasks) {
         Context& c = *static_cast<Context*>(data);
         float* const scratch = scratch_of_thread.get(c.scratch_bytes);
@@ -89,7 +89,7 @@ std::int32_t run(const Arguments& arguments, std::int64_t count, std::size_t scr
           return;
         }
         for (std::int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
-          c.kernel(c.arguments, task, scratch);
+          c.kernel.run(c.arguments, task, scratch);
         }
         scratch_of_thread.release_if_large();
       },
@@ -116,45 +116,29 @@ void fastdigin_use_openmp(void* gomp_parallel, void* omp_get_thread_num) {
 
 std::int32_t fastdigin_attention_forward(const FastdiginAttentionForward* arguments,
                                          std::int32_t threads) {
-  const fastdigin::Kernels& kernels = *fastdigin::kernels;
-  return fastdigin::run(*arguments, kernels.attention_forward_tasks(*arguments),
-                        kernels.attention_forward_scratch(*arguments), kernels.attention_forward,
-                        threads);
+  return fastdigin::run(fastdigin::kernels->attention_forward, arguments, threads);
 }
 
 std::int32_t fastdigin_attention_backward(const FastdiginAttentionBackward* arguments,
                                           std::int32_t threads) {
-  const fastdigin::Kernels& kernels = *fastdigin::kernels;
-  return fastdigin::run(*arguments, kernels.attention_backward_tasks(*arguments),
-                        kernels.attention_backward_scratch(*arguments), kernels.attention_backward,
-                        threads);
+  return fastdigin::run(fastdigin::kernels->attention_backward, arguments, threads);
 }
 
 std::int32_t fastdigin_group_norm_silu_forward(const FastdiginGroupNormSilu* arguments,
                                                std::int32_t threads) {
-  const fastdigin::Kernels& kernels = *fastdigin::kernels;
-  return fastdigin::run(*arguments, kernels.group_norm_silu_tasks(*arguments),
-                        kernels.group_norm_silu_scratch(*arguments),
-                        kernels.group_norm_silu_forward, threads);
+  return fastdigin::run(fastdigin::kernels->group_norm_silu_forward, arguments, threads);
 }
 
 std::int32_t fastdigin_group_norm_silu_backward(const FastdiginGroupNormSilu* arguments,
                                                 std::int32_t threads) {
-  const fastdigin::Kernels& kernels = *fastdigin::kernels;
-  return fastdigin::run(*arguments, kernels.group_norm_silu_tasks(*arguments),
-                        kernels.group_norm_silu_scratch(*arguments),
-                        kernels.group_norm_silu_backward, threads);
+  return fastdigin::run(fastdigin::kernels->group_norm_silu_backward, arguments, threads);
 }
 
 std::int32_t fastdigin_geglu_forward(const FastdiginGeglu* arguments, std::int32_t threads) {
-  const fastdigin::Kernels& kernels = *fastdigin::kernels;
-  return fastdigin::run(*arguments, kernels.geglu_tasks(*arguments), 0, kernels.geglu_forward,
-                        threads);
+  return fastdigin::run(fastdigin::kernels->geglu_forward, arguments, threads);
 }
 
 std::int32_t fastdigin_geglu_backward(const FastdiginGeglu* arguments, std::int32_t threads) {
-  const fastdigin::Kernels& kernels = *fastdigin::kernels;
-  return fastdigin::run(*arguments, kernels.geglu_tasks(*arguments), 0, kernels.geglu_backward,
-                        threads);
+  return fastdigin::run(fastdigin::kernels->geglu_backward, arguments, threads);
 }
 }

@@ -133,6 +133,21 @@ inline void for_all_groups(const GroupNormSilu& g, const Channels& c, Body&& bod
   for (std::int64_t first = 0; first < c.count; first += each) body(group++, first, first + each);
 }
 
+// Calls body(group, first, last, numbers, sum, sum of products) for the groups of a task, whose sums are
+// complete.
+template <class Body>
+inline void for_all_sums(const GroupNormSilu& g, const Channels& c, const PerChannel& m,
+                         Body&& body) {
+  for_all_groups(g, c, [&](std::int64_t group, std::int64_t first, std::int64_t last) {
+    double sum = 0, products = 0;
+    for (std::int64_t i = first; i < last; ++i) {
+      sum += m.sum[i];
+      products += m.sum_of_products[i];
+    }
+    body(group, first, last, static_cast<double>((last - first) * g.pixels), sum, products);
+  });
+}
+
 // One number a lane: of its channel.
 inline Line of_channels(const GroupNormSilu& g, const float* per_channel, std::int64_t channel,
                         std::int64_t width) {
@@ -209,13 +224,8 @@ inline void statistics(const GroupNormSilu& g, const Channels& c, const PerChann
     });
   });
   if (!g.channels_last) add_up(g, m, 0, kLine, sums);
-  for_all_groups(g, c, [&](std::int64_t group, std::int64_t first, std::int64_t last) {
-    const double n = static_cast<double>((last - first) * g.pixels);
-    double sum = 0, squares = 0;
-    for (std::int64_t i = first; i < last; ++i) {
-      sum += m.sum[i];
-      squares += m.sum_of_products[i];
-    }
+  for_all_sums(g, c, m, [&](std::int64_t group, std::int64_t first, std::int64_t, double n,
+                            double sum, double squares) {
     const double variance = (squares - sum * sum / n) / n;
     g.mean_bg[group] = static_cast<float>(m.mean[first] + sum / n);
     g.rstd_bg[group] =
@@ -285,13 +295,8 @@ void group_norm_silu_backward(const GroupNormSilu& g, std::int64_t task, float* 
     });
   });
   if (!g.channels_last) add_up(g, m, 0, kLine, sums);
-  for_all_groups(g, c, [&](std::int64_t group, std::int64_t first, std::int64_t last) {
-    const double n = static_cast<double>((last - first) * g.pixels);
-    double sum = 0, products = 0;
-    for (std::int64_t i = first; i < last; ++i) {
-      sum += m.sum[i];
-      products += m.sum_of_products[i];
-    }
+  for_all_sums(g, c, m, [&](std::int64_t group, std::int64_t first, std::int64_t last, double n,
+                            double sum, double products) {
     const double mean = g.mean_bg[group], rstd = g.rstd_bg[group];
     const double slope = -products / n * rstd * rstd * rstd;
     for (std::int64_t i = first; i < last; ++i) {

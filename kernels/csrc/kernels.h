@@ -16,23 +16,18 @@ using Geglu = FastdiginGeglu;
 // A kernel works on one task at a time with scratch memory (aligned to 64 bytes) that is private to
 // the call. What a task computes depends on its own sample and head alone, never on the batch, the
 // threads or the strides, so results repeat to the last bit.
+template <class Arguments>
+struct Kernel {
+  std::int64_t (*tasks)(const Arguments&);
+  std::size_t (*scratch)(const Arguments&);  // bytes
+  void (*run)(const Arguments&, std::int64_t task, float* scratch);
+};
+
 struct Kernels {
-  std::size_t (*attention_forward_scratch)(const AttentionForward&);  // bytes
-  std::int64_t (*attention_forward_tasks)(const AttentionForward&);
-  void (*attention_forward)(const AttentionForward&, std::int64_t task, float* scratch);
-
-  std::size_t (*attention_backward_scratch)(const AttentionBackward&);  // bytes
-  std::int64_t (*attention_backward_tasks)(const AttentionBackward&);
-  void (*attention_backward)(const AttentionBackward&, std::int64_t task, float* scratch);
-
-  std::size_t (*group_norm_silu_scratch)(const GroupNormSilu&);  // bytes
-  std::int64_t (*group_norm_silu_tasks)(const GroupNormSilu&);
-  void (*group_norm_silu_forward)(const GroupNormSilu&, std::int64_t task, float* scratch);
-  void (*group_norm_silu_backward)(const GroupNormSilu&, std::int64_t task, float* scratch);
-
-  std::int64_t (*geglu_tasks)(const Geglu&);
-  void (*geglu_forward)(const Geglu&, std::int64_t task, float*);
-  void (*geglu_backward)(const Geglu&, std::int64_t task, float*);
+  Kernel<AttentionForward> attention_forward;
+  Kernel<AttentionBackward> attention_backward;
+  Kernel<GroupNormSilu> group_norm_silu_forward, group_norm_silu_backward;
+  Kernel<Geglu> geglu_forward, geglu_backward;
 };
 
 namespace portable {

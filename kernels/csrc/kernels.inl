@@ -8,11 +8,12 @@
 namespace fastdigin::FASTDIGIN_ISA {
 
 const Kernels kernels = {
-    attention_forward_scratch,  attention_forward_tasks,  attention_forward,
-    attention_backward_scratch, attention_backward_tasks, attention_backward,
-    group_norm_silu_scratch,    group_norm_silu_tasks,    group_norm_silu_forward,
-    group_norm_silu_backward,   geglu_tasks,              geglu_forward,
-    geglu_backward,
+    {attention_forward_tasks, attention_forward_scratch, attention_forward},
+    {attention_backward_tasks, attention_backward_scratch, attention_backward},
+    {group_norm_silu_tasks, group_norm_silu_scratch, group_norm_silu_forward},
+    {group_norm_silu_tasks, group_norm_silu_scratch, group_norm_silu_backward},
+    {geglu_tasks, no_scratch, geglu_forward},
+    {geglu_tasks, no_scratch, geglu_backward},
 };
 
 }  // namespace fastdigin::FASTDIGIN_ISA
