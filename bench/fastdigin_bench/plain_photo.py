@@ -65,14 +65,14 @@ def invert(
     cond, empty = (
         plain.model.encode_prompts([text]).to(plain.device, plain.dtype) for text in (prompt, "")
     )
-    upward = _ddim_inversion(plain, encoded, cond, settings.steps)
+    upward = ddim_inversion(plain, encoded, cond, settings.steps)
     trajectory, nulls = _null_text_optimisation(plain, upward, cond, empty, settings)
     null_text = torch.cat(nulls) if nulls else None
     return Inversion(prompt, torch.cat(trajectory), cond[0], null_text, encoded[0])
 
 
 @torch.no_grad()
-def _ddim_inversion(plain: PlainModel, z: Tensor, cond: Tensor, steps: int) -> list[Tensor]:
+def ddim_inversion(plain: PlainModel, z: Tensor, cond: Tensor, steps: int) -> list[Tensor]:
     """From the clean latent (1, C, h, w) up to noise, unguided: T + 1 latents, z_T first."""
     scheduler, path = plain.scheduler(steps), [z]
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)

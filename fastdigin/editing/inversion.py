@@ -14,7 +14,7 @@ that large make rough reconstructions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -263,61 +263,43 @@ def null_text_optimisation(
 ) -> tuple[Tensor, Tensor]:
     """Guided trajectories (B, T + 1, C, h, w) and null texts (B, T, L, D) that follow ``upward``.
 
-    Timesteps are per sample: an image that has converged at one step goes on to its next while
-    its neighbours still work on theirs, and no shape ever changes. A prediction that is close
-    enough is accepted as it is, together with the null text that made it.
+    An image that is close enough waits, unchanged, for the others of its timestep. A prediction
+    that is close enough is accepted as it is, together with the null text that made it.
     """
-    batch, steps = len(upward), settings.steps
-    table = functions.model.ddim_table(steps)
-    timesteps, coefficients = table.timesteps.to(upward.device), table.step.to(upward)
-    guidance = settings.guidance_scale
-    null = texts.null.clone()
-    optimisers = [_Adam(settings.learning_rate) for _ in range(batch)]
-    z, trajectory = upward[:, 0].clone(), upward.clone()
-    previous_x0 = torch.zeros_like(z)
-    nulls = null[:, None].repeat(1, steps, 1, 1)
-    at, tries = [0] * batch, [0] * batch
-    cond_output = torch.empty_like(z)
+    batch, table = len(upward), functions.model.ddim_table(settings.steps)
+    timesteps, rows = table.timesteps.to(upward.device), table.step.to(upward)
+    null, z, previous_x0 = texts.null, upward[:, 0], torch.zeros_like(upward[:, 0])
+    trajectory, nulls = [z], []
     # A step whose z_prev is the U-Net's output: conditional and null rows are predicted apart.
     just_output = z.new_tensor([0.0, 1.0, 0.0, 0.0]).expand(batch, 4)
-
-    while working := [s for s in range(batch) if at[s] < steps]:
-        # Samples that are through stay in the batch at their last step; nothing of them is kept.
-        now = torch.tensor([min(i, steps - 1) for i in at])
-        t = timesteps[now]
-        if any(tries[s] == 0 for s in working):
-            step = Step(t, just_output, None, vector=texts.vector)
-            cond_output, _ = functions.forward(z, texts.cond, None, step)
+    for i in range(settings.steps):
+        step = Step(timesteps[i].expand(batch), just_output, None, vector=texts.vector)
+        null_step = replace(step, vector=texts.null_vector)
+        cond_output, _ = functions.forward(z, texts.cond, None, step)
+        adam = _Adam(settings.learning_rate * (1 - 0.5 * i / settings.steps))
+        near = torch.zeros(batch, dtype=torch.bool, device=z.device)
         # The prediction after the last update is accepted whatever it is: it needs no gradient.
-        wanted = any(tries[s] < settings.null_text_steps for s in working)
-        step = Step(t, just_output, None, vector=texts.null_vector)
-        if wanted:
-            graph = functions.record(z, null, None, step)
-            null_output = graph.z_prev.detach().requires_grad_()
-        else:
-            null_output, _ = functions.forward(z, null, None, step)
-        with torch.set_grad_enabled(wanted):
-            output = null_output + guidance * (cond_output - null_output)
-            z_prev, x0 = solver_step(coefficients[now], z, output, previous_x0)
-            goal = upward[torch.arange(batch), now + 1]
-            losses = (z_prev - goal).square().flatten(1).mean(1)
-        if wanted:
+        for left in reversed(range(settings.null_text_steps + 1)):
+            if left:
+                graph = functions.record(z, null, None, null_step)
+                null_output = graph.z_prev.detach().requires_grad_()
+            else:
+                null_output, _ = functions.forward(z, null, None, null_step)
+            with torch.set_grad_enabled(left > 0):
+                output = null_output + settings.guidance_scale * (cond_output - null_output)
+                z_prev, x0 = solver_step(rows[i].expand(batch, -1), z, output, previous_x0)
+                losses = (z_prev - upward[:, i + 1]).square().flatten(1).mean(1)
+            near = near | (losses.detach().double() < settings.tolerance * (1 + 2 * i))
+            # Elsewhere than on the CPU the host would wait for the answer.
+            if not left or (near.device.type == "cpu" and near.all()):
+                break
             (on_output,) = torch.autograd.grad(losses.sum(), null_output)
             _, gradient = functions.pull_back(graph, on_output, None)
-        distances = losses.tolist()
-        for s in working:
-            i = at[s]
-            close = distances[s] < settings.tolerance * (1 + 2 * i)
-            if close or tries[s] >= settings.null_text_steps:
-                nulls[s, i], z[s] = null[s], z_prev[s].detach()
-                previous_x0[s] = x0[s].detach()
-                trajectory[s, i + 1] = z[s]
-                at[s], tries[s] = i + 1, 0
-                optimisers[s] = _Adam(settings.learning_rate * (1 - 0.5 * (i + 1) / steps))
-            else:
-                null[s] = optimisers[s].update(null[s], gradient[s])
-                tries[s] += 1
-    return trajectory, nulls
+            null = torch.where(near[:, None, None], null, adam.update(null, gradient))
+        z, previous_x0 = z_prev.detach(), x0.detach()
+        trajectory.append(z)
+        nulls.append(null)
+    return torch.stack(trajectory, dim=1), torch.stack(nulls, dim=1)
 
 
 def _each_step(text_bld: Tensor | None, steps: int) -> Tensor | None:
@@ -330,7 +312,7 @@ def _row(tensor: Tensor | None, i: int) -> Tensor | None:
 
 
 class _Adam:
-    """Adam on one tensor that lives inside a batch (torch.optim wants leaves of its own)."""
+    """Adam on the rows of a batch, all of which are at the same update."""
 
     def __init__(self, rate: float):
         self.rate, self.count, self.mean, self.square = rate, 0, 0.0, 0.0

@@ -49,15 +49,13 @@ def test_the_mask_covers_the_object(size):
     assert corner.min() > 0.8
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (100.0, 0.0), (0.5, 3.0)])
-def test_the_range_of_the_attention_does_not_matter(scale, offset):
-    torch.testing.assert_close(
-        foreground_mask(planted(scale, offset), [1], SIZE), foreground_mask(planted(), [1], SIZE)
-    )
-
-
-def test_tokens_are_averaged_and_constant_attention_gives_no_nan():
+def test_only_the_shape_of_the_attention_counts():
+    """Not its range; tokens are averaged, and constant attention gives no NaN."""
     maps = planted()
+    for scale, offset in ((1e-6, 0.0), (0.5, 3.0)):
+        torch.testing.assert_close(
+            foreground_mask(planted(scale, offset), [1], SIZE), foreground_mask(maps, [1], SIZE)
+        )
     maps[3] = 2 * maps[1]
     mean = torch.stack([maps[1], maps[3]]).mean(0)[None]
     torch.testing.assert_close(
@@ -71,23 +69,9 @@ def test_a_tight_mask_keeps_to_the_object():
     torch.testing.assert_close(mask, torch.tensor([[0, 0, 0.5], [1, 1, 1]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("size", [192, 512])
-def test_sizes_scale_with_the_image(size):
-    """A square grows by 20 - 3 px of 512 on each side; a dot is eroded away."""
-    part = size // 8
-    mask = torch.zeros(size, size, dtype=torch.float64)
-    mask[3 * part : 5 * part, 3 * part : 5 * part] = 1
-    grown = int((soften(mask)[size // 2] > 0.5).sum()) - 2 * part
-    assert grown == pytest.approx(2 * 17 * size / 512, abs=3)
-    dot = torch.zeros(size, size, dtype=torch.float64)
-    width = round(4 * size / 512)  # no more than the erosion removes
-    dot[: 2 * width : 1, size // 2 : size // 2 + width] = 1
-    assert soften(dot).max() == 0
-
-
-def test_softening_equals_its_definition():
-    """Minimum, maximum and Gaussian mean over square windows, written out."""
-    size = 96  # the smallest with an erosion of one pixel
+@pytest.mark.parametrize("size", [96, 192])  # 96 is the smallest with an erosion of one pixel
+def test_softening_equals_its_definition(size):
+    """Minimum, maximum and Gaussian mean over square windows that scale with the image."""
     mask = (uniform(size, size) > 0.6).double()
     scale = size / 512
     erosion, dilation = round(3 * scale), round(20 * scale)
@@ -97,7 +81,7 @@ def test_softening_equals_its_definition():
     kernel = torch.exp(-(offsets**2) / (2 * (30 * scale) ** 2))
     kernel = torch.outer(kernel, kernel) / kernel.sum() ** 2
     padded = torch.nn.functional.pad(expected[None, None], (radius,) * 4, mode="replicate")[0, 0]
-    for y, x in ((0, 0), (5, 90), (45, 46), (95, 17)):
+    for y, x in ((0, 0), (5, 90), (45, 46), (size - 1, 17)):
         patch = padded[y : y + 2 * radius + 1, x : x + 2 * radius + 1]
         assert float(soften(mask)[y, x]) == pytest.approx(float((patch * kernel).sum()), abs=1e-12)
 
@@ -109,12 +93,6 @@ def window(mask, radius, reduce):
             patch = mask[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
             result[y, x] = reduce(patch, dim=(0, 1))
     return result
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_full_and_an_empty_mask_stay(value):
-    mask = torch.full((64, 64), value, dtype=torch.float64)
-    torch.testing.assert_close(soften(mask), mask)
 
 
 def test_latent_mask_averages():

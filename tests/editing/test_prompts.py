@@ -64,35 +64,6 @@ def moved_by(shift, *source_tokens):
 
 
 @pytest.mark.parametrize(
-    ("which", "text", "expected"),
-    [
-        ("tiny", "a red sneaker", ["a</w>", "red</w>", "sneaker</w>"]),
-        ("tiny", "cat", ["c", "a", "t</w>"]),
-        ("tiny", "zebra", ["z", "e", "br", "a</w>"]),
-        ("clip", "cat dog", ["cat</w>", "dog</w>"]),
-        ("clip", "schipperke", ["schi", "pper", "ke</w>"]),
-        ("clip", "cat, it's", ["cat</w>", ",</w>", "it</w>", "'s</w>"]),
-    ],
-)
-def test_what_the_tests_below_rely_on(request, which, text, expected):
-    found = request.getfixturevalue(which)
-    assert tokens(getattr(found, "model", found), text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["a photo of a cat", "An Egyptian cat, sitting; it's 42!", "hummingbird's déjà-vu", "  a\n b "],
-)
-def test_the_vocabulary_is_clips(clip, text):
-    """As open_clip's own tokenizer splits it."""
-    from open_clip import SimpleTokenizer
-
-    assert clip.tokenize(text) == [
-        int(n) or END for n in SimpleTokenizer(context_length=CLIP_LENGTH)(text)[0]
-    ]  # which pads with 0
-
-
-@pytest.mark.parametrize(
     ("source", "target"),
     [
         ("a photo of a red sneaker on grass", "a photo of a red sneaker on grass"),
@@ -150,17 +121,6 @@ def test_mappings(tiny, case):
     assert_maps(token_mapping(tiny.model, source, target), expected)
 
 
-def test_a_word_inside_a_phrase_stays(tiny):
-    """with glasses -> without glasses: only the first word is replaced."""
-    source, target = "with glasses", "without glasses"
-    old, new = tokens(tiny.model, "with"), tokens(tiny.model, "without")
-    assert len(old) != len(new) > 1
-    rest = range(1 + len(old), 1 + len(tokens(tiny.model, source)))
-    expected = dict.fromkeys(range(1, 1 + len(old)), even(*range(1, 1 + len(new))))
-    expected |= moved_by(len(new) - len(old), *rest)
-    assert_maps(token_mapping(tiny.model, source, target), expected)
-
-
 def test_columns_sum_to_one_for_any_prompts(tiny):
     """And every word of the target that stands for something gets some of it."""
     words, rng = ["a", "red", "cat", "bag", "on", "zebra"], random.Random(0)
@@ -177,11 +137,6 @@ def test_columns_sum_to_one_for_any_prompts(tiny):
             assert (used > 0).all(), (source, target)
 
 
-def test_prompts_that_are_too_long_are_refused(tiny):
-    with pytest.raises(UserError, match="takes 17 tokens, the text encoder reads 16"):
-        token_mapping(tiny.model, "a bag", " ".join(["a"] * 15))
-
-
 def test_words_of_clips_vocabulary(clip):
     """A word of three tokens there and back, and every occurrence of a repeated one."""
     there = {2: TO_SEVERAL} | moved_by(2, 3, 4, 5)
@@ -193,7 +148,7 @@ def test_words_of_clips_vocabulary(clip):
     assert_maps(twice, {2: even(2, 3), 5: even(6, 7), 8: even(10, 11)})
 
 
-@pytest.mark.parametrize("mark", [",", ".", "!", "?!", ";", "'s", '"', ")"])
+@pytest.mark.parametrize("mark", [",", "?!", "'s", '"'])
 def test_punctuation_keeps_to_itself(clip, mark):
     """It stands for itself, whatever happens to the word before it."""
     extra = len(tokens(clip, "cat" + mark)) - 1
@@ -209,9 +164,7 @@ def test_77_tokens_are_the_most(request, which, pad):
     assert model.tokenize("cat")[2:] == [END] + [pad] * (CLIP_LENGTH - 3)
     full = " ".join(["cat"] * (CLIP_LENGTH - 2))
     assert torch.equal(token_mapping(model, full, full), torch.eye(CLIP_LENGTH))
-    with pytest.raises(UserError, match="takes 78 tokens, the text encoder reads 77: shorten it"):
-        token_mapping(model, full, full + " cat")
-    with pytest.raises(UserError, match="takes 79 tokens"):
+    with pytest.raises(UserError, match="takes 79 tokens, the text encoder reads 77: shorten it"):
         token_mapping(model, full, "schipperke" + full.removeprefix("cat"))
 
 
@@ -242,46 +195,31 @@ def test_replace_phrase(prompt, source, target, expected):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "source"), [("a photo of a cat", "dog"), ("a catalogue", "cat"), ("a cat", " ")]
+    ("which", "prompt", "phrase", "expected"),
+    [
+        ("tiny", "a photo of a cat", "cat", [5, 6, 7]),
+        ("tiny", "a Red sneaker on grass", "red Sneaker", [2, 3]),
+        ("tiny", "a cat on a cat", "cat", [2, 3, 4, 7, 8, 9]),
+        ("tiny", "a photo of a", "a", [1, 4]),
+        ("tiny", "a boot, on grass", "grass", [5]),
+        ("clip", "a tabby cat and a tabby cat", "tabby cat", [2, 3, 6, 7]),
+        ("clip", "a cat-like dog", "cat", [2]),
+    ],
 )
-def test_replace_phrase_needs_the_phrase(prompt, source):
+def test_phrase_tokens(request, which, prompt, phrase, expected):
+    found = request.getfixturevalue(which)
+    assert phrase_tokens(getattr(found, "model", found), prompt, phrase) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase"),
+    [
+        ("a photo of a cat", "dog"), ("a catalogue of tomcats", "cat"), ("a cat", " "),
+        ("a photo of a boot", "red boot"),
+    ],
+)  # fmt: skip
+def test_a_phrase_must_occur(clip, prompt, phrase):
     with pytest.raises(UserError, match="does not contain the source"):
-        replace_phrase(prompt, source, "bird")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "phrase", "expected"),
-    [
-        ("a photo of a sneaker", "sneaker", [5]),
-        ("a photo of a cat", "cat", [5, 6, 7]),
-        ("a Red sneaker on grass", "red Sneaker", [2, 3]),
-        ("a cat on a cat", "cat", [2, 3, 4, 7, 8, 9]),
-        ("a photo of a", "a", [1, 4]),
-        ("a boot, on grass", "grass", [5]),
-    ],
-)
-def test_phrase_tokens(tiny, prompt, phrase, expected):
-    assert phrase_tokens(tiny.model, prompt, phrase) == expected
-
-
-@pytest.mark.parametrize(
-    ("prompt", "phrase", "expected"),
-    [
-        ("a cat and a cat near a cat", "cat", [2, 5, 8]),
-        ("a tabby cat and a tabby cat", "tabby cat", [2, 3, 6, 7]),
-        ("a cat-like dog", "cat", [2]),
-    ],
-)
-def test_phrase_tokens_of_clips_vocabulary(clip, prompt, phrase, expected):
-    assert phrase_tokens(clip, prompt, phrase) == expected
-
-
-@pytest.mark.parametrize("phrase", ["dog", "red boot", "boo"])
-def test_phrase_tokens_need_the_phrase(tiny, phrase):
+        replace_phrase(prompt, phrase, "bird")
     with pytest.raises(UserError, match=f"does not contain '{phrase}'"):
-        phrase_tokens(tiny.model, "a photo of a boot", phrase)
-
-
-def test_words_inside_words_are_not_meant(clip):
-    with pytest.raises(UserError, match="does not contain 'cat'"):
-        phrase_tokens(clip, "a catalogue of tomcats", "cat")
+        phrase_tokens(clip, prompt, phrase)
