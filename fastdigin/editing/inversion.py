@@ -6,7 +6,7 @@ the null embedding of each step until the guided step lands on the inverted traj
 Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807) is its fast relative: with the
 prompt's own embedding as the null text, guidance cancels and the sample is the unguided one.
 
-Solvers that add noise have no DDIM inversion: the noise is found instead (noise_inversion.py).
+Solvers that add noise have no DDIM inversion: the noise is found instead (noise_inversion).
 Few-step models with a deterministic solver (SD-Turbo) are inverted with it like the others; steps
 that large make rough reconstructions.
 """
@@ -20,7 +20,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastdigin.editing.noise_inversion import noise_inversion
 from fastdigin.engine.sampler import (
     Step,
     StepFunctions,
@@ -34,6 +33,7 @@ from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
 Method = Literal["null-text", "negative-prompt"]
+_SEED = 0  # the same noise for every image: an inversion depends on nothing beside it
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,14 @@ class _Texts:
     null_pooled: Tensor | None
     guidance: Tensor
 
+    def step(self, table: DDIMTable, i: int, z: Tensor) -> Step:
+        """Step i of all samples, guided where there is a null branch."""
+        step = _step(table, i, z, table.step[i].to(z), self.vector)
+        if self.null is None:
+            return step
+        vector = None if self.vector is None else torch.cat([self.null_vector, self.vector])
+        return replace(step, guidance=self.guidance, vector=vector)
+
 
 def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[Inversion]:
     model = functions.model
@@ -172,7 +180,7 @@ def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[I
     optimised = texts.null is not None and settings.method == "null-text"
     tick, noise = on_step or (lambda _: None), None
     if model.ddim_table(settings.steps).noise is not None:
-        trajectory, noise = _invert_to_noise(functions, encoded, texts, settings.steps)
+        trajectory, noise = noise_inversion(functions, encoded, texts, settings.steps)
         nulls = _each_step(texts.null, settings.steps)
         tick(real)
     else:
@@ -215,12 +223,35 @@ def _encode_texts(model, prompts: Sequence[str], settings: InversionSettings) ->
     )
 
 
-def _invert_to_noise(functions, encoded, texts: _Texts, steps: int) -> tuple[Tensor, Tensor]:
-    guided, vector = texts.null is not None, texts.vector
-    if guided and vector is not None:
-        vector = torch.cat([texts.null_vector, vector])
-    guidance = texts.guidance if guided else None
-    return noise_inversion(functions, encoded, texts.cond, texts.null, guidance, vector, steps)
+@torch.no_grad()
+def noise_inversion(
+    functions: StepFunctions, encoded_bchw: Tensor, texts: _Texts, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Trajectories (B, T + 1, C, h, w) that end near clean latents, and the noise that leads there.
+
+    Every step's latent is drawn on its own from the noised image, and the noise between two of them
+    is whatever the model's step lacks. The last step adds none, so the reconstruction ends with the
+    model's own prediction from the last latent. The noise (B, T, C, h, w) is what ``Job.noise``
+    wants, unscaled.
+
+    Source: Huberman-Spiegelglas et al. 2024 (edit-friendly inversion, arXiv 2304.06140), section 3;
+    for few-step models TurboEdit, Deutch et al. 2024.
+    """
+    table = functions.model.ddim_table(steps)
+    generator = torch.Generator().manual_seed(_SEED)
+    drawn = torch.randn(steps, *encoded_bchw.shape[1:], generator=generator).to(encoded_bchw)
+    signal, noise = table.levels.to(encoded_bchw).unbind(1)
+    path = [s * encoded_bchw + n * eps for s, n, eps in zip(signal, noise, drawn, strict=True)]
+    added, found = table.noise.to(encoded_bchw), []
+    for i in range(steps):
+        step = texts.step(table, i, encoded_bchw)
+        z_prev, _ = functions.forward(path[i], texts.cond, texts.null, step)
+        if i == steps - 1:
+            path.append(z_prev)
+            found.append(torch.zeros_like(z_prev))
+        else:
+            found.append((path[i + 1] - z_prev) / added[i])
+    return torch.stack(path, dim=1), torch.stack(found, dim=1)
 
 
 def ddim_inversion(
