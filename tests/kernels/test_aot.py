@@ -84,23 +84,6 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_representative_builds_spill_nothing(arch):
-    pytest.importorskip("triton")
-    from fastdigin_kernels.aot import compile_one
-    from fastdigin_kernels.aot_builds import builds
-
-    chosen = {}
-    for build in builds(arch):
-        if "x40 " in build.config or "attention" not in build.kernel:
-            chosen.setdefault((build.kernel, "x77x" in build.config), build)
-    for build in chosen.values():
-        row = compile_one(build, arch, "fp16")
-        assert row["spills"] == 0 and row["fits"], row
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", FAMILIES)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_all_builds_spill_nothing(arch, dtype):
     """Some minutes each."""

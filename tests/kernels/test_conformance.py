@@ -154,18 +154,6 @@ def test_torch_has_the_bits_and_the_layout_of_pytorch(name, impl):
                 assert a.dtype == dtype and layouts(a) == layouts(e)
 
 
-@pytest.mark.parametrize(("name", "impl"), pairs("torch"))
-def test_derivatives_are_those_of_finite_differences(name, impl):
-    operation = OPERATIONS[name]
-    for case in operation.cases[:5]:
-        x, *rest = operation.draw(*case)
-        function = operation.by(impl)
-        x.requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: function(x, *rest), x, fast_mode=True)  # noqa: B023
-        if name == "frozen convolution":
-            assert torch.autograd.gradgradcheck(lambda x: function(x, *rest), x, fast_mode=True)  # noqa: B023
-
-
 @pytest.mark.parametrize(("name", "impl"), pairs("torch", *OURS))
 def test_layout_of_the_results(name, impl):
     """Heads are joined without a copy, images keep their memory format."""
@@ -287,12 +275,14 @@ def test_transforms_and_compilers_give_the_same(name, impl):
 def test_there_is_no_second_derivative(name, impl):
     """But of a convolution, which is linear."""
     operation = OPERATIONS[name]
+    if name == "frozen convolution":
+        x, *rest = operation.draw(*operation.cases[0])
+        x.requires_grad_()
+        assert torch.autograd.gradgradcheck(lambda x: operation.by(impl)(x, *rest), x)
+        return
     x, *rest = operation.inputs(operation.cases[0], torch.float32, device_of(impl))
     output = operation.by(impl)(x.requires_grad_(), *rest)
     (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
-    if name == "frozen convolution":
-        gradient.sum().backward()
-        return
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
