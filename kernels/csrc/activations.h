@@ -6,8 +6,10 @@
 namespace fastdigin::FASTDIGIN_ISA {
 namespace {
 
+inline constexpr float kLog2OfE = 1.44269504f;
+
 // 1 / (1 + e^-x).
-inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp2(min(splat(126.0f), x * -kLog2e))); }
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp2(min(splat(126.0f), x * -kLog2OfE))); }
 
 struct Normal {
   Vec cdf, pdf;
@@ -17,7 +19,7 @@ struct Normal {
 // PyTorch's own on the CPU). The tail on the left is computed as it is, not as 1 minus the other one.
 inline Normal standard_normal(Vec x) {
   const Vec size = max(x, -x);
-  const Vec exponential = exp2(x * x * (-0.5f * kLog2e));
+  const Vec exponential = exp2(x * x * (-0.5f * kLog2OfE));
   const Vec t = 1.0f / (1.0f + 0.231641888f * size);  // 0.3275911 / sqrt(2)
   Vec p = splat(0.5f * 1.061405429f);
   p = p * t + 0.5f * -1.453152027f;

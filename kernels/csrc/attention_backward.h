@@ -25,21 +25,26 @@ struct BackwardScratch {
   BackwardScratch(const AttentionBackward& a, float* start) {
     const Index d = a.size.head_size, width = round_up(d, kLanes);
     const Index tile = keys_per_tile(a.size.keys);
-    Parts parts{start};
-    qt = parts.take(d * kBackwardQueries);
-    grad_t = parts.take(d * kBackwardQueries);
-    dqt = parts.take(d * kBackwardQueries);
-    q_rows = parts.take(kBackwardQueries * width);
-    grad_rows = parts.take(kBackwardQueries * width);
-    pt = parts.take(tile * kBackwardQueries);
-    dst = parts.take(tile * kBackwardQueries);
-    lse = parts.take(kBackwardQueries);
-    delta = parts.take(kBackwardQueries);
-    k_rows = parts.take(a.size.keys * d);
-    v_rows = parts.take(a.size.keys * d);
-    dk = parts.take(a.dk.data == nullptr ? 0 : a.size.keys * width);
-    dv = parts.take(a.dv.data == nullptr ? 0 : a.size.keys * width);
-    end = parts.next;
+    float* next = start;
+    const auto take = [&next](Index floats) {
+      float* part = next;
+      next += round_up(floats, 16);
+      return part;
+    };
+    qt = take(d * kBackwardQueries);
+    grad_t = take(d * kBackwardQueries);
+    dqt = take(d * kBackwardQueries);
+    q_rows = take(kBackwardQueries * width);
+    grad_rows = take(kBackwardQueries * width);
+    pt = take(tile * kBackwardQueries);
+    dst = take(tile * kBackwardQueries);
+    lse = take(kBackwardQueries);
+    delta = take(kBackwardQueries);
+    k_rows = take(a.size.keys * d);
+    v_rows = take(a.size.keys * d);
+    dk = take(a.dk.data == nullptr ? 0 : a.size.keys * width);
+    dv = take(a.dv.data == nullptr ? 0 : a.size.keys * width);
+    end = next;
   }
 };
 

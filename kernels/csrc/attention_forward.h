@@ -7,6 +7,7 @@
 namespace fastdigin::FASTDIGIN_ISA {
 namespace {
 
+inline constexpr float kLog2e = 1.44269504f;
 inline constexpr float kLn2 = 0.693147181f;
 
 // Queries of a task, for which every tile of keys is copied once: many, as long as there are enough
@@ -40,16 +41,21 @@ struct ForwardScratch {
   ForwardScratch(const AttentionForward& a, float* start) {
     const Index d = a.size.head_size, queries = forward_queries(a);
     const Index tile = keys_per_tile(a.size.keys);
-    Parts parts{start};
-    qt = parts.take(queries * d);
-    ot = parts.take(queries * d);
-    maximum = parts.take(queries);
-    sum = parts.take(queries);
-    st = parts.take(tile * kStrip);
-    factors = parts.take(kStrip);
-    k_tile = parts.take(tile * d);
-    v_tile = parts.take(tile * d);
-    end = parts.next;
+    float* next = start;
+    const auto take = [&next](Index floats) {
+      float* part = next;
+      next += round_up(floats, 16);
+      return part;
+    };
+    qt = take(queries * d);
+    ot = take(queries * d);
+    maximum = take(queries);
+    sum = take(queries);
+    st = take(tile * kStrip);
+    factors = take(kStrip);
+    k_tile = take(tile * d);
+    v_tile = take(tile * d);
+    end = next;
   }
 };
 

@@ -29,16 +29,6 @@ inline float* mutable_head(const FastdiginHeads& x, Index b, Index h) {
   return x.data + b * x.batch_stride + h * x.head_stride;
 }
 
-// Hands out parts of scratch memory, each on a line of its own.
-struct Parts {
-  float* next;
-  float* take(Index floats) {
-    float* const part = next;
-    next += round_up(floats, 16);
-    return part;
-  }
-};
-
 // Calls product<R>() for R = rows, at most kMax.
 template <int kMax, int R = kMax, class Product>
 inline void call_with(int rows, Product&& product) {
@@ -48,17 +38,6 @@ inline void call_with(int rows, Product&& product) {
     } else {
       call_with<kMax, R - 1>(rows, product);
     }
-  }
-}
-
-// Calls product<R>(first) for runs of R rows, at most kMax and as equal as they can be.
-template <int kMax, class Product>
-inline void in_runs(Index rows, Product&& product) {
-  for (Index done = 0, runs = (rows + kMax - 1) / kMax; runs > 0; --runs) {
-    const Index take = (rows - done + runs - 1) / runs;
-    call_with<kMax>(static_cast<int>(take),
-                    [&]<int R>() { product.template operator()<R>(done); });
-    done += take;
   }
 }
 
@@ -148,29 +127,52 @@ inline void outer_tile(const float* pt, Index pt_stride, Index queries, const fl
 template <class Finish>
 inline void scores(const float* x, Index x_stride, Index rows, Index depth, const float* qt,
                    Index queries, Finish&& finish) {
-  in_runs<kRows>(rows, [&]<int R>(Index first) {
-    const auto finish_row = [&](int r, int half, Vec s) { finish(first + r, half, s); };
-    const float* from = x + first * x_stride;
-    if (queries > kLanes) {
-      scores_rows<R, 2>(from, x_stride, depth, qt, finish_row);
-    } else {
-      scores_rows<R, 1>(from, x_stride, depth, qt, finish_row);
-    }
-  });
+  for (Index done = 0, tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
+    const Index take = (rows - done + tiles - 1) / tiles;
+    call_with<kRows>(static_cast<int>(take), [&]<int R>() {
+      const auto finish_row = [&](int r, int half, Vec s) { finish(done + r, half, s); };
+      if (queries > kLanes) {
+        scores_rows<R, 2>(x + done * x_stride, x_stride, depth, qt, finish_row);
+      } else {
+        scores_rows<R, 1>(x + done * x_stride, x_stride, depth, qt, finish_row);
+      }
+    });
+    done += take;
+  }
 }
 
 // ot (depth, kStrip) = ot * factor + X^T pt, for X of (rows, depth) and pt of (rows, kStrip). Without
 // a factor (two vectors) what ot held is not read.
 inline void add_weighted(const float* x, Index x_stride, Index rows, Index depth, const float* pt,
                          Index pt_stride, Index queries, const Vec* factor, float* ot) {
-  in_runs<kRows>(depth, [&]<int R>(Index first) {
-    float* to = ot + first * kStrip;
-    if (queries > kLanes) {
-      weighted_columns<R, 2>(x + first, x_stride, rows, pt, pt_stride, factor, to);
-    } else {
-      weighted_columns<R, 1>(x + first, x_stride, rows, pt, pt_stride, factor, to);
-    }
-  });
+  for (Index done = 0, tiles = (depth + kRows - 1) / kRows; tiles > 0; --tiles) {
+    const Index take = (depth - done + tiles - 1) / tiles;
+    call_with<kRows>(static_cast<int>(take), [&]<int R>() {
+      if (queries > kLanes) {
+        weighted_columns<R, 2>(x + done, x_stride, rows, pt, pt_stride, factor,
+                               ot + done * kStrip);
+      } else {
+        weighted_columns<R, 1>(x + done, x_stride, rows, pt, pt_stride, factor,
+                               ot + done * kStrip);
+      }
+    });
+    done += take;
+  }
+}
+
+// The columns of Y += pt X, C vectors of them.
+template <int C>
+inline void add_outer_columns(const float* pt, Index pt_stride, Index rows, Index queries,
+                              const float* x, Index x_stride, float* y, Index y_stride) {
+  constexpr int kMax = 2 * kRows / C;
+  for (Index done = 0, tiles = (rows + kMax - 1) / kMax; tiles > 0; --tiles) {
+    const Index take = (rows - done + tiles - 1) / tiles;
+    call_with<kMax>(static_cast<int>(take), [&]<int R>() {
+      outer_tile<R, C>(pt + done * pt_stride, pt_stride, queries, x, x_stride, y + done * y_stride,
+                       y_stride);
+    });
+    done += take;
+  }
 }
 
 // Y (rows, vectors * kLanes) += pt X, for pt of (rows, queries) and X of (queries, vectors).
@@ -180,10 +182,8 @@ inline void add_outer(const float* pt, Index pt_stride, Index rows, Index querie
     // 5, 3 and 2 vectors at a time fill the registers best; 4 and 6 are two of 2 and of 3.
     const Index left = vectors - done, take = left == 4 ? 2 : left == 6 ? 3 : min_of(left, 5);
     call_with<5>(static_cast<int>(take), [&]<int C>() {
-      in_runs<2 * kRows / C>(rows, [&]<int R>(Index first) {
-        outer_tile<R, C>(pt + first * pt_stride, pt_stride, queries, x + done * kLanes, x_stride,
-                         y + first * y_stride + done * kLanes, y_stride);
-      });
+      add_outer_columns<C>(pt, pt_stride, rows, queries, x + done * kLanes, x_stride,
+                           y + done * kLanes, y_stride);
     });
     done += take;
   }

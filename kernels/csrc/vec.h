@@ -18,8 +18,6 @@ namespace {
 
 inline constexpr int kLanes = FASTDIGIN_LANES;
 
-inline constexpr float kLog2e = 1.44269504f;
-
 typedef float Vec __attribute__((vector_size(4 * FASTDIGIN_LANES)));
 typedef std::int32_t IntVec __attribute__((vector_size(4 * FASTDIGIN_LANES)));
 
