@@ -5,6 +5,8 @@ With guidance the sample drifts; null-text optimisation (Mokady et al. 2023, alg
 the null embedding of each step until the guided step lands on the inverted trajectory again.
 Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807) is its fast relative: with the
 prompt's own embedding as the null text, guidance cancels and the sample is the unguided one.
+Direct inversion (Ju et al. 2023, arXiv 2310.01506) optimises nothing: what the guided step lacks
+to land on the inverted trajectory is kept and added whenever the step is taken.
 
 Solvers that add noise have no DDIM inversion: the noise is found instead (noise_inversion).
 Few-step models with a deterministic solver (SD-Turbo) are inverted with it like the others; steps
@@ -32,7 +34,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
-Method = Literal["null-text", "negative-prompt"]
+Method = Literal["null-text", "direct", "negative-prompt"]
 _SEED = 0  # the same noise for every image: an inversion depends on nothing beside it
 
 
@@ -46,9 +48,10 @@ class InversionSettings:
         learning_rate: of Adam; it falls linearly to half over the timesteps.
         tolerance: an image goes on to its next timestep as soon as the mean squared distance to
             the inverted trajectory is below tolerance * (1 + 2 i) at step i.
-        method: "null-text" optimises; "negative-prompt" takes the prompt as null text, and what
-            concerns updates has no meaning. Where there is no null branch, or the solver adds
-            noise, nothing is optimised.
+        method: "null-text" optimises; "direct" keeps what each step lacks, by one more pass a
+            step; "negative-prompt" takes the prompt as null text. What concerns updates has no
+            meaning for the last two. Where there is no null branch, or the solver adds noise,
+            nothing is optimised; where it adds noise all three are the same but for the null text.
 
     Raises:
         UserError: a negative null_text_steps, or an unknown method.
@@ -90,6 +93,7 @@ class Inversion:
         vector: (E,), see ``LatentDiffusion.vector``, of the prompt; None for models that take none.
         null_pooled: (P,), the pooled embedding of the null text, or None likewise.
         noise: (T, C, h, w) for a Job, None where the solver adds none.
+        offsets: (T, C, h, w) for a Job, None but for direct inversion.
 
     Example:
         >>> reconstruction = model.decode(inversion.trajectory[-1:])
@@ -103,6 +107,7 @@ class Inversion:
     vector: Tensor | None = None
     null_pooled: Tensor | None = None
     noise: Tensor | None = None
+    offsets: Tensor | None = None
 
 
 def invert(
@@ -178,7 +183,7 @@ def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[I
     encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
     texts = _encode_texts(model, prompts, settings)
     optimised = texts.null is not None and settings.method == "null-text"
-    tick, noise = on_step or (lambda _: None), None
+    tick, noise, offsets = on_step or (lambda _: None), None, None
     if model.ddim_table(settings.steps).noise is not None:
         trajectory, noise = noise_inversion(functions, encoded, texts, settings.steps)
         nulls = _each_step(texts.null, settings.steps)
@@ -189,6 +194,9 @@ def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[I
         if optimised:
             trajectory, nulls = null_text_optimisation(functions, upward, texts, settings)
             tick(real / 2)
+        elif settings.method == "direct":
+            offsets = lacking_outputs(functions, upward, texts)
+            trajectory, nulls = upward, _each_step(texts.null, settings.steps)
         else:
             trajectory = _unguided_trajectory(functions, upward[:, 0], texts, settings.steps)
             nulls = _each_step(texts.null, settings.steps)
@@ -202,6 +210,7 @@ def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[I
             vector=_row(texts.vector, i),
             null_pooled=_row(texts.null_pooled, i),
             noise=_row(noise, i),
+            offsets=_row(offsets, i),
         )
         for i, prompt in enumerate(prompts)
     ]
@@ -331,6 +340,32 @@ def null_text_optimisation(
         trajectory.append(z)
         nulls.append(null)
     return torch.stack(trajectory, dim=1), torch.stack(nulls, dim=1)
+
+
+@torch.no_grad()
+def lacking_outputs(functions: StepFunctions, upward: Tensor, texts: _Texts) -> Tensor:
+    """What must be added to each guided output so that the sample follows ``upward``.
+
+    Returns:
+        (B, T, C, h, w), as ``Job.offsets`` wants it.
+
+    Source: Ju et al. 2023 (direct inversion), algorithm 1. There it is added to the latent; as a
+    part of the output it corrects x0 as well, which the pictures are made of.
+    """
+    steps, offsets = upward.shape[1] - 1, []
+    table = functions.model.ddim_table(steps)
+    state = None
+    for i in range(steps):
+        step = texts.step(table, i, upward)
+        if i == 0:
+            state = initial_state(upward[:, 0], step)
+        z_prev, x0 = functions.forward(state, texts.cond, texts.null, step)
+        _, b, _, d, *_ = table.step[i].to(upward)
+        offsets.append((upward[:, i + 1] - latents_of(z_prev, step)) / b)
+        state = upward[:, i + 1]
+        if step.is_multistep:
+            state = torch.cat([state, x0 + d * offsets[-1]], dim=1)
+    return torch.stack(offsets, dim=1)
 
 
 def _each_step(text_bld: Tensor | None, steps: int) -> Tensor | None:

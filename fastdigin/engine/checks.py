@@ -20,6 +20,11 @@ def check_job(job: Job, model: LatentDiffusion) -> None:
     _check_texts(job, model)
     check_pooled(model, job.pooled, (), f"job {job.id!r}: pooled")
     _check_noise(job, model)
+    shape = (job.settings.steps, *model.latent_shape)
+    if job.offsets is not None and tuple(job.offsets.shape) != shape:
+        raise UserError(
+            f"job {job.id!r}: offsets have shape {tuple(job.offsets.shape)}, wanted {shape}"
+        )
     _check_edits(job, model)
     _check_losses(job)
 

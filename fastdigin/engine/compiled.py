@@ -6,9 +6,9 @@ whether there is a null branch, and the number of rows. Nothing else may vary:
 
 - What differs from step to step and from job to job is a tensor: timestep, coefficients, guidance,
   weights. Shapes are static, and every tensor is handed over with the strides of a contiguous one.
-- Blending and a solver's noise are always there, as zeros where a step has none: they touch latents
-  alone, which costs nothing beside a U-Net call, and would else make four graphs of each. So are
-  the gradients of z_prev and x0. z + 0 is z, and 0 * source + 1 * z too.
+- Blending, a solver's noise and offsets are always there, as zeros where a step has none: they
+  touch latents alone, which costs nothing beside a U-Net call, and would else make eight graphs of
+  each. So are the gradients of z_prev and x0. z + 0 is z, and 0 * source + 1 * z too.
 - Injection is a graph of its own, because it doubles the work of its attention layers, and so is
   self-attention's; so is guidance, because without it the U-Net has half the rows.
 - Another number of rows than those declared is left to the functions of ``StepFunctions``.
@@ -150,8 +150,9 @@ def _filled(step: Step, z: Tensor) -> Step:
     names = ("timestep", "coefficients", "guidance", "vector")
     plain = dict(zip(names, _plain(*(getattr(step, name) for name in names)), strict=True))
     noise = torch.zeros_like(z) if step.noise is None else step.noise
-    weight, source, noise = _plain(weight, source, noise)
-    return replace(step, **plain, blend=(weight, source), noise=noise)
+    offset = torch.zeros_like(z) if step.offset is None else step.offset
+    weight, source, noise, offset = _plain(weight, source, noise, offset)
+    return replace(step, **plain, blend=(weight, source), noise=noise, offset=offset)
 
 
 def _plain(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -69,7 +69,7 @@ def measure_costs(model: LatentDiffusion, guided: bool, text_length: int) -> Cos
 
 def tensor_bytes(job: Job) -> int:
     """Bytes of the tensors that a job brings: sources of injection and blending, above all."""
-    tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.noise]
+    tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.noise, job.offsets]
     if job.blending is not None:
         tensors += [job.blending.mask, job.blending.source_latents]
     for injection in (job.injection, job.self_injection):

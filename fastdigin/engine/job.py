@@ -206,6 +206,8 @@ class Job:
             (SDXL), see ``LatentDiffusion.encode_pooled``.
         noise: (T, C, h, w), what a stochastic solver (LCM, SDXL-Turbo) adds after each step; None
             draws it from ``seed``.
+        offsets: (T, C, h, w), added to the U-Net's guided output at each step: what an inversion
+            found it to lack ("direct" inversion). None adds nothing.
         monitors: name -> function of the plain image (3, H, W), recorded at every iteration.
         info: one object of whoever made the job, carried through to the Result untouched.
 
@@ -227,6 +229,7 @@ class Job:
     blending: Blending | None = None
     pooled: Tensor | None = None
     noise: Tensor | None = None
+    offsets: Tensor | None = None
     monitors: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     info: Any = None
 

@@ -29,6 +29,7 @@ class Step:
     vector: what ``LatentDiffusion.vector`` made, (B, E), or where there is a null branch
         (2B, E), its rows first; None for models that take none.
     noise: (B, C, h, w), what a stochastic solver adds, scaled already; None where it adds none.
+    offset: (B, C, h, w), added to the guided output; None where nothing is.
     injected, injected_self: source attention of the conditional branch, or None.
     blend: (w m, z_src) of shapes (B, 1, h, w) and (B, C, h, w), or None.
     """
@@ -41,6 +42,7 @@ class Step:
     blend: tuple[Tensor, Tensor] | None = None
     vector: Tensor | None = None
     noise: Tensor | None = None
+    offset: Tensor | None = None
 
     @property
     def is_multistep(self) -> bool:
@@ -75,6 +77,8 @@ def guided_step(
         )
         null, cond = both.chunk(2)
         output = null + step.guidance[:, None, None, None] * (cond - null)
+    if step.offset is not None:
+        output = output + step.offset
     z_prev, x0 = solver_step(step.coefficients, z_bchw, output, previous)
     if previous is not None:
         return torch.cat([z_prev, x0], dim=1), x0

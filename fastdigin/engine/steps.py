@@ -56,6 +56,9 @@ class BatchSteps(Sequence[Step]):
         if table.noise is not None:
             noise = [drawn_noise(j, model) if j.noise is None else j.noise for j in jobs]
             self._noise_btchw = scaled_noise(table, _stack(noise, place))
+        self._offsets_btchw = None
+        if any(job.offsets is not None for job in jobs):
+            self._offsets_btchw = _stack([job.offsets for job in jobs], place)
         self._weights_tb = self._weights([job.injection for job in jobs])
         edits = [job.self_injection for job in jobs]
         self._self_weights = {
@@ -77,6 +80,7 @@ class BatchSteps(Sequence[Step]):
             blend=self._blend(i),
             vector=self._vector,
             noise=None if self._noise_btchw is None else self._noise_btchw[:, i],
+            offset=None if self._offsets_btchw is None else self._offsets_btchw[:, i],
         )
 
     def _injected(self, i: int) -> InjectedAttention | None:
@@ -161,7 +165,7 @@ def job_constants(job: Job, model: LatentDiffusion) -> Job:
         noise = drawn_noise(job, model)
     return replace(
         job, injection=injection, self_injection=self_injection, blending=blending,
-        noise=placed(noise), pooled=placed(job.pooled),
+        noise=placed(noise), pooled=placed(job.pooled), offsets=placed(job.offsets),
     )  # fmt: skip
 
 

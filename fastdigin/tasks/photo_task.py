@@ -47,8 +47,8 @@ class PhotoSettings:
     optimisation: Settings = setting(Settings, "the engine's settings", flat=True)
     inversion_method: Method = setting(
         "null-text",
-        "how photos are inverted: null-text optimisation, or negative-prompt, which takes a "
-        "fraction of the time and reproduces the photo less well",
+        "how photos are inverted: null-text optimisation, or in a fraction of the time direct, "
+        "which keeps what each step lacks, or negative-prompt, which reproduces photos less well",
         flag="inversion",
     )
     null_text_steps: int = setting(10, "updates of null-text optimisation per step", least=0)

@@ -119,6 +119,7 @@ def edited_start(model: LatentDiffusion, prompt: str, inversion: Inversion) -> d
         "null_text": inversion.null_text,
         "pooled": pooled,
         "noise": inversion.noise,
+        "offsets": inversion.offsets,
     }
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
 import torch
 from PIL import Image
-from tiny import IMAGE_SHAPE, LATENT_SHAPE, assert_near, normal
+from tiny import (
+    IMAGE_SHAPE,
+    LATENT_SHAPE,
+    assert_near,
+    multistep_scheduler,
+    normal,
+    with_scheduler,
+)
 
 from fastdigin.editing.inversion import InversionSettings, ddim_inversion, invert
 from fastdigin.embedded import photos
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Settings
-from fastdigin.engine.sampler import StepFunctions
-from fastdigin.engine.steps import padded
+from fastdigin.engine.sampler import StepFunctions, unrolled_forward
+from fastdigin.engine.steps import BatchSteps, padded
 from fastdigin.errors import UserError
 from fastdigin.objectives import Distance
 from fastdigin_bench import plain_photo
@@ -68,6 +77,7 @@ def test_null_text_optimisation_equals_the_plain_loop(tiny, images):
         ({"null_text_steps": 3, "tolerance": 0.0}, STEPS * (1 + 1 + 4), STEPS * 3),
         ({"guidance_scale": 1.0}, STEPS * 2, 0),
         ({"method": "negative-prompt"}, STEPS * 2, 0),
+        ({"method": "direct"}, STEPS * 2, 0),  # both branches of a step in one call
     ],
     ids=str,
 )
@@ -81,6 +91,76 @@ def test_unet_calls(tiny, images, calls, monkeypatch, options, expected, graphs)
     if expected == STEPS * (1 + 2):  # nothing was updated
         empty = tiny.model.encode_prompts([""])
         assert torch.equal(inversion.null_text, empty.expand(STEPS, -1, -1))
+
+
+def last_latent(model, inversion, guidance, **changes):
+    """(C, h, w), where the engine's sampler ends from the inversion's start."""
+    job = Job(
+        "again", inversion.trajectory[0], inversion.conditioning, inversion.null_text, [],
+        Settings(steps=STEPS, guidance_scale=guidance), offsets=inversion.offsets,
+    )  # fmt: skip
+    job = replace(job, **changes)
+    texts = (job.conditioning, job.null_text)
+    texts = [x if x is None else x.expand(STEPS, -1, -1)[None] for x in texts]
+    steps = BatchSteps(model, [job], torch.float64)
+    return unrolled_forward(StepFunctions(model), job.latents[None], *texts, steps, 1).last[0]
+
+
+DIRECT = {
+    "noise, guided": ("tiny", 3.0),
+    "noise, strongly guided": ("tiny", 7.5),
+    "noise, unguided": ("tiny", 1.0),
+    "velocity": ("tiny_v", 3.0),
+    "velocity, strongly guided": ("tiny_v", 7.5),
+    "multistep": ("multistep", 3.0),
+}
+
+
+@pytest.mark.parametrize("case", DIRECT)
+def test_direct_inversion_returns_the_photos_own_latents(request, tiny, images, case):
+    """Exactly, by construction: whatever the solver, the prediction and the guidance."""
+    name, guidance = DIRECT[case]
+    if name == "multistep":
+        model = with_scheduler(tiny, multistep_scheduler()).model
+    else:
+        model = request.getfixturevalue(name).model
+    settings = InversionSettings(STEPS, guidance, method="direct")
+    found = invert(model, images[:2], PROMPTS[:2], settings, batch=2)
+    for image, inversion in zip(images, found, strict=False):
+        own = model.encode_image(image)
+        assert torch.equal(inversion.trajectory[-1], own)
+        assert_near(last_latent(model, inversion, guidance), own, 1e-6)
+        without = last_latent(model, inversion, guidance, offsets=None)
+        assert (without - own).abs().max() > 1e-2, "the offsets do nothing"
+
+
+def test_direct_inversion_by_diffusers_network(tiny, images):
+    """The guided output plus the offset, step by step in plain PyTorch; x0 is corrected too."""
+    settings = InversionSettings(STEPS, 7.5, method="direct")
+    (inversion,) = invert(tiny.model, images[:1], PROMPTS[:1], settings, batch=1)
+    scheduler, cond = tiny.pipe.scheduler, inversion.conditioning[None]
+    (empty,) = inversion.null_text.unique(dim=0)
+    assert torch.equal(empty[None], tiny.model.encode_prompts([""]))
+    scheduler.set_timesteps(STEPS)
+    z = inversion.trajectory[:1]
+    for i, t in enumerate(scheduler.timesteps):
+        null, own = (tiny.pipe.unet(z, t, text).sample for text in (empty[None], cond))
+        output = null + 7.5 * (own - null) + inversion.offsets[i]
+        z, x0 = reference.ddim_step(scheduler, i, z, output)
+        assert_near(z[0], inversion.trajectory[i + 1], 1e-9)
+    job = Job(
+        "again", inversion.trajectory[0], cond[0], inversion.null_text,
+        [Distance(torch.zeros(IMAGE_SHAPE))],
+        Settings(steps=STEPS, guidance_scale=7.5, iterations=0), offsets=inversion.offsets,
+    )  # fmt: skip
+    # Beside a job without offsets, each as it is alone.
+    results = Engine(tiny.model, slots=2).run([job, replace(job, id="other", offsets=None)])
+    image, other = (result.image for result in results)
+    assert_near(image, tiny.model.decode(x0)[0], 1e-9)
+    (alone,) = Engine(tiny.model, slots=1).run([replace(job, offsets=None)])
+    assert_near(other, alone.image, 1e-11)
+    (failed,) = Engine(tiny.model).run([replace(job, offsets=job.offsets[1:])])
+    assert "offsets have shape (3, 4, 8, 8), wanted (4, 4, 8, 8)" in failed.error
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -184,7 +264,7 @@ def test_negative_prompt_inversion_makes_guidance_cancel(tiny, images):
     ("setting", "message"),
     [
         ({"null_text_steps": -1}, "null_text_steps must be at least 0, got -1"),
-        ({"method": "exact"}, "null-text, negative-prompt, got 'exact'"),
+        ({"method": "exact"}, "null-text, direct, negative-prompt, got 'exact'"),
     ],
 )
 def test_settings_are_checked(setting, message):
