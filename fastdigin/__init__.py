@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from fastdigin import presets as presets
+
 __version__ = "0.1.0"
 
 # Imported on first use: torch and diffusers take seconds, and `fastdigin --help` needs neither.

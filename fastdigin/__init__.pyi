@@ -1,5 +1,6 @@
 """The public names of fastdigin, for editors and type checkers."""
 
+from fastdigin import presets as presets
 from fastdigin.editing.inversion import (
     Inversion as Inversion,
     InversionSettings as InversionSettings,

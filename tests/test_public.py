@@ -32,7 +32,7 @@ def _stub() -> dict[str, str]:
 
 
 def test_the_stub_names_what_the_package_names():
-    assert _stub() == fd._HOME
+    assert _stub() == fd._HOME | {"presets": "fastdigin"}
 
 
 @pytest.mark.parametrize("name", fd.__all__)

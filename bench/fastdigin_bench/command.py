@@ -46,6 +46,13 @@ def _truth_arguments(parser: ArgumentParser) -> None:
         "--jobs", type=count, metavar="N", help="at most N of each part, for a quick look"
     )
     parser.add_argument(
+        "--compare", metavar="NAME,NAME",
+        help="the same photos by several settings: default, a preset of the algorithm or its file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tuning", action="store_true", help="compare on the photos that are no part of a report"
+    )
+    parser.add_argument(
         "--only", nargs="+", choices=TRUTH_PARTS, default=TRUTH_PARTS, metavar="PART",
         help=f"some of: {', '.join(TRUTH_PARTS)}",
     )  # fmt: skip

@@ -4,6 +4,7 @@
 
 runs the parts one after the other and prints a table of each; the same command continues a run
 that was stopped. Every figure comes with its n, its 95% interval and its target, where it has one.
+With ``--compare`` it asks whether other settings are as good (truth_compare.py).
 The results so far are in truth.json after every part.
 """
 
@@ -20,7 +21,7 @@ from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.storage import fingerprint
-from fastdigin_bench import truth_tasks, truth_world
+from fastdigin_bench import truth_compare, truth_tasks, truth_world
 from fastdigin_bench.command import TRUTH_PARTS
 from fastdigin_bench.figures import figures_of, figures_table
 from fastdigin_bench.output import conditions, finish, make_folder, read_json, write_json
@@ -40,6 +41,8 @@ def run(options: Namespace) -> int:
     check_same_world(options.out, world)
     engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
     place = conditions() | world | {"slots": engine.slots, "jobs": options.jobs}
+    if options.compare:
+        return truth_compare.run(options, engine, place)
     parts = [name for name in TRUTH_PARTS if name in options.only]
     return measure(parts, engine, options.jobs, options.out, options.results / "truth.json", place)
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from fastdigin.presets import list_presets, load_preset, preset_names
+from fastdigin.presets import algorithm_names, any_preset, list_presets, preset_names
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
@@ -15,10 +15,10 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """What presets there are, or what one of them sets."""
-    names = [options.name] if options.name else preset_names()
+    names = [options.name] if options.name else preset_names() + algorithm_names()
     if options.json:
         for name in names:
-            print(json.dumps(asdict(load_preset(name))))
+            print(json.dumps(asdict(any_preset(name))))
     else:
-        print(load_preset(options.name).describe() if options.name else list_presets())
+        print(any_preset(options.name).describe() if options.name else list_presets())
     return 0

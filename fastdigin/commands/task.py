@@ -14,6 +14,7 @@ from fastdigin.commands.options import add_settings, chosen_settings, count
 from fastdigin.commands.run import run_tasks
 from fastdigin.engine.engine import Engine
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.presets import algorithm_names, load_algorithm
 from fastdigin.tasks.task import Task
 
 
@@ -29,8 +30,9 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     add_run(run, out=f"{command}s" if not command.endswith("s") else command)
     run.add_argument("--limit", type=count, metavar="N", help="only the first N inputs")
     run.add_argument(
-        "--preset", metavar="NAME", help="options of one experiment; --preset list names them all"
-    )
+        "--preset", metavar="NAME", action="append", default=[],
+        help="options of one experiment, and fast or exact; --preset list names them all",
+    )  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--model", default="embedded", metavar="MODEL",
@@ -51,7 +53,11 @@ def load_task(task: type[Task], options: argparse.Namespace) -> Task:
         options.model, options.memory, options.slots, options.attention, options.compile
     ))  # fmt: skip
     values = loading.all()
-    settings = chosen_settings(options, task.default_settings(loading.engine.model))
+    settings = task.default_settings(loading.engine.model)
+    for name in options.preset:
+        if name in algorithm_names():
+            settings = load_algorithm(name).of(settings, task.name)
+    settings = chosen_settings(options, settings)
     return task(engine=loading.engine, settings=settings, seed=options.seed, **values)
 
 

@@ -123,11 +123,12 @@ def _check_losses(job: Job) -> None:
             f"got {', '.join(names)}"
         )
     stop = job.settings.early_stop
-    if stop is not None and stop.of not in ("total", *names):
-        raise UserError(
-            f"job {job.id!r}: early_stop is of {stop.of!r}, but there are only total, "
-            f"{', '.join(names)}"
-        )
+    for name in () if stop is None else (stop.of, *stop.settled):
+        if name not in ("total", *names):
+            raise UserError(
+                f"job {job.id!r}: early_stop is of {name!r}, but there are only total, "
+                f"{', '.join(names)}"
+            )
 
 
 def _check_injection(job: Job, model: LatentDiffusion) -> None:

@@ -17,6 +17,8 @@ from fastdigin.errors import UserError
 from fastdigin.models.attention import SourceAttention
 
 VARIABLES = ("latents", "conditioning", "null_text")
+FALL = 0.01
+"""What a sum of losses falls by, as a share, until it counts as settled (EarlyStop)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class EarlyStop:
         of: "total", or the name of one of the job's losses (unweighted) or monitors, all of the
             plain image.
         held_for: at least 1.
+        settled: losses whose weighted sum must besides have stopped to fall: its smallest value of
+            the last ``held_for`` entries is not below 1 - FALL of the smallest before them.
 
     Raises:
         UserError: none of the bounds or both, or ``held_for`` below 1.
@@ -69,14 +73,27 @@ class EarlyStop:
     above: float | None = None
     of: str = "total"
     held_for: int = 1
+    settled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.held_for >= 1, "held_for", self.held_for, "a count of at least 1")
         bounds = (self.below, self.above)
         _require(bounds.count(None) == 1, "below and above", bounds, "one bound and one None")
 
-    def is_met(self, row: Mapping[str, float]) -> bool:
-        """Whether an entry of the history is good enough."""
+    def ends(self, history: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> bool:
+        """Whether a job with this history is done. weights: of its losses."""
+        before, last = history[: -self.held_for], history[-self.held_for :]
+        if len(last) < self.held_for or not all(map(self._is_met, last)):
+            return False
+        if not self.settled:
+            return True
+
+        def least(rows: Sequence[Mapping[str, float]]) -> float:
+            return min(sum(weights[name] * row[name] for name in self.settled) for row in rows)
+
+        return bool(before) and least(last) >= (1 - FALL) * least(before)
+
+    def _is_met(self, row: Mapping[str, float]) -> bool:
         value = row[self.of]
         return value < self.below if self.above is None else value > self.above
 

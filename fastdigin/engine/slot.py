@@ -38,7 +38,7 @@ class Slot:
         self._started = time.perf_counter()
         self._pending: _Evaluation | None = None
         self._finite: dict[str, Tensor] = {}  # of the gradients of the latest update
-        self._held = 0  # how often in a row the early-stop rule was met
+        self._stopped = False  # by the early-stop rule
 
         place = {"device": model.device, "dtype": model.state_dtype}
         self.z = job.latents.detach().to(**place, copy=True)
@@ -69,11 +69,8 @@ class Slot:
     @property
     def active(self) -> bool:
         """Whether the job goes on: not failed, not at its last evaluation, not stopped early."""
-        stop = self.job.settings.early_stop
-        stopped = stop is not None and self._held >= stop.held_for
-        return (
-            self.error is None and not stopped and len(self.history) <= self.job.settings.iterations
-        )
+        ended = self._stopped or len(self.history) > self.job.settings.iterations
+        return self.error is None and not ended
 
     def fail(self, reason: str) -> None:
         """Ends the job with an error."""
@@ -162,8 +159,8 @@ class Slot:
             self.initial_image = state["image"]
         if self.best is None or row["total"] < self.history[self.best["iteration"]]["total"]:
             self.best = {"iteration": at, **state}
-        stop = self.job.settings.early_stop
-        self._held = self._held + 1 if stop and stop.is_met(row) else 0
+        stop, weights = self.job.settings.early_stop, {x.name: x.weight for x in self.job.losses}
+        self._stopped = stop is not None and stop.ends(self.history, weights)
         for name, is_finite in finite.items():
             if not is_finite:
                 raise FloatingPointError(f"the gradient of {name} is not finite at iteration {at}")

@@ -3,6 +3,9 @@
 A file has the ``command`` it is for, what it is ``about``, its ``usage``, the ``options`` it sets
 (names of the command line without dashes; a list is given several times) and ``notes``, which say
 where the values come from and what is not known.
+
+Presets of the algorithm (algorithms.py) say how results are computed. They combine with an
+experiment's and with each other: ``--preset`` may be given several times.
 """
 
 from __future__ import annotations
@@ -16,6 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from fastdigin.errors import UserError
+from fastdigin.presets.algorithms import (
+    EXACT,
+    FAST,
+    Algorithm,
+    algorithm_names,
+    load_algorithm,
+)
+
+__all__ = [
+    "EXACT",
+    "FAST",
+    "Algorithm",
+    "Preset",
+    "algorithm_names",
+    "any_preset",
+    "expand",
+    "list_presets",
+    "load_algorithm",
+    "load_preset",
+    "preset_names",
+    "wants_list",
+]
 
 _FOLDER = Path(__file__).parent
 
@@ -53,7 +78,7 @@ class Preset:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of all presets, sorted."""
+    """The names of all experiments' presets, sorted."""
     return tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
 
 
@@ -68,15 +93,21 @@ def load_preset(name: str) -> Preset:
     return Preset(name=name, **content | {"notes": tuple(content["notes"])})
 
 
+def any_preset(name: str) -> Preset | Algorithm:
+    """The preset of that name, of an experiment or of the algorithm."""
+    return load_algorithm(name) if name in algorithm_names() else load_preset(name)
+
+
 def list_presets() -> str:
     """One line per preset, for people."""
-    width = max(map(len, preset_names()))
-    return "\n".join(f"{n:<{width}}  {load_preset(n).about}" for n in preset_names())
+    names = preset_names() + algorithm_names()
+    width = max(map(len, names))
+    return "\n".join(f"{name:<{width}}  {any_preset(name).about}" for name in names)
 
 
 def wants_list(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for ``--preset list``."""
-    return _preset_of(arguments) == "list"
+    return "list" in _presets_of(arguments)
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -86,9 +117,15 @@ def expand(arguments: Sequence[str]) -> list[str]:
     another command.
     """
     arguments = list(arguments)
-    name = _preset_of(arguments)
-    if name is None or not arguments or arguments[0] == "doctor":
+    names = [name for name in _presets_of(arguments) if name not in algorithm_names()]
+    if not names or arguments[0] == "doctor":
         return arguments
+    if len(names) > 1:
+        raise UserError(
+            f"--preset {' and --preset '.join(names)} are of different experiments: name one of "
+            f"them, and of the algorithm's as many as you like ({', '.join(algorithm_names())})"
+        )
+    (name,) = names
     preset = load_preset(name)
     if arguments[0] != preset.command:
         raise UserError(
@@ -101,11 +138,11 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [arguments[0], *words, *arguments[1:]]
 
 
-def _preset_of(arguments: Sequence[str]) -> str | None:
-    name = None
-    for index, word in enumerate(arguments):
+def _presets_of(arguments: Sequence[str]) -> list[str]:
+    names = []
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
         if word.startswith("--preset="):
-            name = word.removeprefix("--preset=")
-        elif word == "--preset" and index + 1 < len(arguments):
-            name = arguments[index + 1]
-    return name
+            names.append(word.removeprefix("--preset="))
+        elif word == "--preset" and after:
+            names.append(after)
+    return names

@@ -79,6 +79,9 @@ class CounterfactualSettings(PhotoSettings):
         "end an image's work once its target confidence was above P three times in a row",
         above=0, below=1, metavar="P",
     )  # fmt: skip
+    stop_settled: bool = setting(
+        False, "with stop_at: not before the distance to the photo has stopped to fall"
+    )
     cutouts: Cutouts = setting(Cutouts, "random crops")
 
     def __post_init__(self) -> None:
@@ -91,7 +94,8 @@ class CounterfactualSettings(PhotoSettings):
         """``optimisation`` with the rule of stop_at."""
         if self.stop_at is None:
             return self.optimisation
-        stop = EarlyStop(above=self.stop_at, of=CONFIDENCE, held_for=3)
+        distances = [item.name for item in self.regularisers] if self.stop_settled else []
+        stop = EarlyStop(above=self.stop_at, of=CONFIDENCE, held_for=3, settled=tuple(distances))
         return replace(self.optimisation, early_stop=stop)
 
     def schedules(self) -> list[tuple[Schedule, Schedule]]:

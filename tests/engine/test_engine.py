@@ -200,6 +200,25 @@ def test_early_stop_on_a_monitor(tiny):
     assert confidences == pytest.approx([0.1, 0.95, 0.2, 0.92, 0.97])
 
 
+@pytest.mark.parametrize(
+    ("confidences", "distances", "ends"),
+    [
+        ([0.1, 0.95, 0.95, 0.95], [2.0, 1.5, 1.6, 1.5], False),  # it fell within the last three
+        ([0.1, 0.95, 0.95, 0.95], [1.5, 1.6, 1.49, 1.6], True),  # by less than a hundredth
+        ([0.95, 0.95, 0.95, 0.8], [1.5, 1.6, 1.6, 1.6], False),  # the confidence did not hold
+        ([0.95, 0.95, 0.95], [1.5, 1.6, 1.6], False),  # nothing before to compare with
+    ],
+)
+def test_early_stop_waits_until_a_sum_of_losses_has_settled(confidences, distances, ends):
+    """Weighted: the second loss is half of the first, and counts twice."""
+    stop = EarlyStop(above=0.9, of="confidence", held_for=3, settled=("near", "far"))
+    history = [
+        {"confidence": c, "near": d / 2, "far": d / 4}
+        for c, d in zip(confidences, distances, strict=True)
+    ]
+    assert stop.ends(history, {"near": 1.0, "far": 2.0}) == ends
+
+
 def test_early_stop_at_once_costs_one_iteration(tiny, calls):
     """Figures are read when an iteration is over: its backward has been, the next has not."""
     job = make_job(tiny.model, iterations=5, early_stop=EarlyStop(1e9))

@@ -7,9 +7,17 @@ import pytest
 import timm
 import torchvision
 
-from fastdigin import cli
+from fastdigin import cli, presets
 from fastdigin.errors import UserError
-from fastdigin.presets import expand, list_presets, load_preset, preset_names
+from fastdigin.presets import (
+    algorithm_names,
+    expand,
+    list_presets,
+    load_algorithm,
+    load_preset,
+    preset_names,
+)
+from fastdigin.tasks import counterfactual, neuron_counterfactual
 from fastdigin.tasks.regularisers import Regulariser
 
 NEEDED = {  # what a user has to say beside the preset
@@ -98,15 +106,17 @@ def test_lists_and_shows(capsys):
     assert cli.main(["neurons", "--preset", "list"]) == 0
     listed = capsys.readouterr().out
     assert listed.splitlines() == list_presets().splitlines()
-    assert len(listed.splitlines()) == len(preset_names())
+    assert len(listed.splitlines()) == len(preset_names() + algorithm_names())
     assert cli.main(["presets"]) == 0 and capsys.readouterr().out == listed
     assert cli.main(["presets", "paper-neurons"]) == 0
     shown = capsys.readouterr().out
     assert "--learning-rate" in shown and "0.01" in shown and "not verified" in shown
     assert cli.main(["presets", "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [r["name"] for r in records] == list(preset_names())
+    assert [r["name"] for r in records] == list(preset_names() + algorithm_names())
     assert cli.main(["presets", "x"]) == 2
+    assert cli.main(["presets", "fast"]) == 0
+    assert 'counterfactual: inversion_method = "direct"' in capsys.readouterr().out
 
 
 def test_runs(tmp_path, capsys):
@@ -126,3 +136,65 @@ def test_impossible_numbers(option, capsys):
     with pytest.raises(SystemExit):
         parsed("disagree", "--f", "a", "--g", "b", "--classes", "c", option, "-1")
     assert "must be a number" in capsys.readouterr().err
+
+
+OF_TASKS = {
+    "counterfactual": counterfactual.EMBEDDED,
+    "neuron-counterfactual": neuron_counterfactual.EMBEDDED,
+}
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_presets_of_the_algorithm_change_nothing_else(name):
+    """Every field that is named exists and is taken; models, losses and rates stay."""
+    preset = load_algorithm(name)
+    assert preset.notes and set(preset.settings) <= set(OF_TASKS)
+    for task, before in OF_TASKS.items():
+        after = preset.of(before, task)
+        changed = {f for f in vars(before) if getattr(before, f) != getattr(after, f)}
+        assert changed <= {path.partition(".")[0] for path in preset.settings[task]}
+        assert after.regularisers == before.regularisers
+        assert after.optimisation.learning_rate == before.optimisation.learning_rate
+        assert preset.of(after, task) == after
+
+
+def test_exact_is_the_published_method():
+    for task, settings in OF_TASKS.items():
+        assert (
+            presets.EXACT.of(presets.FAST.of(settings, task), task).inversion_method == "null-text"
+        )
+    exact = presets.EXACT.of(presets.FAST.of(counterfactual.EMBEDDED))
+    assert exact.engine_settings() == counterfactual.EMBEDDED.optimisation
+    assert presets.FAST.of(counterfactual.EMBEDDED).engine_settings().early_stop.settled
+
+
+def test_presets_of_the_algorithm_combine(tmp_path, capsys):
+    """With an experiment's and with options, which win."""
+    quick = ["--steps", "4", "--iterations", "1", "--limit", "1", "--injection-fractions", "0.3",
+             "--json"]  # fmt: skip
+    command = ["counterfactual", "embedded:pairs", "--preset=embedded-uvce", "--preset", "fast"]
+    assert cli.main([*command, *quick, "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "done"
+    settings = json.loads((tmp_path / "run.json").read_text())["counterfactual"]
+    assert settings["judge"] == "embedded:judge" and settings["inversion_method"] == "direct"
+    assert settings["injection_fractions"] == [0.3] and settings["stop_settled"]
+    with pytest.raises(UserError, match="are of different experiments: name one"):
+        expand(["disagree", "--preset", "embedded-uvce", "--preset", "embedded-disagree"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"inversion": "direct"}, "inversion is no field of CounterfactualSettings: remove it"),
+        ({"optimisation.steps": 0}, "steps must be at least 1, got 0"),
+        (None, "is no preset of the algorithm"),
+    ],
+)
+def test_files_of_settings(tmp_path, content, message):
+    file = tmp_path / "own.json"
+    whole = {"about": "mine", "settings": {"counterfactual": content}, "notes": []}
+    file.write_text(json.dumps(whole if content else {"about": "mine"}))
+    with pytest.raises(UserError, match=message):
+        load_algorithm(str(file)).of(counterfactual.EMBEDDED)
+    with pytest.raises(UserError, match="'quick' does not exist: name one of exact, fast, or a"):
+        load_algorithm("quick")
