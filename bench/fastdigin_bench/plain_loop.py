@@ -32,7 +32,7 @@ from fastdigin_bench.plain_model import MapEdit, PlainModel
 KNOWN_SETTINGS = (
     "steps", "guidance_scale", "iterations", "last_steps", "learning_rate", "latent_lr_factor",
 )  # fmt: skip
-UNKNOWN = ("self_injection", "noise", "pooled")
+UNKNOWN = ("self_injection", "noise", "offsets", "pooled")
 """Of a Job, what no counterfactual of the bench has."""
 
 

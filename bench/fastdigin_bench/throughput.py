@@ -4,13 +4,16 @@
 
 Both sides get the same photos, classifier and settings, and do all of the work: inversion, schedule
 search, optimisation. Before a ratio is printed the first gradients of a job must agree, and then
-the final losses. Each runs in one process with all threads and in two with one thread each
-(--workers 2), in turns: a share of the jobs by the engine, a photo by the plain loop, and so on.
-The engine's figure is that of its faster form. Seconds are those of an image; a ratio is that of
-the medians, its range that of the extremes. The plain loop has no batch to fill and takes as long
-for every photo, so the few that it is timed on (``plain_images``) stand for all. Steps that
-``--compile on`` compiles are compiled before anything is timed (``warm_up_seconds``). Last, what
-each idea is worth (causes.py).
+the final losses, with the settings of the plain loop: those of the preset exact. The engine also
+runs with the preset fast, which computes something else: whether its explanations are as good is
+for ``bench truth --compare`` to say.
+
+Each runs in one process with all threads and in two with one thread each (--workers 2), in turns: a
+share of the jobs by the engine, a photo by the plain loop, and so on. The engine's figure is that
+of its faster form. Seconds are those of an image; a ratio is that of the medians, its range that of
+the extremes. The plain loop has no batch to fill and takes as long for every photo, so the few that
+it is timed on (``plain_images``) stand for all. Steps that ``--compile on`` compiles are compiled
+before anything is timed (``warm_up_seconds``). Last, what each idea is worth (causes.py).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.photos import ImageInput, collect
+from fastdigin.presets import EXACT, FAST, Algorithm
 from fastdigin.tasks.counterfactual import EMBEDDED as EMBEDDED_SETTINGS
 from fastdigin.tasks.counterfactual import Counterfactuals, CounterfactualSettings
 from fastdigin_bench import plain_photo
@@ -56,8 +60,9 @@ LOSS_TOLERANCE = 1.02
 """The engine's mean final loss may be this much above the plain loop's: Adam amplifies rounding."""
 
 ENGINE, SINGLE, PLAIN = "engine", "engine, a single job", "plain loop"
+FAST_ENGINE, EXACT_ENGINE = "engine, preset fast", "engine, preset exact"
 PROCESSES = 2
-IN_TWO = {side: f"{side}, two processes of one thread" for side in (ENGINE, PLAIN)}
+IN_TWO = {side: f"{side}, two processes of one thread" for side in (ENGINE, FAST_ENGINE, PLAIN)}
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,16 @@ class Sides:
             engine=self.engine, photos=items, classifier=self.classifier, settings=self.settings
         )
 
+    def by(self, preset: Algorithm) -> Sides:
+        """The same with the settings of a preset."""
+        return replace(self, settings=preset.of(self.settings))
+
     def run_engine(self, items: Sequence[ImageInput]) -> list[Result]:
         """Whole counterfactuals."""
         return [record.result for record in none_failed(self.task(items).run())]
 
     def run_plain(self, item: ImageInput) -> Result:
-        return plain_photo.counterfactual(self.plain, self.task([item]))
+        return plain_photo.counterfactual(self.plain, self.by(EXACT).task([item]))
 
 
 @dataclass
@@ -118,6 +127,7 @@ def run(options: Namespace) -> int:
     items = collect(["embedded:pairs"], options.jobs)
     say(f"{len(items)} jobs in {min(engine.slots, len(items))} slots")
     warm_up_seconds = warm_up(sides, items[: engine.slots], options.compile)
+    warm_up(sides.by(FAST), items[: engine.slots], options.compile)
 
     two = options.processes and len(items) >= PROCESSES
     in_two = partial(seconds_in_two, options) if two else None
@@ -179,17 +189,19 @@ def time_rounds(
     timings, size = Timings(), -(-len(items) // rounds)
     for start in range(0, len(items), size):
         share = items[start : start + size]
-        results = timings.take(ENGINE, partial(sides.run_engine, share))
+        results = exact = timings.take(ENGINE, partial(sides.run_engine, share))
+        if sides.by(EXACT) != sides:
+            exact = timings.take(EXACT_ENGINE, partial(sides.by(EXACT).run_engine, share[:1]))
         if start == 0:
-            first = [result.job for result in results]
+            first, job = [result.job for result in results], exact[0].job
             agreement = gradient_error(
-                engine_first_gradients(sides.engine, first[0]),
-                first_gradients(sides.plain, first[0]),
+                engine_first_gradients(sides.engine, job), first_gradients(sides.plain, job)
             )
             say(f"first gradients agree to {agreement:.1e}")
-        if in_two:
+        timings.take(FAST_ENGINE, partial(sides.by(FAST).run_engine, share))
+        for side in (ENGINE, FAST_ENGINE) if in_two else ():
             # All jobs in every round: half a share would leave slots of a process empty.
-            timings.add(IN_TWO[ENGINE], in_two(ENGINE, items))
+            timings.add(IN_TWO[side], in_two(side, items))
         timings.take(PLAIN, lambda item=share[0]: [sides.run_plain(item)])
         if in_two:
             # The last round may be short, and every process needs a photo.
@@ -220,14 +232,15 @@ def share_seconds(side: str, items: Sequence[ImageInput], options: Namespace) ->
     memory = parse_memory(options.memory, torch.device("cpu")) // PROCESSES
     engine = load_engine(EMBEDDED, memory, options.slots, compile=options.compile)
     sides = Sides(engine, None, classifier, settings)
+    sides = sides.by(FAST) if side == FAST_ENGINE else sides
     warm_up(sides, items[: engine.slots], options.compile)
     return seconds_of(lambda: sides.run_engine(items))
 
 
 def loss_ratio(losses: Mapping[str, Mapping[str, float]]) -> float:
     """Of the mean final losses on the plain loop's photos. UserError if the engine's is worse."""
-    plain = losses[PLAIN]
-    ratio = mean(losses[ENGINE][id] for id in plain) / mean(plain.values())
+    plain, engine = losses[PLAIN], losses.get(EXACT_ENGINE, losses[ENGINE])
+    ratio = mean(engine[id] for id in plain) / mean(plain.values())
     if not ratio <= LOSS_TOLERANCE:
         raise UserError(
             f"the engine's mean final loss is {ratio:.3f} of the plain loop's: "
@@ -239,7 +252,10 @@ def loss_ratio(losses: Mapping[str, Mapping[str, float]]) -> float:
 def figures(timings: Timings) -> dict[str, Any]:
     """Images a minute and ratios, those of the engine's faster form."""
     per_minute = {name: timings.per_minute(name) for name in timings.seconds}
-    best = max((n for n in (ENGINE, IN_TWO[ENGINE]) if n in per_minute), key=per_minute.get)
+    best, fast = (
+        max((name for name in (side, IN_TWO[side]) if name in per_minute), key=per_minute.get)
+        for side in (ENGINE, FAST_ENGINE)
+    )
     ratio = Ratio.of(timings.seconds[PLAIN], timings.seconds[best])
     found = {
         "engine_images_per_min": per_minute[best],
@@ -247,6 +263,7 @@ def figures(timings: Timings) -> dict[str, Any]:
         "ratio": ratio.factor,
         "ratio_low": ratio.low,
         "ratio_high": ratio.high,
+        "ratio_fast": per_minute[fast] / per_minute[PLAIN],
         "one_process_ratio": per_minute[ENGINE] / per_minute[PLAIN],
         "single_job_ratio": per_minute[SINGLE] / per_minute[PLAIN],
     }
@@ -255,6 +272,7 @@ def figures(timings: Timings) -> dict[str, Any]:
     seconds = {name: [round(s, 2) for s in each] for name, each in timings.seconds.items()}
     return {
         "engine_form": best,
+        "fast_form": fast,
         "plain_images": len(timings.seconds[PLAIN]),
         **_rounded(found),
         "seconds_per_image": seconds,

@@ -39,7 +39,16 @@ from fastdigin_bench.causes import (
 from fastdigin_bench.equivalents import forward_equivalents
 from fastdigin_bench.gradients import precision_cosines
 from fastdigin_bench.plain_model import PlainModel
-from fastdigin_bench.throughput import ENGINE, IN_TWO, PLAIN, SINGLE, Sides, Timings
+from fastdigin_bench.throughput import (
+    ENGINE,
+    EXACT_ENGINE,
+    FAST_ENGINE,
+    IN_TWO,
+    PLAIN,
+    SINGLE,
+    Sides,
+    Timings,
+)
 from fastdigin_bench.timing import time_in_turns
 
 ITEMS = [
@@ -82,15 +91,28 @@ def test_both_sides_take_turns_and_agree(sides):
     timings, jobs, agreement = throughput.time_rounds(sides, ITEMS, 2, in_two)
     everybody = ["p0", "p1", "p2"]
     assert asked == [
-        (ENGINE, everybody), (PLAIN, ["p0", "p1"]), (ENGINE, everybody), (PLAIN, ["p1", "p2"])
+        (ENGINE, everybody), (FAST_ENGINE, everybody), (PLAIN, ["p0", "p1"]),
+        (ENGINE, everybody), (FAST_ENGINE, everybody), (PLAIN, ["p1", "p2"]),
     ]  # fmt: skip
-    assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {
-        ENGINE: 2, PLAIN: 2, IN_TWO[ENGINE]: 2, IN_TWO[PLAIN]: 2
-    }  # fmt: skip
+    forms = {ENGINE, FAST_ENGINE, PLAIN, *IN_TWO.values()}
+    assert {name: len(seconds) for name, seconds in timings.seconds.items()} == dict.fromkeys(
+        forms, 2
+    )
     assert [job.id for job in jobs] == ["p0-to-boot", "p1-to-boot"]
     assert agreement < 1e-8
     assert set(timings.losses[PLAIN]) == {"p0-to-boot", "p2-to-boot"}
     assert throughput.loss_ratio(timings.losses) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_yardstick_is_the_exact_settings(sides):
+    """Where the default computes something else, the exact settings are compared besides."""
+    direct = replace(sides, settings=replace(sides.settings, inversion_method="direct"))
+    timings, jobs, agreement = throughput.time_rounds(direct, ITEMS[:1], 1, None)
+    assert jobs[0].offsets is not None and agreement < 1e-8
+    assert set(timings.seconds) == {ENGINE, EXACT_ENGINE, FAST_ENGINE, PLAIN}
+    losses = timings.losses
+    assert losses[ENGINE] != losses[EXACT_ENGINE]
+    assert throughput.loss_ratio(losses) == pytest.approx(1, abs=1e-3)
 
 
 def test_speeds_of_other_computations_are_not_compared(sides, tiny_v):
@@ -110,7 +132,8 @@ def test_worse_results_are_not_faster():
 def test_figures_by_hand():
     seconds = {
         ENGINE: [12.0, 10.0, 15.0], IN_TWO[ENGINE]: [8.0, 7.5, 10.0], PLAIN: [60.0, 50.0],
-        IN_TWO[PLAIN]: [20.0], SINGLE: [25.0],
+        IN_TWO[PLAIN]: [20.0], SINGLE: [25.0], FAST_ENGINE: [4.0, 3.0, 5.0],
+        IN_TWO[FAST_ENGINE]: [2.5],
     }  # fmt: skip
     found = throughput.figures(Timings(seconds))
     assert found["engine_form"] == IN_TWO[ENGINE] and found["plain_images"] == 2
@@ -119,10 +142,13 @@ def test_figures_by_hand():
     assert found["ratio"] == 6.875
     assert (found["ratio_low"], found["ratio_high"]) == (5.0, 8.0)
     assert found["one_process_ratio"] == pytest.approx(55 / 12, abs=1e-4)
+    assert found["ratio_fast"] == 22.0 and found["fast_form"] == IN_TWO[FAST_ENGINE]
     assert found["single_job_ratio"] == 2.2 and found["two_process_ratio"] == 2.5
     assert found["seconds_per_image"] == seconds
-    alone = throughput.figures(Timings({name: seconds[name] for name in (ENGINE, PLAIN, SINGLE)}))
+    single = {name: s for name, s in seconds.items() if name not in IN_TWO.values()}
+    alone = throughput.figures(Timings(single))
     assert alone["engine_form"] == ENGINE and "two_process_ratio" not in alone
+    assert alone["ratio_fast"] == 13.75
 
 
 def test_forward_equivalents(tiny, edited_jobs):
@@ -218,7 +244,9 @@ def test_the_command(tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((folder / "throughput.json").read_text())
     assert last["jobs"] == 2 and last["plain_images"] == 1
-    assert set(last["seconds_per_image"]) == {ENGINE, SINGLE, PLAIN, *IN_TWO.values()}
+    assert set(last["seconds_per_image"]) == {
+        ENGINE, FAST_ENGINE, SINGLE, PLAIN, *IN_TWO.values()
+    }  # fmt: skip
     assert last["ratio_low"] <= last["ratio"] <= last["ratio_high"]
     assert last["gradient_agreement"] < 1e-4 and last["final_loss_ratio"] < 1.02
     assert all(0.9 < each <= 1 for each in last["bf16_gradient_cosine"].values())
