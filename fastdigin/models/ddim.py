@@ -1,6 +1,6 @@
 """The sampler as data: one row of affine coefficients per step, for every solver.
 
-All latents have the scale at which the U-Net reads them: z = signal * x0 + noise * eps with
+All latents have the scale at which the U-Net reads them: z = signal * x0 + noise * eps, with
 signal^2 + noise^2 = 1. (Euler's schedulers in diffusers keep z * sqrt(sigma^2 + 1) with
 sigma = noise / signal.) With model output m (noise or velocity) and fresh noise n, a step is
 
@@ -13,6 +13,9 @@ et al. 2022, arXiv 2211.01095, algorithm 2) looks at the x0 of the step before a
 
     z_prev = a z + b m + g x0_before
 
+Flow matching (Lipman et al. 2023) has signal + noise = 1 instead, and its output is the velocity
+eps - x0: z_prev = z + (noise' - noise) m and x0 = z - noise m.
+
 So the engine never branches on solver, prediction type or step number, and samples of one batch
 may stand at different steps.
 """
@@ -20,26 +23,28 @@ may stand at different steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    SchedulerMixin,
 )
 from torch import Tensor
 
 from fastdigin.errors import UserError
 
+_EULER = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
 Solver = (
     DDIMScheduler
     | DPMSolverMultistepScheduler
     | EulerDiscreteScheduler
     | EulerAncestralDiscreteScheduler
+    | FlowMatchEulerDiscreteScheduler
     | LCMScheduler
 )
 
@@ -49,7 +54,7 @@ class DDIMTable:
     """T steps from noise to image.
 
     timesteps: (T,) descending, the numbers the U-Net is conditioned on: int64, or float32 for
-        Euler, whose timesteps may lie between whole numbers.
+        Euler and flow matching, whose timesteps may lie between whole numbers.
     step: (T, 4) float64, the columns a, b, c, d above; (T, 5) with g for a multistep solver.
     inverse: (T, 2) float64, the columns of z = e z_prev + f m: the step run backwards with the
         output taken at the lower noise level (DDIM inversion, Dhariwal & Nichol 2021, app. F).
@@ -71,77 +76,119 @@ class DDIMTable:
         return len(self.timesteps)
 
 
-def choose_solver(config: dict) -> Solver:
-    """The solver for the contents of a scheduler_config.json.
+def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
+    """The solver that stands for a scheduler of diffusers.
 
     Few-step models keep their own. Others get a deterministic solver of the same noise schedule
-    and timesteps, so that images can be inverted: Euler for both kinds of Euler, DPM-Solver++ of
-    first or second order for itself, DDIM for the rest.
-    Raises AttributeError or KeyError for a scheduler that diffusers does not know.
+    and spacing of timesteps, so that images can be inverted: flow matching, DDIM and Euler
+    themselves, Euler for its ancestral kind, DPM-Solver++ of first or second order for itself,
+    DDIM for the rest.
+
+    Args:
+        theirs: Any scheduler; it is left as it is.
+        distilled: As for ``is_few_step``.
+
+    Raises:
+        UserError: None of these has its noise schedule.
     """
-    # Here it gets the defaults of its own class, which are not always those of DDIM.
-    theirs = getattr(diffusers, config["_class_name"]).from_config(config)
-    if isinstance(theirs, (DDIMScheduler, EulerDiscreteScheduler)) or is_few_step(theirs):
+    kept = (DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler)
+    if type(theirs) in kept or is_few_step(theirs, distilled):
         return theirs
+    # Without this entry diffusers would take what was not given from DDIM's defaults, not theirs.
+    config = {name: v for name, v in theirs.config.items() if name != "_use_default_values"}
+    kind = type(theirs).__name__
+    flows = config.get("use_flow_sigmas") or str(config.get("prediction_type")).startswith("flow")
+    if flows:
+        raise UserError(
+            f"the scheduler is a {kind} for flow matching: put "
+            "FlowMatchEulerDiscreteScheduler(shift=...) in its place, with its flow_shift"
+        )
     if isinstance(theirs, DPMSolverMultistepScheduler) and _is_affine(theirs.config):
         return theirs
-    if isinstance(theirs, EulerAncestralDiscreteScheduler):
-        return EulerDiscreteScheduler.from_config(theirs.config)
-    clips = theirs.config.get("clip_sample", False)  # DDIM's own default is to clip
-    return DDIMScheduler.from_config(theirs.config, clip_sample=clips)
+    if DDIMScheduler in getattr(theirs, "compatibles", ()):
+        if isinstance(theirs, EulerAncestralDiscreteScheduler):
+            return EulerDiscreteScheduler.from_config(config)
+        clips = config.get("clip_sample", False)  # DDIM's own default is to clip
+        ours = DDIMScheduler.from_config(config, clip_sample=clips)
+        if torch.allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6):
+            return ours
+    raise UserError(
+        f"the scheduler is a {kind}, and none of DDIM, Euler, DPM-Solver++, LCM and "
+        "FlowMatchEulerDiscreteScheduler has its noise schedule: take a model of one of them"
+    )
 
 
-def is_few_step(scheduler) -> bool:
+def is_few_step(scheduler: SchedulerMixin, distilled: bool) -> bool:
     """Whether it is the scheduler of a model distilled to 1 to 4 steps.
 
-    Those of LCM, or Euler from the very last timestep (SD-Turbo, SDXL-Turbo, SDXL-Lightning).
+    Those of LCM are. Euler from the very last timestep is where the model says that it was
+    ``distilled`` (SD-Turbo, SDXL-Turbo, SDXL-Lightning): other models use it as well.
     """
-    if isinstance(scheduler, LCMScheduler):
-        return True
-    euler = isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler))
-    return euler and scheduler.config.timestep_spacing == "trailing"
+    return isinstance(scheduler, LCMScheduler) or (distilled and starts_last(scheduler))
+
+
+def starts_last(scheduler: SchedulerMixin) -> bool:
+    """Whether it is Euler from the very last timestep, as distilled models need it."""
+    return isinstance(scheduler, _EULER) and scheduler.config.timestep_spacing == "trailing"
 
 
 def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
     """Coefficients of ``steps`` steps of a diffusers scheduler, which is left as it is.
 
+    A step ends at the next timestep of the list, also where these are not evenly spaced.
+    (diffusers' DDIM goes on by 1000 // steps whatever the list says.)
+
     Raises UserError unless 1 <= steps <= the number of timesteps there are, and for settings that
     are not affine (clipping) or that no Stable Diffusion has.
     """
-    config = scheduler.config
+    config, flow = scheduler.config, isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     _check(scheduler, steps)
     scheduler = type(scheduler).from_config(config)
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps
-    if int(timesteps.max()) >= config.num_train_timesteps:
+    if not flow and int(timesteps.max()) >= config.num_train_timesteps:
         raise UserError(
             f"steps {steps} makes the scheduler start at timestep {int(timesteps.max())} of "
             f"0..{config.num_train_timesteps - 1}: take fewer"
         )
-    now, after, kept, fresh, scale = _LEVELS[type(scheduler)](scheduler)
+    levels = _levels(scheduler)
+    signal, noise = levels[:-1].unbind(1)
+    signal_after, noise_after = levels[1:].unbind(1)
+    fresh = _fresh_noise(scheduler, levels)
+    kept = noise_after if fresh is None else (noise_after**2 - fresh**2).sqrt()
 
-    (signal, noise), zero, one = now, torch.zeros_like(now[0]), torch.ones_like(now[0])
-    if config.prediction_type == "epsilon":
-        c, d = 1 / signal, -noise / signal  # x0 = c z + d m
-        e, f = zero, one  # eps = e z + f m
+    zero, one = torch.zeros_like(signal), torch.ones_like(signal)
+    if flow:
+        c, d = one, -noise  # x0 = c z + d m
+        e, f = one, signal  # eps = e z + f m
+    elif config.prediction_type == "epsilon":
+        c, d = 1 / signal, -noise / signal
+        e, f = zero, one
     else:
         c, d = signal, -noise
         e, f = noise, signal
     if isinstance(scheduler, LCMScheduler):
         skip, out = _consistency_scalings(scheduler, timesteps)
         c, d = skip + out * c, out * d
-    step = torch.stack([after[0] * c + kept * e, after[0] * d + kept * f, c, d], dim=1)
+    step = torch.stack([signal_after * c + kept * e, signal_after * d + kept * f, c, d], dim=1)
     a, b = step[:, :2].unbind(1)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
-        step = _multistep(scheduler, step, now, after)
-    stochastic = bool((fresh > 0).any())
+        step = _multistep(scheduler, step, levels)
+    if not step.isfinite().all():
+        raise UserError(
+            f"steps {steps}: the scheduler's settings give coefficients that are not finite; take "
+            "more steps, or a model that predicts velocity where the last timestep is pure noise"
+        )
     return DDIMTable(
         timesteps=timesteps,
         step=step,
-        inverse=None if stochastic else torch.stack([1 / a, -b / a], dim=1),
-        noise=fresh if stochastic else None,
-        levels=torch.stack(now, dim=1),
-        initial_scale=scale,
+        inverse=torch.stack([1 / a, -b / a], dim=1) if fresh is None else None,
+        noise=fresh,
+        levels=levels[:-1],
+        # What diffusers' Euler multiplies with, at the U-Net's scale.
+        initial_scale=float(scheduler.init_noise_sigma * signal[0])
+        if isinstance(scheduler, _EULER)
+        else 1.0,
     )
 
 
@@ -150,6 +197,13 @@ def _check(scheduler: Solver, steps: int) -> None:
     most = config.get("original_inference_steps") or config.num_train_timesteps
     if not 1 <= steps <= most:
         raise UserError(f"steps must lie in 1..{most}, got {steps}")
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        if config.use_dynamic_shifting or config.invert_sigmas:
+            raise UserError(
+                "the scheduler shifts its noise by the size of the image (use_dynamic_shifting) or "
+                "counts it backwards (invert_sigmas): set both to false and give a fixed shift"
+            )
+        return
     if config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(
             f"the model predicts {config.prediction_type!r}; only 'epsilon' and 'v_prediction' "
@@ -172,52 +226,41 @@ def _check(scheduler: Solver, steps: int) -> None:
         )
 
 
-# (signal, noise) of the latents, both (T,).
-_Levels = tuple[Tensor, Tensor]
+def _levels(scheduler: Solver) -> Tensor:
+    """(T + 1, 2) signal and noise of the latents, from z_T to what the last step makes."""
+    if isinstance(scheduler, (DDIMScheduler, LCMScheduler)):
+        abar = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+        # The last step of LCM ends at the consistency function's own value.
+        final = 1.0 if isinstance(scheduler, LCMScheduler) else scheduler.final_alpha_cumprod
+        abar = torch.cat([abar, abar.new_tensor([float(final)])])
+        return torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1)
+    sigma = scheduler.sigmas.double()
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return torch.stack([1 - sigma, sigma], dim=1)
+    # sigma = noise / signal (Karras et al. 2022).
+    scale = (1 + sigma**2).sqrt()
+    return torch.stack([1 / scale, sigma / scale], dim=1)
 
 
-def _ddim_levels(scheduler: DDIMScheduler) -> tuple[_Levels, _Levels, Tensor, Tensor, float]:
-    """Levels before and after each step, the noise kept and the noise added, and z_T's scale."""
-    timesteps, abar = scheduler.timesteps, scheduler.alphas_cumprod.double()
-    previous = timesteps - scheduler.config.num_train_timesteps // len(timesteps)
-    final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
-    now = abar[timesteps]
-    after = torch.where(previous >= 0, abar[previous.clamp(min=0)], final)
-    noise = (1 - after).sqrt()
-    return (
-        (now.sqrt(), (1 - now).sqrt()),
-        (after.sqrt(), noise),
-        noise,
-        torch.zeros_like(noise),
-        1.0,
-    )
-
-
-def _euler_levels(scheduler, ancestral: bool):
-    """As ``_ddim_levels``, from sigma = noise / signal (Karras et al. 2022)."""
-    sigma, to = scheduler.sigmas.double()[:-1], scheduler.sigmas.double()[1:]
-    now, after = ((1 / (1 + s**2).sqrt(), s / (1 + s**2).sqrt()) for s in (sigma, to))
-    fresh = torch.zeros_like(to)
-    if ancestral:
-        fresh = after[0] * to * (1 - (to / sigma) ** 2).sqrt()
-    kept = (after[1] ** 2 - fresh**2).sqrt()
-    scale = float(scheduler.init_noise_sigma) / float((1 + sigma[0] ** 2).sqrt())
-    return now, after, kept, fresh, scale
+def _fresh_noise(scheduler: Solver, levels: Tensor) -> Tensor | None:
+    """(T,) how much new noise each step ends with; None where the solver adds none."""
+    after = levels[1:, 1]
+    if isinstance(scheduler, LCMScheduler) or scheduler.config.get("stochastic_sampling"):
+        fresh = after
+    elif isinstance(scheduler, EulerAncestralDiscreteScheduler):
+        sigma = levels[:, 1] / levels[:, 0]
+        fresh = after * (1 - (sigma[1:] / sigma[:-1]) ** 2).sqrt()
+    else:
+        return None
+    return fresh if bool((fresh > 0).any()) else None  # a single step adds none
 
 
 def _is_affine(config) -> bool:
     """Whether DPM-Solver's steps are rows of the table: deterministic, and one x0 before."""
-    flows = config.get("use_flow_sigmas", False)
-    return config.algorithm_type == "dpmsolver++" and config.solver_order <= 2 and not flows
+    return config.algorithm_type == "dpmsolver++" and config.solver_order <= 2
 
 
-def _dpm_levels(scheduler: DPMSolverMultistepScheduler):
-    """As ``_ddim_levels``: DPM-Solver++ of first order is DDIM."""
-    now, after, kept, fresh, _ = _euler_levels(scheduler, ancestral=False)
-    return now, after, kept, fresh, 1.0
-
-
-def _multistep(scheduler, step: Tensor, now: _Levels, after: _Levels) -> Tensor:
+def _multistep(scheduler, step: Tensor, levels: Tensor) -> Tensor:
     """(T, 5) from the rows of first order: the second-order steps of DPM-Solver++(2M).
 
     They add slope * (x0 - x0_before) to z_prev. h is the difference of log(signal / noise) over a
@@ -226,12 +269,11 @@ def _multistep(scheduler, step: Tensor, now: _Levels, after: _Levels) -> Tensor:
     steps, config = len(step), scheduler.config
     slope = torch.zeros_like(step[:, 0])
     if config.solver_order == 2 and steps > 1:
-        ratio = now[0] / now[1]
-        h = torch.log(after[0] / after[1]) - torch.log(ratio)
+        h = torch.log(levels[:, 0] / levels[:, 1]).diff()
         shrunk = torch.expm1(-h)
-        slope = -0.5 * after[0] * shrunk
+        slope = -0.5 * levels[1:, 0] * shrunk
         if config.solver_type == "heun":
-            slope = after[0] * (shrunk / h + 1)
+            slope = levels[1:, 0] * (shrunk / h + 1)
         slope[1:] *= h[1:] / h[:-1]
         first_order_last = config.euler_at_final or config.final_sigmas_type == "zero"
         if first_order_last or (config.lower_order_final and steps < 15):
@@ -242,24 +284,7 @@ def _multistep(scheduler, step: Tensor, now: _Levels, after: _Levels) -> Tensor:
     return torch.cat([moved, step[:, 2:], -slope[:, None]], dim=1)
 
 
-def _lcm_levels(scheduler: LCMScheduler):
-    """As ``_ddim_levels``; the last step ends at the consistency function's own value."""
-    now = scheduler.alphas_cumprod.double()[scheduler.timesteps]
-    after = torch.cat([now[1:], torch.ones_like(now[:1])])
-    levels = [(abar.sqrt(), (1 - abar).sqrt()) for abar in (now, after)]
-    return *levels, torch.zeros_like(now), levels[1][1], 1.0
-
-
 def _consistency_scalings(scheduler: LCMScheduler, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """c_skip and c_out of Song et al. 2023 (consistency models, eq. 5) at each timestep."""
     scaled, data = timesteps.double() * scheduler.config.timestep_scaling, 0.5
     return data**2 / (scaled**2 + data**2), scaled / (scaled**2 + data**2).sqrt()
-
-
-_LEVELS = {
-    DDIMScheduler: _ddim_levels,
-    DPMSolverMultistepScheduler: _dpm_levels,
-    EulerDiscreteScheduler: partial(_euler_levels, ancestral=False),
-    EulerAncestralDiscreteScheduler: partial(_euler_levels, ancestral=True),
-    LCMScheduler: _lcm_levels,
-}

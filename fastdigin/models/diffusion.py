@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, install_processors
-from fastdigin.models.ddim import DDIMTable, ddim_table, is_few_step
+from fastdigin.models.ddim import (
+    DDIMTable,
+    Solver,
+    choose_solver,
+    ddim_table,
+    is_few_step,
+    starts_last,
+)
 from fastdigin.models.model_files import EMBEDDED
 
 __all__ = ["EMBEDDED", "LatentDiffusion"]
+
+log = logging.getLogger(__name__)
 
 
 class LatentDiffusion:
@@ -50,7 +62,8 @@ class LatentDiffusion:
         from fastdigin.models.loading import prepare
 
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, name
+        self.tokenizer, self.name = tokenizer, name
+        self.scheduler = scheduler
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.zero_empty_prompt = zero_empty_prompt
         self.image_size: int = unet.config.sample_size * self._scale if size is None else size
@@ -194,9 +207,30 @@ class LatentDiffusion:
         return guidance_scale != 1.0 and not self.embeds_guidance
 
     @property
+    def scheduler(self) -> Solver:
+        """The solver; of another scheduler that is put here, the one that stands for it."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: SchedulerMixin) -> None:
+        self._scheduler = choose_solver(scheduler, self._distilled)
+        self._tables: dict[tuple[int, str], DDIMTable] = {}
+        if starts_last(self._scheduler) and not self._distilled:
+            log.warning(
+                "%s starts from the last timestep, as distilled models do, but its name does not "
+                "say that it is one (turbo, lightning, hyper): it takes 20 steps with guidance "
+                "unless you give fewer and guidance 1", self.name,
+            )  # fmt: skip
+
+    @property
+    def _distilled(self) -> bool:
+        names = f"{self.name} {self.unet.config.get('_name_or_path')}"
+        return re.search("turbo|lightning|hyper|distill", names, re.IGNORECASE) is not None
+
+    @property
     def few_step(self) -> bool:
         """Whether the model was distilled to 1 to 4 steps."""
-        return is_few_step(self.scheduler)
+        return is_few_step(self.scheduler, self._distilled)
 
     @property
     def usual_steps(self) -> int:
@@ -210,10 +244,12 @@ class LatentDiffusion:
             return 8.5
         return 1.0 if self.few_step else 3.0
 
-    @lru_cache(maxsize=16)  # noqa: B019 - a model lives as long as its process
     def ddim_table(self, steps: int) -> DDIMTable:
         """The sampler's coefficients for ``steps`` steps (models/ddim.py)."""
-        return ddim_table(self.scheduler, steps)
+        key = steps, repr(self.scheduler.config)
+        if key not in self._tables:
+            self._tables[key] = ddim_table(self.scheduler, steps)
+        return self._tables[key]
 
     @lru_cache(maxsize=1)  # noqa: B019
     @torch.no_grad()

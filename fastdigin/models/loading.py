@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.utils import is_accelerate_available
 from torch import nn
 from transformers import CLIPTokenizer
 
 from fastdigin.errors import UserError
-from fastdigin.models.ddim import choose_solver
 from fastdigin.models.frozen import freeze_aware
 from fastdigin.models.missing import loading
 from fastdigin.models.model_files import NETWORKS, ModelFiles, components, find_model
@@ -51,9 +51,6 @@ def pipeline_parts(pipe: Any) -> dict[str, Any]:
     for name, network in parts.items():
         if name in NETWORKS:
             parts[name] = _own_modules(owner, name, network)
-    scheduler = {**parts["scheduler"].config, "_class_name": type(parts["scheduler"]).__name__}
-    with loading(owner, "a scheduler of diffusers"):
-        parts["scheduler"] = choose_solver(scheduler)
     return _finished(owner, parts, pipe.config)
 
 
@@ -93,7 +90,7 @@ def _read(files: ModelFiles, dtype: torch.dtype, owner: str) -> dict[str, Any]:
             if len(parts[name]) < 3:  # transformers makes an empty one up where there is none
                 raise ValueError(f"its {name} has no vocabulary.")
     config = json.loads((files.folder / "scheduler" / "scheduler_config.json").read_text())
-    parts["scheduler"] = choose_solver(config)
+    parts["scheduler"] = getattr(diffusers, config["_class_name"]).from_config(config)
     return parts
 
 

@@ -180,6 +180,53 @@ def test_gradients_equal_finite_differences(folder_of, name):
     assert_near(slope, expected, 1e-5)
 
 
+def test_a_scheduler_that_is_swapped_is_heard(folder_of):
+    """Also after the first call; the truth is diffusers' pipeline with the same one."""
+    model, pipeline = load(folder_of("sd1")), load_pipeline(folder_of("sd1"))
+    sampled(model, PROMPT, 4, 3.0, 3)
+    for scheduler in (
+        diffusers.EulerDiscreteScheduler.from_config(model.scheduler.config),
+        diffusers.DDIMScheduler.from_config(model.scheduler.config, beta_end=0.02),
+    ):
+        model.scheduler = pipeline.scheduler = scheduler
+        expected = pipeline(
+            PROMPT, num_inference_steps=4, guidance_scale=3.0, output_type="latent",
+            generator=torch.Generator().manual_seed(3),
+        ).images  # fmt: skip
+        assert_near(sampled(model, PROMPT, 4, 3.0, 3), expected, 1e-5)
+    model.scheduler.register_to_config(beta_end=0.03)
+    assert not torch.allclose(sampled(model, PROMPT, 4, 3.0, 3), expected, rtol=1e-3)
+    with pytest.raises(UserError, match="is a EDMEulerScheduler"):
+        model.scheduler = diffusers.EDMEulerScheduler()
+
+
+@torch.no_grad()
+def test_flow_matching_with_guidance(folder_of):
+    """diffusers' pipelines of these U-Nets cannot, but its scheduler can."""
+    model, pipeline = load(folder_of("sd2")), load_pipeline(folder_of("sd2"))
+    model.scheduler = scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    texts = model.encode_prompts([PROMPT, ""])
+    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps:
+        cond, null = (pipeline.unet(z, t, text[None]).sample for text in texts)
+        z = scheduler.step(null + 3.0 * (cond - null), t, z).prev_sample
+    assert_near(sampled(model, PROMPT, 4, 3.0, 3), z, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["my-turbo", "model"])
+def test_only_a_model_that_says_so_is_distilled(folder_of, name, caplog):
+    parts = {part: getattr(load(folder_of("sd-turbo")), part) for part in (
+        "unet", "vae", "text_encoder", "tokenizer", "scheduler")}  # fmt: skip
+    caplog.clear()
+    parts["unet"].register_to_config(_name_or_path="")
+    model = LatentDiffusion(**parts, name=name)
+    assert model.few_step == (name == "my-turbo")
+    expected = (4, 1) if model.few_step else (20, 3)
+    assert (model.usual_steps, model.usual_guidance_scale) == expected
+    assert ("does not say that it is one" in caplog.text) != model.few_step
+
+
 def test_steps_and_guidance_of_a_sample_default_to_the_models(folder_of):
     model = load(folder_of("lcm"))
     z, cond = normal(1, 4, 8, 8).float(), model.encode_prompts([PROMPT])
