@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.text import expanded
 
 _END_OF_WORD = "</w>"
 
@@ -128,13 +129,16 @@ def _aligned_words(
 def _words(model: LatentDiffusion, prompt: str) -> list[_Word]:
     """The prompt as the tokenizer splits it; position 0 is the start of text.
 
-    CLIP's byte-pair encoding marks the last piece of each word.
+    CLIP's byte-pair encoding marks the last piece of each word, but for tokens that were added
+    to it (textual inversion, a "!" that pads): each of them is a word.
     """
     model.tokenize(prompt)  # raises where it is too long
-    tokens = model.tokenizer.convert_ids_to_tokens(model.tokenizer(prompt).input_ids)[1:-1]
+    ids = model.tokenizer(expanded(model.tokenizer, prompt)).input_ids
+    tokens = model.tokenizer.convert_ids_to_tokens(ids)[1:-1]
+    added = model.tokenizer.get_added_vocab()
     words, start = [], 0
     for end, token in enumerate(tokens, start=1):
-        if token.endswith(_END_OF_WORD) or end == len(tokens):
+        if token.endswith(_END_OF_WORD) or token in added or end == len(tokens):
             text = "".join(tokens[start:end]).removesuffix(_END_OF_WORD)
             words.append(_Word(text, list(range(start + 1, end + 1))))
             start = end

@@ -24,6 +24,7 @@ from fastdigin.models.ddim import (
     starts_last,
 )
 from fastdigin.models.model_files import EMBEDDED
+from fastdigin.models.text import embeddings, token_ids
 
 __all__ = ["EMBEDDED", "LatentDiffusion"]
 
@@ -66,7 +67,7 @@ class LatentDiffusion:
         self.scheduler = scheduler
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.zero_empty_prompt = zero_empty_prompt
-        self.image_size: int = unet.config.sample_size * self._scale if size is None else size
+        self.image_size: int = self._trained_size() if size is None else size
         """Side of the square images, in pixels."""
         smallest = self._scale * 2 ** (len(unet.config.block_out_channels) - 1)
         if self.image_size < smallest or self.image_size % smallest:
@@ -177,10 +178,26 @@ class LatentDiffusion:
         """Pixels a latent, along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def _trained_size(self) -> int:
+        """In pixels; some configurations leave it to the VAE's, or have a height and a width."""
+        unet, vae = self.unet.config.sample_size, self.vae.config.sample_size
+        latents = unet if isinstance(unet, (list, tuple)) else [unet] if unet else []
+        sides = {side * self._scale for side in latents}
+        if not sides and isinstance(vae, int):
+            sides = {vae}
+        if len(sides) != 1:
+            raise UserError(
+                f"model {self.name!r} does not say at which square size it was trained "
+                f"(sample_size is {unet!r}): give size, in pixels"
+            )
+        return sides.pop()
+
     @property
     def text_length(self) -> int:
         """Tokens per prompt, special tokens and padding included."""
-        return self.tokenizer.model_max_length
+        positions = self.text_encoder.config.max_position_embeddings
+        # A tokenizer that was saved without its length says 10^30.
+        return min(self.tokenizer.model_max_length, positions)
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -268,16 +285,7 @@ class LatentDiffusion:
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids, padded to ``text_length``. UserError if the prompt is too long."""
-        return self._padded_ids(self.tokenizer, prompt)
-
-    def _padded_ids(self, tokenizer, prompt: str) -> list[int]:
-        ids = tokenizer(prompt, padding="max_length", max_length=self.text_length).input_ids
-        if len(ids) > self.text_length:
-            raise UserError(
-                f"prompt {prompt!r} takes {len(ids)} tokens, the text encoder reads "
-                f"{self.text_length}: shorten it"
-            )
-        return ids
+        return token_ids(self.name, self.tokenizer, self.text_encoder, self.text_length, prompt)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, D) embeddings. One prompt at a time, so that neighbours cannot change a bit."""
@@ -289,19 +297,13 @@ class LatentDiffusion:
             return None
         return torch.stack([self._encode(prompt)[1] for prompt in prompts])
 
-    @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (L, D) and, with a second text encoder, pooled ones (P,) of one prompt."""
-        ids = torch.tensor([self.tokenize(prompt)], device=self.device)
-        if self.text_encoder_2 is None:
-            return self.text_encoder(ids)[0][0], None
-        ids_2 = torch.tensor([self._padded_ids(self.tokenizer_2, prompt)], device=self.device)
-        first = self.text_encoder(ids, output_hidden_states=True)
-        second = self.text_encoder_2(ids_2, output_hidden_states=True)
-        # The last layer but one, without the final norm (SDXL, Podell et al. 2023, section 2.1).
-        text = torch.cat([first.hidden_states[-2][0], second.hidden_states[-2][0]], dim=-1)
-        pooled = second.text_embeds[0]
-        if self.zero_empty_prompt and not prompt:
+        ids, ids_2 = self.tokenize(prompt), None
+        if self.text_encoder_2 is not None:
+            second = self.tokenizer_2, self.text_encoder_2
+            ids_2 = token_ids(self.name, *second, self.text_length, prompt)
+        text, pooled = embeddings(ids, self.text_encoder, ids_2, self.text_encoder_2)
+        if pooled is not None and self.zero_empty_prompt and not prompt:
             return torch.zeros_like(text), torch.zeros_like(pooled)
         return text, pooled
 

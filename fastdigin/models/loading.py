@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
@@ -20,6 +21,8 @@ from fastdigin.models.frozen import freeze_aware
 from fastdigin.models.missing import loading
 from fastdigin.models.model_files import NETWORKS, ModelFiles, components, find_model
 from fastdigin.models.weights import check_weights
+
+log = logging.getLogger(__name__)
 
 
 def load_parts(
@@ -86,7 +89,9 @@ def _read(files: ModelFiles, dtype: torch.dtype, owner: str) -> dict[str, Any]:
         )
     for name in components(owner, files.index["_class_name"]):
         if name.startswith("tokenizer"):
-            parts[name] = CLIPTokenizer.from_pretrained(files.folder, subfolder=name)
+            parts[name] = CLIPTokenizer.from_pretrained(
+                files.folder, subfolder=name, local_files_only=True
+            )
             if len(parts[name]) < 3:  # transformers makes an empty one up where there is none
                 raise ValueError(f"its {name} has no vocabulary.")
     config = json.loads((files.folder / "scheduler" / "scheduler_config.json").read_text())
@@ -116,9 +121,23 @@ def _finished(owner: str, parts: dict[str, Any], config: Mapping[str, Any]) -> d
     _check_kind(owner, parts)
     if "text_encoder_2" in parts:
         parts["zero_empty_prompt"] = bool(config.get("force_zeros_for_empty_prompt", True))
-        if parts["unet"].dtype is torch.float16 and parts["vae"].config.force_upcast:
-            parts["vae"].float()  # SDXL's own VAE overflows in half precision
+    vae = parts["vae"]
+    # SDXL's says itself that it overflows in half precision; all of them would by its default.
+    upcast = "text_encoder_2" in parts and vae.config.force_upcast
+    if vae.dtype is torch.float16 and (upcast or _overflows(vae)):
+        log.info("%s: its VAE overflows in fp16 and runs in fp32", owner)
+        vae.float()
     return parts
+
+
+@torch.no_grad()
+def _overflows(vae: nn.Module) -> bool:
+    """Whether a picture of noise has values that are not finite, or its latent has."""
+    shape, generator = (1, vae.config.latent_channels, 16, 16), torch.Generator().manual_seed(0)
+    latents = torch.randn(shape, generator=generator)
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    image = vae.decode(latents).sample
+    return not (image.isfinite().all() and vae.encode(image).latent_dist.mean.isfinite().all())
 
 
 def _check_kind(owner: str, parts: Mapping[str, Any]) -> None:

@@ -90,6 +90,7 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
             f"model {source!r} cannot be loaded: {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing; {mend}"
         )
+    _check_folders(source, found)
     return found
 
 
@@ -147,6 +148,26 @@ def _look(source: str, folder: Path, half: bool) -> tuple[ModelFiles, list[str]]
         required += sorted({f"{name.split('/')[0]}/{shard}" for shard in shards})
     missing = [name for name in required if name not in names]
     return ModelFiles(folder, index, variants), missing
+
+
+def _check_folders(source: str, files: ModelFiles) -> None:
+    """Raises UserError where a folder holds another network than the index says, or two."""
+    for part, variant in files.variants.items():
+        library, kind, stem = NETWORKS[part]
+        config = json.loads((files.folder / part / "config.json").read_text())
+        found = config.get("_class_name", kind)
+        if library == "diffusers" and found != kind:
+            raise UserError(
+                f"model {source!r} is not supported: its {part} is a {found} in "
+                f"{part}/config.json, and only {kind} can be used"
+            )
+        one, many = (f"{part}/{stem}{ending}" for ending in _ENDINGS[variant])
+        if library == "diffusers" and all((files.folder / name).is_file() for name in (one, many)):
+            # diffusers would follow it, here to shards that may be absent or older.
+            raise UserError(
+                f"model {source!r} cannot be loaded: {many} names other files than {one} beside "
+                "it; remove the one that is out of date"
+            )
 
 
 def _read_index(source: str, folder: Path) -> dict:

@@ -11,6 +11,7 @@ import torch
 from families import FAMILIES, SIZE, load_pipeline
 from tiny import assert_near, normal
 
+from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Settings
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
@@ -274,6 +275,75 @@ def test_another_size(folder_of):
 def test_sizes_that_the_unet_cannot_halve(folder_of, size):
     with pytest.raises(UserError, match=f"size must be a multiple of 16 pixels .* got {size}"):
         load(folder_of("sd1"), size=size)
+
+
+@pytest.mark.parametrize(
+    ("unet", "vae", "side"),
+    [([8, 8], 512, 32), (None, 32, 32), (None, [32, 32], None), ([8, 12], 32, None)],
+)
+def test_sizes_that_are_a_list_or_null(folder_of, unet, vae, side):
+    pipeline = load_pipeline(folder_of("sd1"))
+    pipeline.unet.register_to_config(sample_size=unet)
+    pipeline.vae.register_to_config(sample_size=vae)
+    assert LatentDiffusion.from_pipe(pipeline, size=48).image_size == 48
+    if side is None:
+        with pytest.raises(UserError, match="does not say at which square size .*: give size"):
+            LatentDiffusion.from_pipe(pipeline)
+    else:
+        assert LatentDiffusion.from_pipe(pipeline).image_size == side
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_tokenizers_that_do_not_know_their_length(folder_of, name):
+    pipeline = load_pipeline(folder_of(name))
+    expected = LatentDiffusion.from_pipe(pipeline).encode_prompts([PROMPT])
+    for part in ("tokenizer", "tokenizer_2"):
+        if hasattr(pipeline, part):
+            getattr(pipeline, part).model_max_length = 10**30
+    model = LatentDiffusion.from_pipe(pipeline)
+    assert model.text_length == 16 and torch.equal(model.encode_prompts([PROMPT]), expected)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_words_of_textual_inversion(folder_of, name):
+    """Loaded into the pipeline they are words; known to the tokenizer alone they are refused."""
+    pipeline = load_pipeline(folder_of(name))
+    prompt = "a photo of <my-cat> on grass"
+    pipeline.tokenizer.add_tokens(["<my-cat>"])
+    with pytest.raises(UserError, match="has '<my-cat>', for which the text encoder"):
+        LatentDiffusion.from_pipe(pipeline).encode_prompts([prompt])
+    pipeline = load_pipeline(folder_of(name))
+    pipeline.load_textual_inversion({"<my-cat>": torch.randn(2, 16)}, token="<my-cat>")
+    model = LatentDiffusion.from_pipe(pipeline)
+    expected, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)
+    assert_near(model.encode_prompts([prompt]), expected.detach(), 1e-5)
+    assert phrase_tokens(model, prompt, "<my-cat>") == [4, 5]
+    assert phrase_tokens(model, prompt, "on") == [6]
+
+
+def test_a_mark_that_is_the_pad_token_is_a_word_of_its_own(folder_of):
+    pipeline = load_pipeline(folder_of("sd1"))
+    pipeline.tokenizer.pad_token = "!"
+    model = LatentDiffusion.from_pipe(pipeline)
+    assert phrase_tokens(model, "a bag! on grass", "on") == [4]
+    assert phrase_tokens(model, "a bag!! on grass", "bag") == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("overflows", [False, True])
+def test_an_autoencoder_that_overflows_in_fp16_runs_in_fp32(folder_of, dtype, overflows, caplog):
+    pipeline = load_pipeline(folder_of("sd1"))
+    if overflows:  # what follows the first convolution is normalised
+        with torch.no_grad():
+            weight = pipeline.vae.decoder.conv_in.weight
+            weight *= 6e4 / weight.abs().max()
+    pipeline.to(dtype)
+    caplog.set_level("INFO")
+    model = LatentDiffusion.from_pipe(pipeline)
+    upcast = overflows and dtype is torch.float16
+    assert model.dtype == dtype and model.vae.dtype == (torch.float32 if upcast else dtype)
+    assert ("overflows in fp16" in caplog.text) == upcast
+    assert model.decode(normal(1, 4, 8, 8).float()).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])

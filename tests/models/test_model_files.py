@@ -8,6 +8,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+import diffusers
 import huggingface_hub
 import pytest
 import torch
@@ -209,3 +210,38 @@ def test_classes_that_the_index_names(tmp_path, changes, message):
     folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
     edit_index(folder, **changes)
     assert re.search(message, refused(folder))
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel"])
+def test_another_network_in_the_autoencoders_folder(tmp_path, kind):
+    """The index says AutoencoderKL, and diffusers would load the folder as one."""
+    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
+    shutil.rmtree(folder / "vae")
+    getattr(diffusers, kind)().save_pretrained(folder / "vae")
+    assert f"its vae is a {kind} in vae/config.json, and only Auto" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_an_index_of_other_files_beside_a_complete_one(tmp_path, part):
+    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
+    (single,) = (folder / part).glob("*.safetensors")
+    stale = f"{single.name}.index.json"
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / part / stale).write_text(json.dumps(shards))
+    if part == "text_encoder":  # transformers takes the complete file
+        LatentDiffusion.from_pretrained(str(folder), device="cpu")
+    else:
+        assert f"{part}/{stale} names other files than {part}/{single.name}" in refused(folder)
+
+
+@pytest.mark.parametrize(("part", "family"), [("unet", "sd2"), ("text_encoder", "sdxl")])
+def test_weights_of_another_model_in_a_known_architecture(tmp_path, part, family):
+    """Of other widths, or with other layers: named, in one line."""
+    folder, other = (save_family(n, tmp_path / n) for n in ("sd1", family))
+    (weights,) = (other / part).glob("*.safetensors")
+    if part == "text_encoder":
+        weights = other / "text_encoder_2" / "model.safetensors"
+    shutil.copy(weights, folder / part / weights.name)
+    with pytest.raises(UserError, match=f"(?s)sd1.*cannot be loaded.*({part}|weight)") as error:
+        LatentDiffusion.from_pretrained(str(folder), device="cpu")
+    assert "\n" not in str(error.value)
