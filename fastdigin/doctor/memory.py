@@ -14,6 +14,7 @@ from fastdigin.engine.memory import SHARE_OF_FREE
 from fastdigin.errors import UserError
 from fastdigin.models.missing import kept_offline
 from fastdigin.models.model_files import NETWORKS, ModelFiles, find_model
+from fastdigin.models.precision import choose_dtype
 
 PUBLISHED = {
     "CompVis/stable-diffusion-v1-4": (SD_1_4, 512),
@@ -28,21 +29,23 @@ PUBLISHED = {
 
 
 def estimate(model: str, device: dict[str, Any]) -> dict[str, Any] | None:
-    """Bytes of the model in fp32 and of a slot, and how many slots are free; None where unknown.
+    """Bytes of the model and of a slot, and how many slots are free; None where unknown.
 
-    device: one of ``machine.devices``. A slot is an image that is being optimised with guidance and
-    20 steps. Classifiers, and what edited photos carry, come on top.
+    device: one of ``machine.devices``; the model has the dtype that is usual there. A slot is an
+    image that is being optimised with guidance and 20 steps. Classifiers, and what edited photos
+    carry, come on top.
     """
     architecture, side = _architecture(model)
     if architecture is None:
         return None
-    needed = footprint(architecture, side, dtype=torch.float32)
+    dtype = choose_dtype("auto", torch.device(device["kind"]))
+    needed = footprint(architecture, side, dtype=dtype)
     # The engine's "auto" plans with a share of what is free once the weights are loaded.
     room = needed.weights + SHARE_OF_FREE * (device["free"] - needed.weights)
     return {
         "model": model,
         "side": side,
-        "dtype": "float32",
+        "dtype": str(dtype).removeprefix("torch."),
         "weights": needed.weights,
         "step": needed.step,
         "slot": needed.slot,

@@ -84,7 +84,7 @@ class LatentDiffusion:
         source: str = EMBEDDED,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = "auto",
         size: int | None = None,
         attention: str = "auto",
     ) -> LatentDiffusion:
@@ -97,7 +97,9 @@ class LatentDiffusion:
             source: ``"embedded"``, a hub id like "CompVis/stable-diffusion-v1-4", or a local folder
                 as diffusers' ``save_pretrained`` writes it.
             device: Default is CUDA where there is one.
-            dtype: Of the networks; latents, embeddings and optimisers stay in single precision.
+            dtype: Of the networks: "auto", "bf16", "fp16", "fp32" or one of torch's; latents,
+                embeddings and optimisers stay in single precision. "auto" is bf16 on GPUs that
+                compute in it (sm_80 and newer), fp16 on older ones, fp32 on CPUs.
             size: Side of the images in pixels, for example 256 to run Stable Diffusion 1.4 on a
                 small machine; models draw best at the size they were trained for.
             attention: As for the constructor.

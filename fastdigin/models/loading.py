@@ -20,25 +20,26 @@ from fastdigin.errors import UserError
 from fastdigin.models.frozen import freeze_aware
 from fastdigin.models.missing import loading
 from fastdigin.models.model_files import NETWORKS, ModelFiles, components, find_model
+from fastdigin.models.precision import choose_device, choose_dtype
 from fastdigin.models.weights import check_weights
 
 log = logging.getLogger(__name__)
 
 
 def load_parts(
-    source: str, device: str | torch.device | None, dtype: torch.dtype
+    source: str, device: str | torch.device | None, dtype: str | torch.dtype
 ) -> dict[str, Any]:
     """LatentDiffusion's arguments, from files.
 
     Raises UserError if anything is missing, broken or of a kind that is not supported.
     """
-    owner = f"model {source!r}"
+    owner, device = f"model {source!r}", choose_device(device)
+    dtype = choose_dtype(dtype, device)
     files = find_model(source, half=dtype in (torch.float16, torch.bfloat16))
     wanted = "the files of a Stable Diffusion, whole, with safetensors weights"
     with loading(owner, wanted), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         parts = _read(files, dtype, owner)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for name in files.variants:
         parts[name].to(device)
     return _finished(owner, parts, files.index)
@@ -119,6 +120,7 @@ def _own_modules(owner: str, name: str, network: nn.Module) -> nn.Module:
 def _finished(owner: str, parts: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """config: model_index.json's entries, or the pipeline's own."""
     _check_kind(owner, parts)
+    choose_dtype(parts["unet"].dtype, choose_device(parts["unet"].device))
     if "text_encoder_2" in parts:
         parts["zero_empty_prompt"] = bool(config.get("force_zeros_for_empty_prompt", True))
     vae = parts["vae"]

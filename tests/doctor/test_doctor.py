@@ -19,7 +19,7 @@ from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.models.missing import kept_offline
 from fastdigin.presets import load_preset, preset_names
 
-ROOM = {"name": "a device", "free": 2**40}
+ROOM = {"name": "a device", "kind": "cpu", "free": 2**40}
 
 
 def test_the_extras_are_those_of_pyproject():

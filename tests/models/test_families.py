@@ -346,6 +346,26 @@ def test_an_autoencoder_that_overflows_in_fp16_runs_in_fp32(folder_of, dtype, ov
     assert model.decode(normal(1, 4, 8, 8).float()).isfinite().all()
 
 
+@pytest.mark.parametrize("low", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_pipelines_of_mixed_types(folder_of, name, low):
+    """A whole job, beside the one in single precision."""
+    totals = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pipeline = load_pipeline(folder_of(name))
+        getattr(pipeline, low).to(dtype)
+        model = LatentDiffusion.from_pipe(pipeline)
+        assert getattr(model, low).dtype == dtype and model.state_dtype == torch.float32
+        job = generated_job(
+            model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
+            settings=Settings(steps=2, iterations=1), seed=0, monitors={}, info={},
+        )  # fmt: skip
+        (result,) = Engine(model, slots=1, kept_steps=0).run([job])
+        assert result.status == "done", result.error
+        totals += [row["total"] for row in result.history]
+    assert totals[2:] == pytest.approx(totals[:2], rel=0.05)
+
+
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_the_autoencoder_of_sdxl_stays_in_single_precision(folder_of, name):
     model = load(folder_of(name), torch.float16)

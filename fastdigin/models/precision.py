@@ -1,0 +1,67 @@
+"""The device and the floating point type that networks are loaded with."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdigin.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device that is named; for None CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: There is no such device, or networks cannot run on it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"device {device!r} is none of torch's: write cpu, cuda or cuda:1"
+        ) from error
+    if chosen.type == "mps":
+        raise UserError(
+            f"device {device!r} has no double precision, in which crops and steps are reckoned: "
+            "write cpu"
+        )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {device!r} is not there (torch sees {torch.cuda.device_count()} CUDA "
+            "devices): write cpu, or install a torch that is built for your GPU"
+        )
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The floating point type that a text names, for networks on ``device``.
+
+    "auto" is bf16 on GPUs that compute in it (sm_80 and newer), fp16 on older ones, fp32 on CPUs.
+    With fp32 on a GPU, products are made in TF32 from here on, in the whole process: 10 bits of
+    mantissa instead of 23, at several times the speed.
+
+    Args:
+        dtype: "auto", "bf16", "fp16" or "fp32"; a type of torch is taken as it is.
+        device: As ``choose_device`` gives it.
+
+    Raises:
+        UserError: The text names no type.
+    """
+    if dtype == "auto":
+        if device.type != "cuda":
+            chosen = torch.float32
+        elif torch.cuda.get_device_capability(device) >= (8, 0):
+            chosen = torch.bfloat16
+        else:
+            chosen = torch.float16
+    else:
+        chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        raise UserError(f"dtype must be auto, {', '.join(DTYPES)} or one of torch's, got {dtype!r}")
+    if device.type == "cuda" and chosen is torch.float32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    return chosen
