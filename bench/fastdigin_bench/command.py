@@ -36,6 +36,11 @@ KERNEL_OPS = (
     "geglu",
 )
 
+# Those of fastdigin_bench.profile, likewise.
+PROFILED_GPUS = ("h100", "a100", "rtx4090")
+PROFILED_MODELS = ("sd-1.4", "sd-2.1", "sdxl", "embedded")
+PROFILED_TASKS = ("counterfactual", "disagreement", "neuron", "neuron-counterfactual")
+
 
 def _truth_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
@@ -113,6 +118,25 @@ def _memory_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _profile_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--gpu", choices=PROFILED_GPUS, default="h100", help="(default h100)")
+    parser.add_argument(
+        "--model", choices=PROFILED_MODELS, default="sd-1.4", help="(default sd-1.4)"
+    )
+    parser.add_argument(
+        "--task", choices=PROFILED_TASKS, default="counterfactual", help="(default counterfactual)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(default bf16)"
+    )
+    parser.add_argument("--slots", type=count, metavar="N", help="(default: planned)")
+    parser.add_argument("--preset", metavar="P", help="whose settings of the task are taken")
+    parser.add_argument(
+        "--baseline", action="store_true",
+        help="the old way of running: fp32, no graphs, one decode at a time",
+    )  # fmt: skip
+
+
 def _scaling_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="(default 3)")
     parser.add_argument(
@@ -137,6 +161,7 @@ BENCHES = {
     "compile": Bench("compiled steps beside uncompiled ones", _compile_arguments),
     "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),
+    "profile": Bench("an estimate of the speed on a GPU, from counts alone", _profile_arguments),
     "scaling": Bench("speed by jobs, steps and resolution; occupancy", _scaling_arguments),
     "throughput": Bench("images per minute beside a plain loop", _throughput_arguments),
     "truth": Bench("the embedded model and the four tasks against planted truth", _truth_arguments),

@@ -26,11 +26,18 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        formula = _FORMULAS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            count = formula(*args, **(kwargs or {}), out_val=out)
-            self.flops[_kind(func._overloadpacket.__name__)] += count
+        found = flops_of(func, args, kwargs or {}, out)
+        if found is not None:
+            self.flops[found[0]] += found[1]
         return out
+
+
+def flops_of(func, args, kwargs, out) -> tuple[str, int] | None:
+    """(one of KINDS, count) of a call of an operation; None where it has no formula."""
+    formula = _FORMULAS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
+    if formula is None:
+        return None
+    return _kind(func._overloadpacket.__name__), formula(*args, **kwargs, out_val=out)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

@@ -1,0 +1,155 @@
+"""The profile's arguments, its table, and its line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastdigin.commands.options import add_settings, chosen_settings
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.memory import show_bytes
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.presets import load_preset
+from fastdigin_bench.output import rows_table
+from fastdigin_bench.profile.gpus import GPUS, Rates
+from fastdigin_bench.profile.ledger import Counts
+from fastdigin_bench.profile.networks import build
+from fastdigin_bench.profile.stages import STAGES, Driven, drive
+from fastdigin_bench.profile.workload import task_class
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def run(options: Namespace) -> int:
+    """``fastdigin bench profile``."""
+    found = profile(options)
+    print(_table(found))
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+def profile(options: Namespace) -> dict[str, Any]:
+    """What the line of JSON says."""
+    gpu = GPUS[options.gpu]
+    dtype = DTYPES["fp32" if options.baseline else options.dtype]
+    model, classifier = build(options.model, dtype)
+    settings = _settings(options, model)
+
+    def make_engine(model: LatentDiffusion) -> Engine:
+        weights = sum(p.nbytes for network in model.networks for p in network.parameters())
+        return Engine(
+            model, slots=options.slots, memory=int(0.9 * gpu.memory) - weights, compile="off"
+        )
+
+    driven = drive(
+        options.task, model, classifier, settings, make_engine, gpu, own_kernels=options.baseline
+    )
+    return {
+        "estimate": True, "gpu": options.gpu, "model": options.model, "task": options.task,
+        "dtype": str(dtype).removeprefix("torch."), "baseline": options.baseline,
+        **figures(driven, gpu.rates, settings.optimisation.steps),
+    }  # fmt: skip
+
+
+def figures(driven: Driven, rates: Rates, steps: int) -> dict[str, Any]:
+    """Of a run, at some rates. steps: T."""
+    stages = {name: _of_stage(driven, name, rates) for name in STAGES}
+    seconds = sum(stage["seconds"] for stage in stages.values())
+    updates = max(driven.iterations, 1)
+    parts = {part: c for (stage, part), c in driven.totals.items() if stage == "iterations"}
+    unet, decoder, judge = (parts.get(n, Counts()) for n in ("unet", "decoder", "classifier"))
+    decodes = sum(decoder.calls[kind] for kind in (("decoder", "plain"), ("decoder", "recorded")))
+    return {
+        "images_per_hour": round(3600 * driven.slots / seconds, 1),
+        "slots": driven.slots,
+        "kept_steps": driven.kept_steps,
+        "peak_bytes": driven.peak,
+        "rates": rates.described(),
+        "stages": stages,
+        "layout_copies_per_step": round(unet.layout_copies / (updates * steps), 2),
+        "waits_per_iteration": sum(c.waits for c in parts.values()) / updates,
+        "classifier_plain_passes_per_image": (
+            judge.rows["classifier", "plain"] / (updates * driven.slots * driven.classifiers)
+        ),
+        "decodes_per_iteration": decodes / updates,
+        "host_launches_per_iteration": stages["iterations"]["host_launches"] / updates,
+        "kernels_per_iteration": stages["iterations"]["kernels"] / updates,
+    }
+
+
+def _of_stage(driven: Driven, name: str, rates: Rates) -> dict[str, Any]:
+    parts = {part: counts for (stage, part), counts in driven.totals.items() if stage == name}
+    total = Counts()
+    for counts in parts.values():
+        total.add(counts)
+    kinds: Counter[str] = Counter()
+    for (kind, _), flops in total.flops.items():
+        kinds[kind] += flops
+    return {
+        "seconds": _rounded(total.seconds(rates)),
+        "TFLOP": round(total.tflop, 2),
+        "bytes": total.bytes,
+        "kernels": total.kernels,
+        "host_launches": total.launches,
+        "layout_copies": total.layout_copies,
+        "waits": total.waits,
+        "TFLOP_by_kind": {kind: round(flops / 1e12, 2) for kind, flops in sorted(kinds.items())},
+        "seconds_by_part": {
+            part: _rounded(counts.seconds(rates)) for part, counts in sorted(parts.items())
+        },
+    }
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.5g}")
+
+
+def _settings(options: Namespace, model: LatentDiffusion) -> Any:
+    """The task's default settings, with what the preset sets of them."""
+    defaults = task_class(options.task).default_settings(model)
+    if options.preset is None:
+        return defaults
+    parser = argparse.ArgumentParser()
+    add_settings(parser, type(defaults))
+    chosen, _ = parser.parse_known_args(load_preset(options.preset).arguments())
+    return chosen_settings(chosen, defaults)
+
+
+def _table(found: dict[str, Any]) -> str:
+    seconds = sum(stage["seconds"] for stage in found["stages"].values())
+    columns = {
+        "stage": "name", "seconds": "seconds", "share": "share", "TFLOP": "TFLOP", "GB": "gb",
+        "kernels": "kernels", "host launches": "host_launches", "layout copies": "layout_copies",
+        "waits": "waits", "seconds by part": "by_part",
+    }  # fmt: skip
+    rows = [
+        {
+            "name": name, **stage, "share": f"{stage['seconds'] / seconds:.0%}",
+            "gb": f"{stage['bytes'] / 1e9:.0f}",
+            "by_part": ", ".join(f"{p} {s:.1f}" for p, s in stage["seconds_by_part"].items()),
+        }
+        for name, stage in found["stages"].items()
+    ]  # fmt: skip
+    lines: Sequence[str] = [
+        f"ESTIMATE, nothing was run on a GPU: {found['task']} with {found['model']} in "
+        f"{found['dtype']} on {found['gpu']}, {found['slots']} slots, {found['kept_steps']} kept "
+        "steps" + (", the old way of running" if found["baseline"] else ""),
+        "",
+        rows_table(rows, columns),
+        "",
+        f"{found['images_per_hour']:.0f} images an hour; peak {show_bytes(found['peak_bytes'])}.",
+        f"A step there and back: {found['layout_copies_per_step']} layout copies. An iteration: "
+        f"{found['waits_per_iteration']:g} waits, {found['decodes_per_iteration']:g} decodes, "
+        f"{found['host_launches_per_iteration']:.0f} launches by the host of "
+        f"{found['kernels_per_iteration']:.0f} kernels; "
+        f"{found['classifier_plain_passes_per_image']:g} plain classifier passes an image.",
+        "Seconds are FLOPs / rate of every product + bytes / bandwidth of every other operation, "
+        "without overlap; launches cost no time. Null-text optimisation makes all its updates.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""A task driven from its photos to its records, with each operation noted in its stage."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from fastdigin.engine.batch import Batch
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.live_bytes import LiveBytes
+from fastdigin.engine.queue import Search
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.results import Record
+from fastdigin.tasks import sources
+from fastdigin_bench.profile.gpus import Gpu
+from fastdigin_bench.profile.ledger import Counts, Ledger
+from fastdigin_bench.profile.networks import as_fake
+from fastdigin_bench.profile.replay import replay
+from fastdigin_bench.profile.workload import make_task
+from fastdigin_kernels.common import choice
+from fastdigin_kernels.common.devices import pretend_device
+
+STAGES = ("preparation", "inversion", "recording", "search", "iterations", "final")
+"""preparation: texts, and everything that is in no other stage. recording: of the sources'
+attention. search: of the schedules, or of the best draw. final: the evaluation after the last
+update."""
+
+
+@dataclass(frozen=True)
+class Driven:
+    """totals: (stage, part) -> its counts. iterations: of the engine, with updates. peak: bytes.
+
+    classifiers: how many judge an image.
+    """
+
+    totals: dict[tuple[str, str], Counts]
+    iterations: int
+    peak: int
+    slots: int
+    kept_steps: int
+    classifiers: int
+    records: list[Record]
+
+
+def drive(
+    task: str,
+    model: LatentDiffusion,
+    classifier: Classifier,
+    settings: Any,
+    make_engine: Callable[[LatentDiffusion], Engine],
+    gpu: Gpu,
+    own_kernels: bool,
+) -> Driven:
+    """Runs the task on as many images as the engine has slots; nothing is computed.
+
+    model, classifier: on the meta device; they are changed in place. gpu: which the engine shall
+    think that it has. own_kernels: PyTorch's and none of ours. Raises RuntimeError where an
+    image fails, for then the counts are not those of the task.
+    """
+    model.ddim_table(settings.optimisation.steps)  # has content, so it is made outside
+    live = LiveBytes()
+    ledger, updates = Ledger(live), []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for mode in (FakeTensorMode(allow_non_fake_inputs=True), live, ledger):
+            stack.enter_context(mode)
+        # A list is read at once, which the fake tensors' own method would not show.
+        stack.enter_context(patch.object(FakeTensor, "tolist", lambda x: ledger.read_list(x)))
+        for network in (*model.networks, classifier.network):
+            as_fake(network)
+        classifier.to("cpu")
+        engine = make_engine(model)
+        slots = engine.slots
+        _replay_networks(model, classifier, ledger)
+        stack.enter_context(pretend_device("cuda", gpu.capability, gpu.name))
+        if own_kernels:
+            stack.enter_context(patch.object(choice, "_choose", _own))
+        stack.enter_context(_stages(ledger, updates))
+        made = make_task(task, engine, classifier, folder, slots, settings)
+        records = list(made.run())
+    failed = [record.error for record in records if record.error]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(records)} images failed: {failed[0]}")
+    return Driven(
+        ledger.totals, len(updates), live.peak, slots, engine.plan.kept_steps,
+        len(made.classifiers), records,
+    )  # fmt: skip
+
+
+def _own(name: str, *_) -> str:
+    return choice.own(name)
+
+
+def _replay_networks(model: LatentDiffusion, classifier: Classifier, ledger: Ledger) -> None:
+    replay(model.unet, "unet", ledger)
+    replay(model.vae.decoder, "decoder", ledger)
+    replay(model.vae.encoder, "encoder", ledger)
+    # The blocks, not the network: neurons are read off the head's input by a hook.
+    if hasattr(classifier.network, "blocks"):
+        replay(classifier.network.blocks, "classifier", ledger)
+
+
+@contextmanager
+def _stages(ledger: Ledger, updates: list[int]) -> Iterator[None]:
+    """Names the stage of what the tasks and the engine do."""
+
+    def staged(name: Callable[..., str] | str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            with ledger.stage(name if isinstance(name, str) else name(*args)):
+                return function(*args, **kwargs)
+
+        return run
+
+    def of_iteration(batch: Batch) -> str:
+        if not any(slot.active and slot.updates_left for slot in batch.slots):
+            return "final"
+        updates.append(1)
+        return "iterations"
+
+    places = [
+        (sources, "invert", "inversion"),
+        (sources, "store_attention", "recording"),
+        (Search, "run", "search"),
+        (Batch, "iterate", of_iteration),
+    ]
+    with ExitStack() as stack:
+        for owner, name, stage in places:
+            stack.enter_context(patch.object(owner, name, staged(stage, getattr(owner, name))))
+        yield

@@ -1,0 +1,77 @@
+"""The four tasks as they are profiled: as many images as there are slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fastdigin.engine.engine import Engine
+from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput
+from fastdigin.retrieval.activating import Activating
+from fastdigin.tasks.counterfactual import Counterfactuals
+from fastdigin.tasks.disagreement import Disagreements
+from fastdigin.tasks.neuron_counterfactual import NeuronCounterfactuals
+from fastdigin.tasks.neurons import NeuronVisualisations
+from fastdigin.tasks.task import Task
+
+WORDS = ("cat", "dog", "grass", "brick", "boat")
+"""What the search for a neuron's start tries."""
+
+_Make = Callable[[Engine, Classifier, list[ImageInput], Any], Task]
+
+
+def _counterfactuals(engine, classifier, photos, settings) -> Task:
+    return Counterfactuals(
+        engine=engine, classifier=classifier, photos=photos, target="dog", settings=settings
+    )
+
+
+def _disagreements(engine, classifier, photos, settings) -> Task:
+    return Disagreements(
+        engine=engine, f=classifier, g=classifier.with_classes(classifier.classes),
+        classes=["cat"], seeds=len(photos), settings=settings,
+    )  # fmt: skip
+
+
+def _neurons(engine, classifier, photos, settings) -> Task:
+    numbers = list(range(len(photos)))
+    ranges = dict.fromkeys(numbers, (0.0, 1.0))
+    return NeuronVisualisations(
+        engine=engine, classifier=classifier, neurons=numbers, words=WORDS, settings=settings,
+        dataset=Activating(dict.fromkeys(numbers, []), ranges, 1, {}, "profile"),
+    )  # fmt: skip
+
+
+def _neuron_counterfactuals(engine, classifier, photos, settings) -> Task:
+    return NeuronCounterfactuals(
+        engine=engine, classifier=classifier, photos=photos, neuron=0, direction="max",
+        settings=settings,
+    )  # fmt: skip
+
+
+_TASKS: Mapping[str, tuple[type[Task], _Make]] = {
+    "counterfactual": (Counterfactuals, _counterfactuals),
+    "disagreement": (Disagreements, _disagreements),
+    "neuron": (NeuronVisualisations, _neurons),
+    "neuron-counterfactual": (NeuronCounterfactuals, _neuron_counterfactuals),
+}
+TASKS = tuple(_TASKS)
+
+
+def task_class(name: str) -> type[Task]:
+    return _TASKS[name][0]
+
+
+def make_task(
+    name: str, engine: Engine, classifier: Classifier, folder: Path, count: int, settings: Any
+) -> Task:
+    """A task of ``count`` images. folder: takes the photo, which is the same for all."""
+    size = engine.model.image_size
+    photo = folder / f"photo-{size}.png"
+    Image.new("RGB", (size, size), "grey").save(photo)
+    photos = [ImageInput(f"photo-{n}", photo, "a photo of a cat", "cat") for n in range(count)]
+    return _TASKS[name][1](engine, classifier, photos, settings)
