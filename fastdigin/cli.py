@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from fastdigin import __version__, tasks
-from fastdigin.errors import UserError
+from fastdigin.errors import CannotWrite, UserError, visible
 from fastdigin.presets import expand, list_presets, wants_list
 
 # Command -> what it does. The module of a command is fastdigin.commands.NAME, that of a task is
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_workers(arguments, options)
         return _module(options.command).run(options)
     except UserError as error:
-        print(f"fastdigin {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+        print(f"fastdigin {visible(arguments[0])}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, CannotWrite) else 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -76,9 +76,17 @@ def _module(command: str) -> ModuleType:
 
 def _set_up_logging(verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_visible)
     logging.getLogger("fastdigin").setLevel(logging.INFO if verbose else logging.ERROR)
     for room in ("results", "report", "storage", "editing.segmentation", "tasks.firing"):
         logging.getLogger(f"fastdigin.{room}").setLevel(logging.WARNING)
+
+
+def _visible(message: logging.LogRecord) -> bool:
+    """Escapes control characters of file names in what is logged."""
+    message.msg, message.args = visible(message.getMessage()), ()
+    return True
 
 
 if __name__ == "__main__":

@@ -1,11 +1,25 @@
 """The exceptions for mistakes a user can mend."""
 
 
+def visible(text: str) -> str:
+    """``text`` with escapes for control characters: the name of a file must steer no terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 class UserError(ValueError):
     """Bad input. The message names the argument, its value and the mend.
 
     The command line prints it and exits with 2; library callers catch it as a ``ValueError``.
     """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
+
+
+class CannotWrite(UserError):
+    """Results that could not be written, on a full disk say. The command line exits with 1."""
 
 
 class Missing(UserError):

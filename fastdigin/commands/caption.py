@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from fastdigin.commands.inputs import with_captions
     from fastdigin.photos import collect
     from fastdigin.photos.collect import TABLE_COLUMNS
+    from fastdigin.report.console import print_text
     from fastdigin.storage import write_atomically
     from fastdigin.tasks.captions import caption_table, needs_caption
 
@@ -49,5 +50,5 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--out '{options.out}' cannot be written ({error.strerror})") from None
     for row in rows:
-        print(json.dumps(row) if options.json else f"{row['id']}: {row.get('caption', '-')}")
+        print_text(json.dumps(row) if options.json else f"{row['id']}: {row.get('caption', '-')}")
     return 1 if any(map(needs_caption, inputs)) else 0

@@ -10,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastdigin.commands.shard import WHOLE, Shard
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, visible
 from fastdigin.report import print_results, write_report
+from fastdigin.report.console import print_text
 from fastdigin.results import Record, ResultStore, read_records
 from fastdigin.tasks.task import Task
 
@@ -48,7 +49,7 @@ def run_tasks(
                     print(json.dumps(line), flush=True)
                 if record.status == "failed":
                     failed += 1
-                    tqdm.write(f"failed: {record.id}: {record.error}", file=sys.stderr)
+                    tqdm.write(visible(f"failed: {record.id}: {record.error}"), file=sys.stderr)
     conclude([task.name for task in tasks], out, as_json=as_json)
     return 1 if failed else 0
 
@@ -62,7 +63,7 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
     for task in tasks:
         print_results(task, records)
         print()
-    print(f"report: {report}")
+    print_text(f"report: {report}")
 
 
 class _Bar:

@@ -69,7 +69,10 @@ def as_inputs(images: Images | ImageInput | str | Path | Tensor | Image.Image) -
         if isinstance(image, ImageInput):
             inputs.append(image)
         elif isinstance(image, Image.Image):
-            inputs.append(ImageInput(f"image-{number:03d}", to_tensor(image)))
+            try:
+                inputs.append(ImageInput(f"image-{number:03d}", to_tensor(image)))
+            except ValueError as error:
+                raise UserError(f"picture {number} of images cannot be read: {error}") from None
         elif isinstance(image, Tensor):
             inputs.append(ImageInput(f"image-{number:03d}", image))
         else:

@@ -6,15 +6,19 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.resampling import resample
+from fastdigin.results.pictures import open_image
 from fastdigin.storage import fingerprint
+
+BITS, PHOTOMETRIC = 258, 262  # tags of a TIFF: bits a sample, and what its values mean
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class ImageInput:
 
     Args:
         id: names its results.
-        image: a file, or a tensor (3, H, W) in [0, 1].
+        image: a file (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP), or a tensor (3, H, W) in [0, 1].
         prompt: describes the image; "{}" in it stands for the word of the source.
         source, target: class names.
         mask: the user's own foreground mask, a file or a tensor (H, W) in [0, 1].
@@ -48,7 +52,10 @@ class ImageInput:
 
     def fingerprint(self) -> str | None:
         """Tells whether an id still means the same input; None where a file cannot be read."""
+        files = [Path(x) for x in (self.image, self.mask) if isinstance(x, (str, Path))]
         try:
+            if not all(file.is_file() for file in files):  # a pipe could be read for ever
+                return None
             image, mask = (
                 Path(x).read_bytes() if isinstance(x, (str, Path)) else x
                 for x in (self.image, self.mask)
@@ -92,7 +99,7 @@ def read_any_image(item: ImageInput) -> Tensor:
         if not ((image >= 0) & (image <= 1)).all():
             raise UserError(f"{label} has values outside [0, 1]")
     else:
-        image = to_tensor(_open(item.image, label))
+        image = _read(item.image, label, "RGB")
     return _middle(image) if item.crop else image
 
 
@@ -118,7 +125,7 @@ def read_mask(item: ImageInput, size: int) -> Tensor | None:
             raise UserError(f"{label} must be (H, W) in [0, 1], got shape {tuple(mask.shape)}")
     else:
         label = f"mask '{item.mask}'"
-        mask = torch.from_numpy(np.asarray(_open(item.mask, label).convert("L")) / np.float32(255))
+        mask = _read(item.mask, label, "L")
     mask = _middle(mask) if item.crop else mask
     height, width = mask.shape
     if height != width:
@@ -142,28 +149,44 @@ def _middle(image: Tensor) -> Tensor:
     return image[..., top : top + side, left : left + side]
 
 
-def _open(path: Path, label: str) -> Image.Image:
+def _read(path: Path, label: str, mode: Literal["RGB", "L"]) -> Tensor:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _eight_bits(ImageOps.exif_transpose(image))
+        return to_tensor(open_image(Path(path)), mode)
     except FileNotFoundError:
         raise UserError(f"{label} does not exist: check the path") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{label} cannot be read as an image ({error}): save it as PNG") from None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey; Pillow's own conversion turns all above 255 into white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+def to_tensor(image: Image.Image, mode: Literal["RGB", "L"] = "RGB") -> Tensor:
+    """A picture as (3, H, W), or as (H, W) for mode "L"; black is 0 and white is 1 in every depth.
 
-
-def to_tensor(image: Image.Image) -> Tensor:
-    image = _eight_bits(image)
-    if image.has_transparency_data:  # a cut-out stands on white, as in any viewer
+    Raises ValueError where that is not known: for 32-bit integers, floats outside [0, 1], and modes
+    that Pillow cannot convert.
+    """
+    white = _white(image)
+    image = ImageOps.exif_transpose(image)
+    if white is not None:
+        grey = torch.from_numpy((np.asarray(image) / white).astype(np.float32))
+        if not ((grey >= 0) & (grey <= 1)).all():
+            raise ValueError(f"its values of mode {image.mode} are outside [0, {white:g}]")
+        return grey.repeat(3, 1, 1) if mode == "RGB" else grey
+    if mode == "RGB" and image.has_transparency_data:  # a cut-out stands on white, as in any viewer
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(np.asarray(image.convert(mode), dtype=np.float32) / 255)
+    return pixels.permute(2, 0, 1).contiguous() if mode == "RGB" else pixels
+
+
+def _white(image: Image.Image) -> float | None:
+    """What white is in a mode deeper than 8 bits: Pillow itself would cut its values at 255."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if tags.get(PHOTOMETRIC) == 0:
+        raise ValueError(f"its mode {image.mode} has white at 0")
+    if image.mode == "F":
+        return 1.0
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError("its integers of 32 bits do not say what white is")
+    return 2.0 ** tags.get(BITS, (16,))[0] - 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +20,52 @@ def read_table(path: Path, columns: Sequence[str], needed: str) -> list[dict[str
 
     Raises UserError for a file that cannot be read, has no rows, or a row that is not as it should.
     """
+    if path.exists() and not path.is_file():  # a pipe could be read for ever
+        raise UserError(f"table '{path}' is no regular file: name a file")
+    read = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix.lower()]
     rows = []
-    for number, row in enumerate(_rows(path), start=1):
-        problem = _problem(row, columns, needed)
-        if problem:
-            raise UserError(
-                f"table '{path}', row {number}: {problem}; the columns are "
-                f"{', '.join(columns)}, of which {needed} is needed"
-            )
-        rows.append({key: str(value) for key, value in row.items() if value not in (None, "")})
+    try:
+        for place, row in read(path):
+            problem = _problem(row, columns, needed)
+            if problem:
+                raise UserError(
+                    f"table '{path}', {place}: {problem}; the columns are "
+                    f"{', '.join(columns)}, of which {needed} is needed"
+                )
+            rows.append({key: str(value) for key, value in row if not _empty(value)})
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"table '{path}' cannot be read: {error}") from None
     if not rows:
         raise UserError(f"table '{path}' has no rows")
     return rows
 
 
-def _rows(path: Path) -> list[Any]:
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"table '{path}' cannot be read: {error}") from None
+Row = list[tuple[str | None, Any]]
+"""(column, value): a column may stand twice, which a mapping would hide."""
 
 
-def _parquet(path: Path) -> list[Any]:
+def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+    # Strictly, since a quote that is never closed would swallow the rows that follow.
+    text = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
+    lines = (line for line in csv.reader(text, strict=True) if line)
+    titles = next(lines, [])
+    for number, cells in enumerate(lines, start=1):
+        yield f"row {number}", list(zip_longest(titles, cells))
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line, object_pairs_hook=list)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -54,20 +74,42 @@ def _parquet(path: Path) -> list[Any]:
             f"table '{path}' needs the package pyarrow: pip install 'fastdigin[datasets]'"
         ) from None
     try:
-        return parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"table '{path}' cannot be read: {error}") from None
+        table = parquet.ParquetFile(path).read()
+        columns = [_values(column, pyarrow) for column in table.columns]
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+    for number, cells in enumerate(zip(*columns, strict=True), start=1):
+        yield f"row {number}", list(zip(table.column_names, cells, strict=True))
+
+
+def _values(column: Any, pyarrow: Any) -> list[Any]:
+    """A column's values. A text that is not UTF-8 is read as the name of a file would be."""
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        return column.to_pylist()
+    values = column.cast(pyarrow.large_binary()).to_pylist()
+    return [value and value.decode("utf-8", "surrogateescape") for value in values]
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value == "" or value != value  # the last is NaN
 
 
 def _problem(row: Any, columns: Sequence[str], needed: str) -> str | None:
     """What is wrong with one row as its reader gave it."""
-    if not isinstance(row, dict):
+    if not isinstance(row, list) or not all(isinstance(cell, tuple) for cell in row):
         return "not an object of columns"
-    if None in row:
-        return f"more cells than the header has columns ({row[None]})"
-    unknown = [key for key in row if key not in columns]
+    names = [name for name, _ in row]
+    if None in names:
+        return f"more cells than the header has columns ({row[names.index(None)][1]!r})"
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return f"two columns are called {twice!r}"
+    unknown = [name for name in names if name not in columns]
     if unknown:
         return f"unknown column {unknown[0]!r}"
-    if isinstance(row.get(needed), (dict, list, bytes)):
-        return f"{needed} is not a text"
-    return None if row.get(needed) not in (None, "") else f"no {needed}"
+    other = [name for name, value in row if isinstance(value, (dict, list, bytes))]
+    if other:
+        return f"{other[0]} is not a text"
+    return f"no {needed}" if _empty(dict(row).get(needed)) else None

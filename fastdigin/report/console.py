@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Sequence
 
+from fastdigin.errors import visible
 from fastdigin.results import Record, record_class
 from fastdigin.results.views import summarise
 
@@ -46,15 +46,12 @@ def print_results(task: str, records: Sequence[Record]) -> None:
 def print_text(text: str) -> None:
     """Prints; characters that the terminal's encoding lacks become '?'."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
+    print(visible(text).encode(encoding, "replace").decode(encoding))
 
 
 def _clean(value: object, width: int = _CELL_WIDTH) -> str:
-    """One line without control characters, which could rewrite the terminal; "-" for None."""
-    text = "".join(
-        " " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-        for c in ("-" if value is None else str(value))
-    )
+    """One line; "-" for None."""
+    text = visible("-" if value is None else str(value)).replace("\n", " ")
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -11,13 +11,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fastdigin.errors import UserError
 from fastdigin.results.card import source, templates
+from fastdigin.results.folder import writing
 from fastdigin.storage import write_atomically
 
 
 def write_page(target: Path, template: str, **context: Any) -> Path:
-    """Writes a template of this folder; returns the path. UserError where it cannot be written."""
+    """Writes a template of this folder; returns the path. CannotWrite where the disk is full."""
     environment = templates("fastdigin.report", "fastdigin.results")
     script = source(environment, "page.js")
     page = environment.get_template(template).render(
@@ -26,10 +26,6 @@ def write_page(target: Path, template: str, **context: Any) -> Path:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **context,
     )
-    try:
+    with writing(target.parent):
         write_atomically(target, page.encode("utf-8", "replace"))
-    except OSError as error:
-        raise UserError(
-            f"'{target}' cannot be written ({error.strerror}); make the folder writable."
-        ) from None
     return target

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fastdigin.report.page import write_page
-from fastdigin.results.card import data_uri
+from fastdigin.results.card import data_uri, without_folders
 from fastdigin.results.numbers import percent
 
 if TYPE_CHECKING:  # reports read results and compute none
@@ -67,7 +67,7 @@ def _write(
         lead=lead,
         sections=sections,
         file=f"{name}.jsonl",
-        unreadable=list(unreadable.values()),
+        unreadable=[without_folders(reason) for reason in unreadable.values()],
     )
 
 

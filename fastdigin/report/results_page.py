@@ -10,8 +10,10 @@ from typing import Any
 from fastdigin.errors import UserError
 from fastdigin.report.page import write_page
 from fastdigin.results import Record, read_records, read_runs, record_class, tasks
+from fastdigin.results.card import without_folders
+from fastdigin.results.folder import REPORT_FILE, RESULTS_FILE
 from fastdigin.results.pictures import MEANINGS
-from fastdigin.results.store import RESULTS_FILE, flatten
+from fastdigin.results.store import flatten
 from fastdigin.results.views import Cross, badge, summarise
 
 # Beyond these a page gets too heavy for a browser; the folder holds the rest.
@@ -46,7 +48,7 @@ def write_report(out: Path | str) -> Path:
     sections = [_section(task, records) for task in dict.fromkeys(known) if task in there]
     images = sum(len(section["done"]) for section in sections)
     return write_page(
-        out / "report.html",
+        out / REPORT_FILE,
         "report.html",
         eyebrow="fastdigin report",
         heading="What the classifier goes by",
@@ -54,7 +56,7 @@ def write_report(out: Path | str) -> Path:
         sections=sections,
         shown=JOBS_SHOWN // len(sections),
         failed=[
-            (record.id, record.task, record.error or "no reason recorded")
+            (record.id, record.task, without_folders(record.error or "no reason recorded"))
             for record in records
             if record.status == "failed"
         ],
@@ -105,5 +107,6 @@ def _settings(runs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return without_folders(text)
 

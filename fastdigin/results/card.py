@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fastdigin.results.curves import Curve, Values, curve
 from fastdigin.results.numbers import number
-from fastdigin.results.pictures import to_pil
+from fastdigin.results.pictures import open_image, to_pil
 from fastdigin.results.views import badge, below_pictures
 
 EMBEDDED_SIDE = 320
@@ -29,6 +30,9 @@ LABELS = {
     "difference": "change",
     "mask": "mask",
 }
+
+_QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[/\\][^'"]*[/\\]([^/\\'"]+)\1""")
+_PATH = re.compile(r"""(?<![\w./\\'"])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+([^/\\\s]+)""")
 
 
 @cache
@@ -63,7 +67,12 @@ def facts(record: Any) -> list[tuple[str, Any]]:
     found += [(n, x) for n, x in record.extra.items() if isinstance(x, (str, int, float))]
     found += [(name, getattr(record, name)) for name in ("error", "iterations", "seed")]
     found.append(("seconds", number(record.seconds)))
-    return [(label, text) for label, text in found if text is not None]
+    return [(label, without_folders(str(text))) for label, text in found if text is not None]
+
+
+def without_folders(text: str) -> str:
+    """``text`` with the names of files instead of absolute paths: pages are meant to be shared."""
+    return _PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", text))
 
 
 def pictures(record: Any) -> list[dict[str, Any]]:
@@ -99,12 +108,11 @@ def data_uri(picture: Path | Tensor | None) -> str | None:
     if picture is None:
         return None
     try:
-        opened = to_pil(picture) if isinstance(picture, Tensor) else Image.open(picture)
-        with opened:
-            photo = opened.mode not in ("L", "1")
-            shown = opened.convert("RGB" if photo else "L")
+        opened = to_pil(picture) if isinstance(picture, Tensor) else open_image(picture)
     except OSError:
         return None
+    photo = opened.mode not in ("L", "1")
+    shown = opened.convert("RGB" if photo else "L")
     # As PNG, a thousand reduced photographs would weigh over 100 MB.
     kind = "jpeg" if photo and max(shown.size) > EMBEDDED_SIDE else "png"
     shown.thumbnail((EMBEDDED_SIDE, EMBEDDED_SIDE), Image.Resampling.LANCZOS)

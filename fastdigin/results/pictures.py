@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The image formats that are read: Pillow would give EPS and PDF to Ghostscript, a program that
+files can command.
+"""
 
 MEANINGS = {
     "unchanged": (22, 24, 30),
@@ -75,9 +80,25 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
+def open_image(path: Path) -> Image.Image:
+    """The picture in a file of FORMATS, decoded. OSError for whatever is wrong with it."""
+    if path.exists() and not path.is_file():  # a pipe or a device could be read for ever
+        raise OSError("it is no regular file")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+    except UnidentifiedImageError:
+        raise OSError(f"it is none of {', '.join(FORMATS)}") from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        raise OSError(str(error) or type(error).__name__) from error
+    return image
+
+
 def read_picture(path: Path) -> Tensor:
     """What ``to_pil`` made a file of: (3, H, W), or (H, W) for a grey one, in [0, 1]."""
-    with Image.open(path) as picture:
-        grey = picture.mode == "L"
-        pixels = np.asarray(picture if grey else picture.convert("RGB"), dtype=np.float32) / 255
+    picture = open_image(path)
+    grey = picture.mode == "L"
+    pixels = np.asarray(picture if grey else picture.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels if grey else pixels.transpose(2, 0, 1).copy())

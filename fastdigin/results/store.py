@@ -29,6 +29,15 @@ from filelock import FileLock
 from torch import Tensor
 
 from fastdigin.errors import UserError
+from fastdigin.results.folder import (
+    LOCK_FILE,
+    PICTURES,
+    RESULTS_FILE,
+    RUN_FILE,
+    append_line,
+    check_entries,
+    writing,
+)
 from fastdigin.results.pictures import png, to_pil
 from fastdigin.storage import text_hash, write_atomically
 
@@ -43,10 +52,6 @@ IMAGE_KEYS = {
     "mask": "the foreground (H, W)",
 }
 """Pictures, and what they show; a line holds their files' paths below the folder, or null."""
-
-RESULTS_FILE = "results.jsonl"
-RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +72,9 @@ class ResultStore:
         self._results = self.out / RESULTS_FILE
         self._lock = FileLock(self.out / LOCK_FILE)
         _check_writable(self.out)
+        check_entries(self.out, task)
         settings = jsonable(settings)
-        with self._lock:
+        with writing(self.out), self._lock:
             runs = read_runs(self.out)
             if task in runs:
                 _check_same_settings(self.out, task, runs[task], settings)
@@ -86,11 +92,9 @@ class ResultStore:
         if record["task"] != self.task:
             raise ValueError(f"this store keeps {self.task!r} records, not {record['task']!r}")
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        with self._lock, self._results.open("ab") as file:
-            # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
-            file.write(line.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
+        # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
+        with writing(self.out), self._lock:
+            append_line(self._results, line.encode("utf-8", "backslashreplace"))
 
     def save_image(self, name: str, image: Tensor) -> str:
         """Writes a (3,H,W) image or a (H,W) mask in [0,1] as PNG; returns its path below OUT.
@@ -98,10 +102,11 @@ class ResultStore:
         The same name always gives the same path (a retry replaces its own pictures), and
         different names never share one.
         """
-        relative = f"images/{self.task}/{safe_name(name)}.png"
-        path = self.out / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, png(to_pil(image)))
+        relative = f"{PICTURES}/{self.task}/{safe_name(name)}.png"
+        path, content = self.out / relative, png(to_pil(image))
+        with writing(self.out):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
         return relative
 
 
@@ -112,6 +117,7 @@ def read_lines(out: Path | str) -> list[dict]:
     jobs count as not done.
     """
     path = Path(out) / RESULTS_FILE
+    check_entries(path.parent)
     if not path.exists():
         return []
     last: dict[tuple[str, str], dict] = {}
@@ -128,6 +134,7 @@ def read_lines(out: Path | str) -> list[dict]:
 def read_runs(out: Path | str) -> dict[str, dict]:
     """The settings of every task in OUT, {task: settings}; {} for a folder without a run."""
     path = Path(out) / RUN_FILE
+    check_entries(path.parent)
     if not path.exists():
         if (path.parent / RESULTS_FILE).exists():
             raise UserError(f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
@@ -144,11 +151,12 @@ def read_runs(out: Path | str) -> dict[str, dict]:
 
 
 def picture_path(out: Path, relative: str | None) -> Path | None:
-    """The file that a record names, or None where it is missing or lies outside OUT."""
+    """The file that a record names, or None where it is missing, empty, or lies outside OUT."""
     if not relative:
         return None
     path = (out / relative).resolve()
-    return path if path.is_relative_to(out.resolve()) and path.is_file() else None
+    inside = path.is_relative_to(out.resolve()) and path.is_file()
+    return path if inside and path.stat().st_size else None
 
 
 def safe_name(name: str) -> str:

@@ -159,4 +159,5 @@ def test_the_console_prints_what_the_terminal_can_show(monkeypatch):
     record = DisagreementRecord(id="\x1b[2Jevil\n\udce9", class_="boot\x1b", f_confidence=0.5)
     print_results("disagreement", [record])
     stream.flush()
-    assert b"\x1b" not in stream.buffer.getvalue() and b"- ? 50%" in stream.buffer.getvalue()
+    text = stream.buffer.getvalue()
+    assert b"\x1b" not in text and rb"\x1b[2Jevil \udce9" in text and b"- ? 50%" in text

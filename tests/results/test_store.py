@@ -9,8 +9,9 @@ import torch
 
 from fastdigin.errors import UserError
 from fastdigin.results import ResultStore, read_runs
+from fastdigin.results.folder import LOCK_FILE, RESULTS_FILE
 from fastdigin.results.pictures import read_picture
-from fastdigin.results.store import LOCK_FILE, RESULTS_FILE, read_lines, safe_name
+from fastdigin.results.store import read_lines, safe_name
 
 SETTINGS = {"lr": 0.01, "optimizer": {"name": "adam"}, "weights": (1, 2), "seed": 0}
 

@@ -1,8 +1,13 @@
 """Reading what users give: pictures of all kinds, masks, names, tables."""
 
 import json
+import os
+import struct
 import sys
+import time
+import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,25 +30,130 @@ RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 GREY = Image.fromarray((RAMP * 255).round().astype(np.uint8))
 
 
-def assert_ramp(image, turned=0):
+def assert_ramp(image, turned=0, tolerance=0.6 / 255):
     expected = torch.rot90(torch.from_numpy(RAMP).float(), turned).expand(3, 64, 64)
-    torch.testing.assert_close(image, expected, rtol=0, atol=0.6 / 255)
+    torch.testing.assert_close(image, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "P", "LA", "16 bits", "32 bits", "turned"])
-def test_a_ramp_is_read_from_every_kind_of_picture(tmp_path, kind):
-    path, exif = tmp_path / ("x.tiff" if kind == "32 bits" else "x.png"), Image.Exif()
-    if kind == "turned":
+def saved(picture, folder, suffix="tiff", **more):
+    path = folder / f"x.{suffix}"
+    picture.save(path, **more)
+    return ImageInput("x", path)
+
+
+@pytest.mark.parametrize("mode", [*Image.MODES, "PA"])
+def test_black_is_0_and_white_is_1_in_every_mode_of_pillow(mode):
+    refused = {"I": "32 bits do not say what white is", "La": "conversion from La"}
+    if mode in ("F", "I"):
+        picture = Image.fromarray(RAMP.astype("f4" if mode == "F" else "i4"))
+    elif mode.startswith("I;16"):
+        values = (RAMP * 65535).round().astype(">u2" if mode == "I;16B" else "<u2")
+        picture = Image.frombytes(mode, (64, 64), values.tobytes())
+    elif mode == "1":
+        picture = Image.fromarray(RAMP.round().astype(bool))
+    else:
+        picture = GREY.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert(mode)
+    assert picture.mode == mode
+    if mode in refused:
+        with pytest.raises(UserError, match=refused[mode]):
+            as_inputs(picture)
+    else:  # LAB has rounded twice
+        tolerance = {"1": 0.5, "LAB": 2.6 / 255}.get(mode, 0.6 / 255)
+        assert_ramp(read_image(as_inputs(picture)[0], 64), tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    "kind", ["grey.png", "16 bits.png", "16 bits.tiff", "16 bits.ppm", "float.tiff", "turned.png"]
+)
+def test_a_ramp_is_read_from_every_kind_of_file(tmp_path, kind):
+    exif = Image.Exif()
+    if kind == "turned.png":
         exif[0x0112] = 6  # by 90 degrees clockwise to be looked at
-    picture = GREY.convert(kind if len(kind) < 5 else "RGB")
-    if kind.endswith("bits"):
-        picture = Image.fromarray(
-            (RAMP * 65535).round().astype(np.uint16 if kind == "16 bits" else np.int32)
+    picture = GREY.convert("RGB")
+    if kind.startswith(("16", "float")):
+        deep = (RAMP * 65535).round().astype(np.uint16), RAMP.astype(np.float32)
+        picture = Image.fromarray(deep[kind == "float.tiff"])
+    item = saved(picture, tmp_path, kind.rpartition(".")[2], exif=exif)
+    assert_ramp(read_image(item, 64), -1 if kind == "turned.png" else 0)
+    if kind != "turned.png":
+        torch.testing.assert_close(
+            read_mask(replace(item, mask=item.image), 64), read_image(item, 64)[0]
         )
-    picture.save(path, exif=exif)
-    assert_ramp(read_image(ImageInput("x", path), 64), -1 if kind == "turned" else 0)
-    if kind != "turned":
-        assert_ramp(read_image(as_inputs([picture])[0], 64))
+
+
+@pytest.mark.parametrize(
+    "picture, more, words",
+    [
+        (Image.fromarray((RAMP * 255).astype(np.int32)), {}, "32 bits do not say"),
+        (Image.fromarray((RAMP * 255).astype(np.float32)), {}, "mode F are outside \\[0, 1\\]"),
+        (Image.fromarray((RAMP - 0.5).astype(np.float32)), {}, "mode F are outside"),
+        (Image.fromarray(np.where(RAMP > 0.5, np.nan, 1).astype(np.float32)), {}, "are outside"),
+        (Image.fromarray((RAMP * 65535).astype(np.uint16)), {"tiffinfo": {262: 0}}, "white at 0"),
+    ],
+)
+def test_depths_that_could_be_read_wrongly_are_refused(tmp_path, picture, more, words):
+    item = saved(picture, tmp_path, **more)
+    for read in (read_image, read_mask):
+        with pytest.raises(UserError, match=f"x.tiff' cannot be read as an image .*{words}"):
+            read(replace(item, mask=item.image), 64)
+
+
+def png(*chunks, size=(64, 64)):
+    """A file of chunks with right checksums, whatever they hold."""
+    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+
+
+TEXT_BOMB = png((b"zTXt", b"Comment\0\0" + zlib.compress(b"0" * 2**26)))
+BROKEN = {
+    "text bomb": TEXT_BOMB,
+    "pixel bomb": png(size=(60_000, 60_000)),
+    "cut short": png()[:-30],
+    "header only": png()[:33],
+    "half a header": png()[:20],
+    "JPEG without end": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "TIFF of nothing": b"II*\x00\xff\xff\xff\xff",
+    "GIF of nothing": b"GIF89a",
+    "WebP of nothing": b"RIFF\x1a\x00\x00\x00WEBPVP8L" + b"\xff" * 14,
+    "BMP of 17 bits": b"BM" + struct.pack("<IIIIiiHH24x", 99, 0, 54, 40, 9, 9, 1, 17),
+    "PPM of letters": b"P6 x y z",
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage",
+    "PDF": b"%PDF-1.4\n",
+    "text": b"not a picture",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_picture_fails_alone(tmp_path, kind):
+    """Whatever the decoder raises; and what another program would open is not given to it."""
+    path = tmp_path / "x.png"
+    path.write_bytes(BROKEN[kind])
+    for read in (read_image, read_mask):
+        with pytest.raises(UserError, match="x.png' cannot be read as an image") as error:
+            read(ImageInput("x", path, mask=path), 64)
+    if kind in ("EPS", "PDF"):
+        assert "none of BMP, GIF, JPEG" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "NUL", "surrogate", "long", "loop"])
+def test_what_is_no_file_fails_alone_and_at_once(tmp_path, kind):
+    path = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    names = {"device": "/dev/zero", "NUL": "a\0.png", "surrogate": "\ud800.png", "long": "a" * 999}
+    item = ImageInput("x", Path(names.get(kind, path)))
+    with pytest.raises(UserError, match="cannot be read as an image|does not exist"):
+        read_image(item, 64)
+    assert item.fingerprint() is None
 
 
 @pytest.mark.parametrize("side", [32, 48, 128, 640])
@@ -162,6 +272,46 @@ def test_table_values(tmp_path):
     assert collect([str(table)])[0].prompt == 'two\nlines, "quoted"'
 
 
+DEEP = '{"image": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("t.csv", "image,id,id\na.png,bag,boot\n", "row 1: two columns are called 'id'"),
+        ("t.csv", 'image,prompt\na.png,"a photo\nb.png,c\n', "cannot be read: unexpected end"),
+        ("t.csv", 'image,prompt\na.png,"a photo\nb.png,"c"\n', "cannot be read: ',' expected"),
+        ("t.csv", "image,id\na.png," + "x" * 200_000, "cannot be read: field larger"),
+        ("t.csv", b"image\n\xff.png\n", "cannot be read: 'utf-8'"),
+        ("t.jsonl", '{"image": "a", "id": "1", "id": "2"}', "line 1: two columns are called 'id'"),
+        ("t.jsonl", '\n{"image": "a"}\n{"image": "b"\n', "cannot be read: line 3"),
+        ("t.jsonl", DEEP, "cannot be read: line 1"),
+        ("t.jsonl", '{"image": NaN}', "line 1: no image"),
+        ("t.jsonl", '{"image": "a", "prompt": {"a": 1}}', "line 1: prompt is not a text"),
+        ("t.jsonl", '{"image": "a", "id": ' + "9" * 5000 + "}", "cannot be read: line 1"),
+    ],
+)
+def test_tables_that_could_be_read_wrongly_are_refused(tmp_path, name, text, words):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=f"{name}',? {words}"):
+        collect([str(tmp_path / name)])
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="t.csv' is no regular file"):
+        collect([str(tmp_path / "t.csv")])
+
+
+def test_photos_of_one_name_are_told_apart_in_no_time(tmp_path):
+    """Of 100,000 rows; what a name costs must not grow with those before it."""
+    (tmp_path / "t.csv").write_text("image\n" + "".join(f"{n}/x.png\n" for n in range(100_000)))
+    started = time.process_time()
+    ids = distinct(item.id for item in collect([str(tmp_path / "t.csv")]))
+    assert time.process_time() - started < 30, "quadratic ways take 25 minutes"
+    assert len(set(ids)) == 100_000 and ids[:2] == ["x", "x-2"]
+
+
 def test_distinct():
     assert distinct(["a", "b", "a", "a", "a-2"]) == ["a", "b", "a-2", "a-3", "a-2-2"]
     ids = ["x-2", "x", "x", "x"]
@@ -234,9 +384,23 @@ def test_a_parquet_table(tmp_path):
         ImageInput("a", tmp_path / "a.png", source="boot", target="bag"),
         ImageInput("b", tmp_path / "b.png", target="7"),
     ]
-    parquet.write_table(pyarrow.table({"image": [{"bytes": b"1"}]}), table)
-    with pytest.raises(UserError, match="row 1: image is not a text"):
-        collect([str(table)])
+    # Empty cells of pandas are NaN, its categories are dictionaries, and names of files are bytes.
+    sources = pyarrow.array(["boot", None]).dictionary_encode()
+    images = pyarrow.array([b"a\xff.png", b"b.png"]).view(pyarrow.string())
+    rows = {"image": images, "source": sources, "target": [float("nan"), 7.0]}
+    parquet.write_table(pyarrow.table(rows), table)
+    assert collect([str(table)]) == [
+        ImageInput("a\udcff", tmp_path / "a\udcff.png", source="boot"),
+        ImageInput("b", tmp_path / "b.png", target="7.0"),
+    ]
+    for names, values, words in (
+        (["image"], [[{"bytes": b"1"}]], "row 1: image is not a text"),
+        (["image", "image"], [["a"], ["b"]], "row 1: two columns are called 'image'"),
+    ):
+        columns = [pyarrow.array(value) for value in values]
+        parquet.write_table(pyarrow.table(columns, names=names), table)
+        with pytest.raises(UserError, match=words):
+            collect([str(table)])
     table.write_text("image\na.png\n")
     for path in (table, tmp_path / "none.parquet"):
         with pytest.raises(UserError, match="cannot be read"):

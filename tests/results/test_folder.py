@@ -1,0 +1,107 @@
+"""Folders that come from somebody else, and disks that are full."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import pytest
+import torch
+from records import filled
+
+from fastdigin.errors import CannotWrite, UserError
+from fastdigin.report import write_report
+from fastdigin.results import NeuronRecord, ResultStore, read_records
+from fastdigin.results.card import without_folders
+from fastdigin.results.folder import append_line
+
+FILES = (".lock", "results.jsonl", "run.json", "report.html")
+FOLDERS = ("images", "images/neurons")
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+@pytest.mark.parametrize("target", ["there", "missing"])
+def test_no_link_leads_out_of_the_folder(tmp_path, name, target):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    (elsewhere / "there").mkdir(parents=True)
+    precious = elsewhere / target / "precious"
+    if target == "there":
+        precious.write_text("mine")
+    (out / name).parent.mkdir(parents=True)
+    (out / name).symlink_to(precious if name in FILES else precious.parent)
+    before = contents(elsewhere)
+    # The report never writes to images/neurons, and reads no picture outside the folder.
+    for use in (filled(NeuronRecord).save, write_report)[: 1 if "/" in name else 2]:
+        with pytest.raises(UserError, match=f"{name} must be a .* and is a link; remove it"):
+            use(out)
+    assert contents(elsewhere) == before
+
+
+def test_a_link_that_is_another_file_is_not_emptied(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    os.link(tmp_path / "precious", tmp_path / ".lock")
+    with pytest.raises(UserError, match=".lock is not fastdigin's, as it is not empty"):
+        filled(NeuronRecord).save(tmp_path)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_a_folder_for_a_file_or_a_file_for_a_folder_is_one_line(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    if name in FILES:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} must be a (file|folder) and is none"):
+        filled(NeuronRecord).save(tmp_path)
+
+
+@pytest.mark.parametrize("room", [0, 10, 150_000])
+def test_a_full_disk_leaves_whole_records_and_the_run_goes_on(tmp_path, room):
+    """``room``: bytes that may still be written; a limit of the system stands for the disk."""
+    store = ResultStore(tmp_path, "neurons", {})
+    NeuronRecord(id="a", caption="x" * 100).save(store)
+    big = NeuronRecord(id="b", caption="x" * 200_000, pictures={"mask": torch.ones(8, 8)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "results.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, limits[1]))
+    try:
+        with pytest.raises(CannotWrite, match="cannot be written .*the same command continues"):
+            big.save(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "results.jsonl").stat().st_size == size
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
+    big.save(ResultStore(tmp_path, "neurons", {}))
+    assert [record.id for record in read_records(tmp_path)] == ["a", "b"]
+
+
+def test_a_line_after_a_torn_one_is_whole(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"torn')
+    append_line(path, b"{}\n")
+    append_line(path, b"{}\n")
+    assert path.read_bytes() == b'{"torn\n{}\n{}\n'
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("image '/home/a b/x y.png' is missing", "image 'x y.png' is missing"),
+        ("imagenet:/data/imagenet", "imagenet:imagenet"),
+        ("'C:\\Users\\me\\model'", "'model'"),
+        ('["/a/b/c.png", "x/y.png"]', '["c.png", "x/y.png"]'),
+        ("https://hf.co/a/b/c, 1/2 or a/b/c", "https://hf.co/a/b/c, 1/2 or a/b/c"),
+    ],
+)
+def test_pages_do_not_tell_where_files_lie(tmp_path, text, shown):
+    assert without_folders(text) == shown
+    store = ResultStore(tmp_path, "neurons", {"model": text})
+    NeuronRecord.failure("a", 0, text, {}).save(store)
+    NeuronRecord(id="b", extra={"file": text}).save(store)
+    page = write_report(tmp_path).read_text()
+    assert "/home" not in page and "/data" not in page and "Users" not in page
