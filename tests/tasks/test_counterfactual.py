@@ -11,6 +11,7 @@ from PIL import Image
 import fastdigin as fd
 from fastdigin import embedded as world
 from fastdigin.tasks import counterfactual as cf
+from fastdigin.tasks.masked import masked_l1
 
 
 def pixels() -> torch.Tensor:
@@ -36,6 +37,20 @@ def test_every_kind_of_image_gives_the_same(call, tmp_path):
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [e.id for e in explanations]
     assert fd.write_report(tmp_path).exists()
+
+
+@pytest.mark.parametrize("covered, expected", [(0, None), (0.9, None), (1, 0.5), (64, 0.5)])
+def test_a_region_without_pixels_has_no_difference(covered, expected):
+    """None is not a difference of 0: an all-white mask leaves no background to be compared."""
+    mask = torch.zeros(8, 8)
+    mask.view(-1)[: max(1, int(covered))] = min(covered, 1)
+    assert masked_l1(torch.ones(3, 8, 8), torch.full((3, 8, 8), 0.5), mask) == expected
+
+
+def test_an_all_white_mask_leaves_no_background(call, tmp_path):
+    (e,) = call(fd.counterfactuals, images=fd.ImageInput("x", pixels(), mask=torch.ones(64, 64)))
+    assert e.background_l1 is None and e.foreground_l1 > 0
+    assert e.save(tmp_path)["background_l1"] is None and fd.write_report(tmp_path).exists()
 
 
 def test_figures_are_those_of_the_pictures(call, clean):
