@@ -23,6 +23,7 @@ from fastdigin.errors import UserError
 LIMIT = 10 * 2**30  # bytes; an inversion of Stable Diffusion 1.x at 512 px and 20 steps takes 6 MB
 
 log = logging.getLogger(__name__)
+_WARNED: set[Path] = set()  # folders that cannot be written: once is enough
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -120,7 +121,8 @@ class TensorCache:
     """Named tensors under a key, in a folder.
 
     Files are written whole or not at all, and checked by a hash when they are read: one that is
-    damaged is not there. Several processes may share a folder.
+    damaged is not there. Several processes may share a folder. Where it cannot be written, nothing
+    is kept.
 
     Args:
         folder: is made where it does not exist.
@@ -141,8 +143,10 @@ class TensorCache:
             raise UserError(f"limit of the cache must be at least 1 byte, got {self.limit}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"cache folder '{self.folder}' cannot be made: {error}") from None
+        except OSError as error:
+            self._warn(error)
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors kept under ``key``, on the CPU, or None."""
@@ -164,15 +168,22 @@ class TensorCache:
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps ``tensors``. A full disk costs the entry, with a warning, not the run."""
+        """Keeps ``tensors``. A full or read-only disk costs the entry, with a warning."""
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = save(whole, {"hash": _tensors_hash(whole)})
         try:
             write_atomically(self._path(key), content)
         except OSError as error:
-            log.warning("cache folder '%s' cannot be written: %s", self.folder, error)
+            self._warn(error)
             return
         self._evict(keep=self._path(key))
+
+    def _warn(self, error: OSError) -> None:
+        if self.folder not in _WARNED:
+            _WARNED.add(self.folder)
+            log.warning(
+                "cache folder '%s' cannot be written (%s); going on without it", self.folder, error
+            )
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -187,7 +198,11 @@ class TensorCache:
             if excess <= 0:
                 return
             if path != keep:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    self._warn(error)
+                    return
                 excess -= size
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,23 @@ def test_a_write_that_is_cut_short_leaves_what_was_there(cache, monkeypatch, err
             cache.put("key", {"a": torch.zeros(1)})
     assert torch.equal(cache.get("key")["a"], TENSORS["a"])
     assert len(list(cache.folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("broken", ["mkdir", "replace", "unlink", "mkstemp"])
+def test_a_disk_that_is_full_or_read_only_costs_one_warning(tmp_path, monkeypatch, caplog, broken):
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    cache = TensorCache(tmp_path / "there", limit=1)
+    cache.put("kept", TENSORS)
+    owner = {"mkdir": Path, "unlink": Path, "replace": os, "mkstemp": tempfile}[broken]
+    monkeypatch.setattr(owner, broken, refused)
+    if broken == "mkdir":
+        cache = TensorCache(tmp_path / "new")
+    for key in "ab":
+        cache.put(key, TENSORS)
+    assert len(caplog.messages) == 1 and "going on without it" in caplog.text
+    assert broken in ("mkdir", "unlink") or cache.get("kept") is not None
 
 
 def test_those_unused_for_longest_go_first(tmp_path):

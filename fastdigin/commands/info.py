@@ -18,19 +18,25 @@ def add_options(parser: ArgumentParser, command: str) -> None:
     """There are none but the common ones."""
 
 
-def run(options: Namespace) -> int:
-    """Versions, devices, backends."""
-    from fastdigin.embedded import classifier_names
-    from fastdigin_kernels.common import native
-
+def versions() -> dict[str, Any]:
+    """Software, and the devices it runs on."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts: dict[str, Any] = {
+    return {
         "fastdigin": fastdigin.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
         "devices": [*cuda, f"cpu ({torch.get_num_threads()} threads)"],
+    }
+
+
+def run(options: Namespace) -> int:
+    """Versions, devices, backends."""
+    from fastdigin.embedded import classifier_names
+    from fastdigin_kernels.common import native
+
+    facts = versions() | {
         "attention": "torch.nn.functional.scaled_dot_product_attention",
         "native library": str(native.library_path() or "not built"),
         "cpu features": list(native.cpu_features()) if native.library_path() else [],

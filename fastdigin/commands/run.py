@@ -6,14 +6,18 @@ import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 
+from fastdigin.commands.info import versions
 from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError, visible
 from fastdigin.report import print_results, write_report
 from fastdigin.report.console import print_text
 from fastdigin.results import Record, ResultStore, read_records
+from fastdigin.storage import weights_fingerprint
 from fastdigin.tasks.task import Task
 
 
@@ -28,7 +32,11 @@ def run_tasks(
     shares = [shard.of([request.id for request in task.requests]) for task in tasks]
     if not any(shares):
         return 0  # fewer jobs than shards: others say what is wrong with them
-    done = {(r.task, r.id): r for r in read_records(out) if r.status == "done"}
+    finished = [record for record in read_records(out) if record.status == "done"]
+    done = {(record.task, record.id): record for record in finished if record.complete}
+    if len(done) < len(finished):
+        lost = f"{len(finished) - len(done)} finished images lack pictures and are done again"
+        print(lost, file=sys.stderr)
     bars, runs = [], []
     for task, share in zip(tasks, shares, strict=True):
         finished = {id for name, id in done if name == task.name}
@@ -37,7 +45,7 @@ def run_tasks(
         runs.append(task.run(skip=finished | others, on_progress=bars[-1].advance))
     for task in tasks:
         _ = task.engine.slots  # a budget that is too small must not bind the folder to a run
-    stores = [ResultStore(out, task.name, task.run_settings) for task in tasks]
+    stores = [ResultStore(out, t.name, t.run_settings, _environment(t)) for t in tasks]
     for task in tasks:
         _check_same_inputs(task, done, out)
     failed = 0
@@ -64,6 +72,14 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
         print_results(task, records)
         print()
     print_text(f"report: {report}")
+
+
+def _environment(task: Task) -> dict[str, Any]:
+    """The versions, the machine and the weights that make a run's results."""
+    networks = [part for part in vars(task.model).values() if isinstance(part, nn.Module)]
+    weights = {task.model.name: weights_fingerprint(networks)}
+    weights |= {c.name: weights_fingerprint([c.network]) for c in task.classifiers}
+    return versions() | {"weights": weights}
 
 
 class _Bar:

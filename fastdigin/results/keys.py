@@ -7,7 +7,9 @@ field; one that is declared without it is a key all the same.
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -21,7 +23,7 @@ class Key:
     """One key of a record class.
 
     attribute: of the record; name: in results.jsonl. label: for people. kind: the type of its
-    values beside None, ``object`` where that is no simple type.
+    values beside None, ``object`` where that is no simple type. annotation: the field's.
     """
 
     attribute: str
@@ -30,6 +32,7 @@ class Key:
     label: str
     unit: Unit
     kind: type
+    annotation: Any
 
 
 def key(
@@ -58,12 +61,31 @@ def aside(**default: Any) -> Any:
 @cache
 def keys_of(record_class: type) -> dict[str, Key]:
     """Attribute -> Key, in the order of the fields."""
-    types = typing.get_type_hints(record_class)
+    hints = typing.get_type_hints(record_class)
     return {
-        field.name: _key(field, types[field.name])
+        field.name: _key(field, hints[field.name])
         for field in dataclasses.fields(record_class)
         if "aside" not in field.metadata
     }
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value of JSON is of a field's type. null always is, and what has no JSON type."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if value is None or annotation is Any:
+        return True
+    if origin is typing.Literal:
+        return value in inner
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, kind) for kind in inner if kind is not type(None))
+    if origin in (Mapping, dict):
+        return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
+    if origin in (Sequence, list, tuple):
+        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
+    if annotation in (int, float):
+        known = isinstance(value, (int, annotation)) and not isinstance(value, bool)
+        return known and abs(value) < 1e300  # larger integers are no floats
+    return isinstance(value, annotation) if annotation in (str, bool) else True
 
 
 def _key(field: dataclasses.Field, annotation: Any) -> Key:
@@ -73,4 +95,5 @@ def _key(field: dataclasses.Field, annotation: Any) -> Key:
     name = told.get("name") or field.name
     usual = "text" if kind is not float else "share" if "confidence" in name else "number"
     label = told.get("label") or name.replace("_", " ")
-    return Key(field.name, name, told.get("doc", ""), label, told.get("unit") or usual, kind)
+    unit = told.get("unit") or usual
+    return Key(field.name, name, told.get("doc", ""), label, unit, kind, annotation)

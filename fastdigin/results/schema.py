@@ -7,6 +7,7 @@ known by its task's name.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 
 from fastdigin.results.card import card_html
-from fastdigin.results.keys import aside, key, keys_of
+from fastdigin.results.keys import aside, fits, key, keys_of
 from fastdigin.results.pictures import difference_picture, read_picture
 from fastdigin.results.store import (
     IMAGE_KEYS,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:  # results lie below the engine
     from typing_extensions import Self
 
     from fastdigin.engine.job import Result
+
+
+log = logging.getLogger(__name__)
 
 
 def _picture(name: str) -> property:
@@ -162,6 +166,11 @@ class Record:
     difference = _picture("difference")
     mask = _picture("mask")
 
+    @property
+    def complete(self) -> bool:
+        """Whether all pictures of a saved record are there, none of them empty."""
+        return all(self.file(name) is not None for name in self.paths)
+
     def _repr_html_(self) -> str:
         """The record's card, which a notebook shows."""
         return card_html(self)
@@ -234,7 +243,20 @@ def read_records(out: Path | str) -> list[Record]:
     Example:
         >>> confidences = [record.target_confidence for record in fd.read_records("out")]
     """
-    return [Record.from_dict(line, Path(out)) for line in read_lines(out)]
+    lines = read_lines(out)
+    ours = [line for line in lines if _is_ours(line)]
+    if len(ours) < len(lines):
+        log.warning(
+            "%d records in '%s' are skipped: their values are not of fastdigin's kinds",
+            len(lines) - len(ours), out,
+        )  # fmt: skip
+    return [Record.from_dict(line, Path(out)) for line in ours]
+
+
+def _is_ours(line: Mapping[str, Any]) -> bool:
+    kinds = {key.name: key.annotation for key in keys_of(record_class(line["task"])).values()}
+    kinds |= dict.fromkeys(IMAGE_KEYS, str)
+    return all(fits(line.get(name), kind) for name, kind in kinds.items())
 
 
 def describe() -> str:

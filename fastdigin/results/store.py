@@ -2,7 +2,8 @@
 
 A folder OUT holds
 
-    run.json         {task: settings}; several tasks may share one folder
+    run.json         {task: settings}; several tasks may share one folder. "environments" in it are
+                     the versions, machines and weights that took part, each under its hash
     results.jsonl    one record a line, appended as jobs finish
     images/TASK/     the PNG files which the records name, relative to OUT
 
@@ -22,7 +23,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -41,6 +42,7 @@ from fastdigin.results.folder import (
 from fastdigin.results.pictures import png, to_pil
 from fastdigin.storage import text_hash, write_atomically
 
+ENVIRONMENTS = "environments"
 SCHEMA = 2
 """The version of the lines; those that name none are of the first."""
 
@@ -63,10 +65,15 @@ class ResultStore:
     paths and tuples included); a folder that already holds this task with other settings is
     refused, because its finished jobs would be mixed with different ones.
 
+    environment: versions, machine and weights, for people who compare results; others than before
+    are added, with a warning where a network's weights are others.
+
     Raises UserError when the folder cannot be written or belongs to another run.
     """
 
-    def __init__(self, out: Path | str, task: str, settings: Mapping):
+    def __init__(
+        self, out: Path | str, task: str, settings: Mapping, environment: Mapping | None = None
+    ):
         self.out = Path(out)
         self.task = task
         self._results = self.out / RESULTS_FILE
@@ -75,12 +82,16 @@ class ResultStore:
         check_entries(self.out, task)
         settings = jsonable(settings)
         with writing(self.out), self._lock:
-            runs = read_runs(self.out)
+            runs, environments = read_runs(self.out), read_environments(self.out)
             if task in runs:
                 _check_same_settings(self.out, task, runs[task], settings)
-            else:
-                text = json.dumps({**runs, task: settings}, indent=2, allow_nan=False) + "\n"
-                write_atomically(self.out / RUN_FILE, text.encode())
+            hashed = environment and text_hash(json.dumps(environment), 12)
+            if hashed and hashed not in environments:
+                _warn_of_other_weights(self.out, environments.values(), environment)
+                environments[hashed] = environment
+            whole = {**runs, task: runs.get(task, settings), ENVIRONMENTS: environments}
+            text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+            write_atomically(self.out / RUN_FILE, text.encode())
             _mend_end(self._results)
 
     def append(self, record: Mapping) -> None:
@@ -121,13 +132,19 @@ def read_lines(out: Path | str) -> list[dict]:
     if not path.exists():
         return []
     last: dict[tuple[str, str], dict] = {}
+    skipped = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             record = _parse(line, path)
             if record is not None:
                 last[record["task"], record["id"]] = record
             elif line.strip():
-                log.warning("%s, line %d, is not a complete record and is skipped", path, number)
+                skipped.append(number)
+    if skipped:
+        log.warning(
+            "%d lines of '%s' are no complete records and are skipped (the first is line %d)",
+            len(skipped), path, skipped[0],
+        )  # fmt: skip
     return list(last.values())
 
 
@@ -142,12 +159,25 @@ def read_runs(out: Path | str) -> dict[str, dict]:
         return {}
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         runs = None
     if not isinstance(runs, dict) or not all(isinstance(s, dict) for s in runs.values()):
         raise UserError(f"--out '{out}' holds a {RUN_FILE} that is not from fastdigin; "
                         "choose another --out.")
-    return runs
+    return {task: settings for task, settings in runs.items() if task != ENVIRONMENTS}
+
+
+def read_environments(out: Path) -> dict[str, dict]:
+    """The versions, machines and weights that took part in the runs of a folder."""
+    path = out / RUN_FILE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found.get(ENVIRONMENTS, {})
+
+
+def _warn_of_other_weights(out: Path, before: Iterable[Mapping], now: Mapping) -> None:
+    for name, weights in now["weights"].items():
+        if any(weights != known["weights"].get(name, weights) for known in before):
+            log.warning("--out '%s' holds results of other weights of %s", out, name)
 
 
 def picture_path(out: Path, relative: str | None) -> Path | None:
@@ -252,7 +282,7 @@ def _parse(line: bytes, path: Path) -> dict | None:
     """The record of a line; None where it is none. UserError for one of a newer version."""
     try:
         record = jsonable(json.loads(line))  # NaN, which other programs write, becomes None
-    except ValueError:  # also undecodable bytes
+    except (ValueError, RecursionError):  # also undecodable bytes
         return None
     if (not isinstance(record, dict) or not isinstance(record.get("task"), str)
             or not isinstance(record.get("id"), (str, int))
@@ -263,4 +293,4 @@ def _parse(line: bytes, path: Path) -> dict | None:
         raise UserError(f"'{path}' holds records of schema {version}, and this version of "
                         f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
                         "--out.")
-    return record
+    return record | {"id": str(record["id"])}

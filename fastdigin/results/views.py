@@ -106,7 +106,7 @@ class View:
     def _key(self, record_class: type) -> Key:
         """The key of the attribute; what a property has in place of one."""
         words = self.name.replace("_", " ")
-        property_key = Key(self.name, self.name, "", words, "text", object)
+        property_key = Key(self.name, self.name, "", words, "text", object, Any)
         return keys_of(record_class).get(self.name, property_key)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import resource
 
@@ -11,7 +13,7 @@ from records import filled
 
 from fastdigin.errors import CannotWrite, UserError
 from fastdigin.report import write_report
-from fastdigin.results import NeuronRecord, ResultStore, read_records
+from fastdigin.results import NeuronRecord, ResultStore, read_records, read_runs
 from fastdigin.results.card import without_folders
 from fastdigin.results.folder import append_line
 
@@ -86,6 +88,78 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path):
     append_line(path, b"{}\n")
     append_line(path, b"{}\n")
     assert path.read_bytes() == b'{"torn\n{}\n{}\n'
+
+
+WEIGHTS = {"torch": "2.9", "weights": {"clean": "ab"}}
+
+
+@pytest.mark.parametrize(
+    "later, warned",
+    [(WEIGHTS, 0), (WEIGHTS | {"torch": "2.8"}, 0), (WEIGHTS | {"weights": {"clean": "cd"}}, 1)],
+)
+def test_a_run_records_what_made_it(tmp_path, caplog, later, warned):
+    for environment in (WEIGHTS, later, later, None):
+        ResultStore(tmp_path, "neurons", {"lr": 1}, environment)
+    known = json.loads((tmp_path / "run.json").read_text())["environments"]
+    assert list(known.values()) == ([WEIGHTS, later] if later != WEIGHTS else [WEIGHTS])
+    assert len(caplog.messages) == warned and (not warned or "weights of clean" in caplog.text)
+    assert read_runs(tmp_path) == {"neurons": {"lr": 1}}
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "link"])
+def test_a_record_without_its_pictures_is_not_complete(tmp_path, damage):
+    line = filled(NeuronRecord).save(tmp_path)
+    (record,) = read_records(tmp_path)
+    assert record.complete
+    picture = tmp_path / line["mask"]
+    content = picture.read_bytes()
+    picture.unlink()
+    if damage == "empty":
+        picture.touch()
+    elif damage == "link":
+        (tmp_path.parent / "mask.png").write_bytes(content)
+        picture.symlink_to(tmp_path.parent / "mask.png")
+    assert not record.complete and record.mask is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history": 5}, {"history": [{"total": "x"}]}, {"seconds": "fast"}, {"activation": True},
+        {"neuron": 1.5}, {"direction": "sideways"}, {"cross_activations": {"1": []}},
+        {"image": 3}, {"caption": ["a"]}, {"iterations": 10**400}, {"activation": 10**400},
+    ],
+)  # fmt: skip
+def test_records_of_another_program_are_skipped_with_one_warning(tmp_path, caplog, wrong):
+    filled(NeuronRecord).save(tmp_path)
+    line = {"task": "neurons", "status": "done"} | wrong
+    with (tmp_path / "results.jsonl").open("a") as file:
+        for number in range(3):
+            file.write(json.dumps(line | {"id": number}) + "\n")
+    assert [record.id for record in read_records(tmp_path)] == ["job-0"]
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("3 records")
+    assert write_report(tmp_path).exists()
+
+
+def fill(out, name):
+    for number in range(30):
+        for id in (f"{name}-{number}", f"both-{number}"):
+            filled(NeuronRecord, id, "x" * 5000).save(out)
+
+
+def test_two_runs_at_once_in_one_folder(tmp_path):
+    """Also where they do the same jobs: every line is whole, and every job there once."""
+    context = multiprocessing.get_context("fork")
+    runs = [context.Process(target=fill, args=(tmp_path, name)) for name in "ab"]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+        assert run.exitcode == 0
+    assert all(json.loads(line) for line in (tmp_path / "results.jsonl").open())
+    found = read_records(tmp_path)
+    assert len(found) == 90 == len({record.id for record in found})
+    assert all(record.complete for record in found)
 
 
 @pytest.mark.parametrize(
