@@ -140,7 +140,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 def _presets_of(arguments: Sequence[str]) -> list[str]:
     names = []
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in zip(arguments, [*arguments, ""][1:], strict=True):
         if word.startswith("--preset="):
             names.append(word.removeprefix("--preset="))
         elif word == "--preset" and after:
