@@ -11,6 +11,7 @@ One processor serves every layer. A U-Net call may carry an ``AttentionControl``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -181,8 +182,15 @@ def _as_the_source(
 
 
 def attention_map(queries: Tensor, keys: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)): (..., N, d) and (..., L, d) to (..., N, L)."""
-    return torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, dim=-1)
+    """softmax(Q K^T / sqrt(d)): (..., N, d) and (..., L, d) to (..., N, L).
+
+    The queries are scaled by a power of two before the product, which in fp16 could overflow, and
+    by the rest after it: that changes no bit elsewhere.
+    """
+    size = queries.shape[-1]
+    before = 2.0 ** -math.ceil(math.log2(size) / 2)
+    scores = (queries * before) @ keys.transpose(-1, -2)
+    return torch.softmax(scores * (size**-0.5 / before), dim=-1)
 
 
 def install_processors(unet, impl: str = "auto") -> None:

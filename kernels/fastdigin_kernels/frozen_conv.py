@@ -47,7 +47,8 @@ class _FrozenConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_bohw):
-        (weight_oikk,) = ctx.saved_tensors
+        # Autocast computes in another dtype than the weight's, and may be over by now.
+        weight_oikk = ctx.saved_tensors[0].to(grad_bohw.dtype)
         grad_x = _input_gradient(grad_bohw, weight_oikk, ctx.size, *ctx.geometry)
         return grad_x, None, None, None, None, None, None
 

@@ -12,6 +12,7 @@ from fastdigin.models.attention import (
     SourceAttention,
     attention_map,
 )
+from fastdigin_kernels.attention.reference import attention_map_reference
 
 PROMPTS = ["a photo of a red sneaker", "a cat on grass"]
 T = torch.tensor([500, 20])
@@ -127,8 +128,23 @@ def test_the_smaller_of_queries_and_map_is_kept(head_size, shared, kept):
         torch.testing.assert_close(source.tensor, attention_map(queries, keys))
 
 
-def test_attention_map_is_a_softmax_over_the_tokens():
-    queries, keys = normal(1, 2, 9, 4), normal(1, 2, 5, 4, seed=1)
-    scores = torch.einsum("bhnd,bhld->bhnl", queries, keys) / 2
+@pytest.mark.parametrize("size", [1, 4, 40, 160])
+def test_attention_map_is_a_softmax_over_the_tokens(size):
+    queries, keys = normal(1, 2, 9, size), normal(1, 2, 5, size, seed=1)
+    scores = torch.einsum("bhnd,bhld->bhnl", queries, keys) / size**0.5
     expected = scores.exp() / scores.exp().sum(-1, keepdim=True)
     torch.testing.assert_close(attention_map(queries, keys), expected)
+    single = [x.float() for x in (queries, keys)]
+    usual = torch.softmax(single[0] @ single[1].transpose(-1, -2) * size**-0.5, -1)
+    assert torch.equal(attention_map(*single), usual), "in fp32 nothing changes"
+
+
+@pytest.mark.parametrize(("size", "value"), [(40, 60), (64, 80), (160, 60)])
+def test_attention_maps_in_fp16_do_not_overflow(size, value):
+    """Q K^T is beyond 65504, what the softmax takes is not."""
+    queries = torch.full((1, 1, 3, size), float(value)).half()
+    keys = torch.stack([queries[0, 0, 0], queries[0, 0, 0] / 2])[None, None]
+    assert (queries @ keys.transpose(-1, -2)).isinf().any()
+    for function in (attention_map, attention_map_reference):
+        expected = torch.tensor([1.0, 0.0]).half().expand(1, 1, 3, 2)
+        assert torch.equal(function(queries, keys), expected)

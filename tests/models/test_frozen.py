@@ -260,3 +260,28 @@ def kept_storages():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_autocast_may_be_over_before_the_backward(tiny_pair, where):
+    """The gradient is then as exact as that of diffusers' own layers, and has the input's dtype."""
+    latents, text = normal(2, *LATENT_SHAPE), normal(2, 16, 16, seed=1)
+    incoming = normal(2, *LATENT_SHAPE, seed=2)
+
+    def gradient(model, dtype):
+        unet = copy.deepcopy(model.unet).to(dtype)
+        z = latents.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.float32):
+            output = unet(z, torch.tensor([500, 20]), text.to(dtype), return_dict=False)[0]
+            if where == "inside":
+                return torch.autograd.grad(output, z, incoming.to(output.dtype))[0]
+        return torch.autograd.grad(output, z, incoming.to(output.dtype))[0]
+
+    plain, frozen = tiny_pair
+    exact = gradient(frozen, torch.float64)
+    errors = []
+    for model in (plain, frozen):
+        found = gradient(model, torch.float32)
+        assert found.dtype is torch.float32
+        errors.append((found - exact).norm() / exact.norm())
+    assert errors[1] < max(2 * errors[0], 1e-2)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 def attention_map_reference(q_bhnd: Tensor, k_bhtd: Tensor) -> Tensor:
     """The attention map A = softmax(Q K^T / sqrt(d)) -> (B,H,N,T)."""
-    return torch.softmax(q_bhnd @ k_bhtd.transpose(-1, -2) / math.sqrt(q_bhnd.shape[-1]), dim=-1)
+    # Scaled before the product, which in fp16 could overflow.
+    return torch.softmax(q_bhnd / math.sqrt(q_bhnd.shape[-1]) @ k_bhtd.transpose(-1, -2), dim=-1)
 
 
 def attention_reference(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
