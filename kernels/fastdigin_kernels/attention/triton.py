@@ -91,8 +91,8 @@ def backward(
 
 def _forward(q, k, v, source, tile):
     source_q, source_k, mapped_v, weight_b = source or (q, k, v, None)
-    tensors = [launch.last_dim_contiguous(x) for x in (q, k, v)]
-    source_tensors = [launch.last_dim_contiguous(x) for x in (source_q, source_k, mapped_v)]
+    tensors = [launch.readable(x) for x in (q, k, v)]
+    source_tensors = [launch.readable(x) for x in (source_q, source_k, mapped_v)]
     batch, heads, queries, size = q.shape
     out, lse = like_unet(q), new_lse(q)
     source_lse = lse if source is None else new_lse(q)
@@ -120,7 +120,7 @@ def _query_gradient(grad, q, k, v, out, lse, factor_b, store_delta, tile):
     short = k.shape[2] <= SHORT_KEYS
     if out is None and not short:
         out, _ = forward(q, k, v)  # injection saves no output of its own part; texts are short
-    tensors = [launch.last_dim_contiguous(x) for x in (q, k, v, q if short else out, grad)]
+    tensors = [launch.readable(x) for x in (q, k, v, q if short else out, grad)]
     batch, heads, queries, size = q.shape
     dq, delta = like_unet(q), torch.empty_like(lse)
     align = launch.alignment(*tensors, dq)
@@ -141,7 +141,7 @@ def _query_gradient(grad, q, k, v, out, lse, factor_b, store_delta, tile):
 
 def _key_gradients(grad, q, k, v, lse, delta, factor_b, tile):
     """dK and dV; without delta, dV alone."""
-    tensors = [launch.last_dim_contiguous(x) for x in (q, k, v, grad)]
+    tensors = [launch.readable(x) for x in (q, k, v, grad)]
     batch, heads, queries, size = q.shape
     keys, v_only = k.shape[2], delta is None
     splits = -(-queries // _ROWS_PER_SPLIT) if keys <= SHORT_KEYS else 1

@@ -68,13 +68,13 @@ def dkv_kernel(
     q_n, k_n, v_n, grad_n, dk_n, dv_n = (
         q_n * ALIGN, k_n * ALIGN, v_n * ALIGN, grad_n * ALIGN, dk_n * ALIGN, dv_n * ALIGN
     )  # fmt: skip
-    q_ptr += head_offset(head, heads, q_b * ALIGN, q_h * ALIGN)
-    k_ptr += head_offset(head, heads, k_b * ALIGN, k_h * ALIGN)
-    v_ptr += head_offset(head, heads, v_b * ALIGN, v_h * ALIGN)
-    grad_ptr += head_offset(head, heads, grad_b * ALIGN, grad_h * ALIGN)
-    split_offset = row_offset(split, part * ALIGN)
-    dk_ptr += head_offset(head, heads, dk_b * ALIGN, dk_h * ALIGN) + split_offset
-    dv_ptr += head_offset(head, heads, dv_b * ALIGN, dv_h * ALIGN) + split_offset
+    q_ptr += head_offset(head, heads, q_b, q_h, ALIGN)
+    k_ptr += head_offset(head, heads, k_b, k_h, ALIGN)
+    v_ptr += head_offset(head, heads, v_b, v_h, ALIGN)
+    grad_ptr += head_offset(head, heads, grad_b, grad_h, ALIGN)
+    split_offset = row_offset(split, part) * ALIGN
+    dk_ptr += head_offset(head, heads, dk_b, dk_h, ALIGN) + split_offset
+    dv_ptr += head_offset(head, heads, dv_b, dv_h, ALIGN) + split_offset
     factor = 1.0
     if SCALED:
         factor = tl.load(factor_ptr + head // heads)

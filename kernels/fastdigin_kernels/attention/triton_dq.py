@@ -68,12 +68,12 @@ def dq_kernel(
         grad_n * ALIGN,
         dq_n * ALIGN,
     )
-    q_ptr += head_offset(head, heads, q_b * ALIGN, q_h * ALIGN) + row_offset(first_row, q_n)
-    k_ptr += head_offset(head, heads, k_b * ALIGN, k_h * ALIGN)
-    v_ptr += head_offset(head, heads, v_b * ALIGN, v_h * ALIGN)
-    grad_ptr += head_offset(head, heads, grad_b * ALIGN, grad_h * ALIGN)
+    q_ptr += head_offset(head, heads, q_b, q_h, ALIGN) + row_offset(first_row, q_n)
+    k_ptr += head_offset(head, heads, k_b, k_h, ALIGN)
+    v_ptr += head_offset(head, heads, v_b, v_h, ALIGN)
+    grad_ptr += head_offset(head, heads, grad_b, grad_h, ALIGN)
     grad_ptr += row_offset(first_row, grad_n)
-    dq_ptr += head_offset(head, heads, dq_b * ALIGN, dq_h * ALIGN) + row_offset(first_row, dq_n)
+    dq_ptr += head_offset(head, heads, dq_b, dq_h, ALIGN) + row_offset(first_row, dq_n)
 
     LOG2_E: tl.constexpr = 1.4426950408889634
     scale_log2 = scale * LOG2_E
@@ -104,7 +104,7 @@ def dq_kernel(
             dq0, dq1 = add_dot(dq0, dq1, p * (dp - delta[:, None]), k0, k1, D1)
     else:
         out_n *= ALIGN
-        out_ptr += head_offset(head, heads, out_b * ALIGN, out_h * ALIGN)
+        out_ptr += head_offset(head, heads, out_b, out_h, ALIGN)
         out_ptr += row_offset(first_row, out_n)
         out0, out1 = load_head(out_ptr, out_n, first_row, queries, ROWS, D, D0, D1, True)
         delta = tl.sum(out0.to(tl.float32) * grad0.to(tl.float32), 1)

@@ -54,10 +54,10 @@ def forward_kernel(
     first_row = tl.program_id(0) % tiles * ROWS
     # A stride written as a product tells the compiler how far loads are aligned.
     q_n, k_n, v_n, out_n = q_n * ALIGN, k_n * ALIGN, v_n * ALIGN, out_n * ALIGN
-    q_ptr += head_offset(head, heads, q_b * ALIGN, q_h * ALIGN) + row_offset(first_row, q_n)
-    k_ptr += head_offset(head, heads, k_b * ALIGN, k_h * ALIGN)
-    v_ptr += head_offset(head, heads, v_b * ALIGN, v_h * ALIGN)
-    out_ptr += head_offset(head, heads, out_b * ALIGN, out_h * ALIGN) + row_offset(first_row, out_n)
+    q_ptr += head_offset(head, heads, q_b, q_h, ALIGN) + row_offset(first_row, q_n)
+    k_ptr += head_offset(head, heads, k_b, k_h, ALIGN)
+    v_ptr += head_offset(head, heads, v_b, v_h, ALIGN)
+    out_ptr += head_offset(head, heads, out_b, out_h, ALIGN) + row_offset(first_row, out_n)
 
     q0, q1 = load_head(q_ptr, q_n, first_row, queries, ROWS, D, D0, D1, True)
     out0, out1, lse2 = attend(
@@ -70,9 +70,9 @@ def forward_kernel(
 
     if INJECTED:
         sq_n, sk_n, sv_n = sq_n * ALIGN, sk_n * ALIGN, sv_n * ALIGN
-        source_q_ptr += head_offset(head, heads, sq_b * ALIGN, sq_h * ALIGN)
-        source_k_ptr += head_offset(head, heads, sk_b * ALIGN, sk_h * ALIGN)
-        mapped_v_ptr += head_offset(head, heads, sv_b * ALIGN, sv_h * ALIGN)
+        source_q_ptr += head_offset(head, heads, sq_b, sq_h, ALIGN)
+        source_k_ptr += head_offset(head, heads, sk_b, sk_h, ALIGN)
+        mapped_v_ptr += head_offset(head, heads, sv_b, sv_h, ALIGN)
         source_q_ptr += row_offset(first_row, sq_n)
         q0, q1 = load_head(source_q_ptr, sq_n, first_row, queries, ROWS, D, D0, D1, True)
         injected0, injected1, lse2 = attend(

@@ -14,10 +14,13 @@ import triton.language as tl
 
 
 @triton.jit
-def head_offset(pid, heads, stride_b, stride_h):
-    """Where head pid % heads of sample pid // heads begins, in 64 bits."""
+def head_offset(pid, heads, stride_b, stride_h, ALIGN: tl.constexpr):
+    """Where head pid % heads of sample pid // heads begins, in 64 bits.
+
+    The strides come in units of ALIGN and may exceed 32 bits only when multiplied by it.
+    """
     batch = (pid // heads).to(tl.int64)
-    return batch * stride_b + (pid % heads).to(tl.int64) * stride_h
+    return (batch * stride_b + (pid % heads).to(tl.int64) * stride_h) * ALIGN
 
 
 @triton.jit

@@ -48,9 +48,14 @@ def on(tensor: Tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def last_dim_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if its last dimension is contiguous, else a copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+_LONGEST_ROW = 2**23  # elements; a tile has at most 128 rows, and its offsets 32 bits
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor itself if its rows are contiguous and not too far apart, else a copy."""
+    contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    near = tensor.stride(-2) <= _LONGEST_ROW or tensor.shape[-2] == 1
+    return tensor if contiguous and near else tensor.contiguous()
 
 
 def alignment(*tensors: Tensor) -> int:
