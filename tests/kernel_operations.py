@@ -22,8 +22,11 @@ from fastdigin_kernels.common import native
 from fastdigin_kernels.frozen_conv import conv2d
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.geglu.reference import geglu_reference
-from fastdigin_kernels.group_norm_silu import group_norm_silu
-from fastdigin_kernels.group_norm_silu.reference import group_norm_silu_reference
+from fastdigin_kernels.group_norm_silu import group_norm, group_norm_silu
+from fastdigin_kernels.group_norm_silu.reference import (
+    group_norm_reference,
+    group_norm_silu_reference,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -140,7 +143,11 @@ def _pytorch_injection(q, k, v, source_q, source_k, mapping, weight) -> Tensor:
 
 
 def _pytorch_norm(x, weight, bias, groups, eps) -> Tensor:
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+    return F.group_norm(x, groups, weight, bias, eps)
+
+
+def _pytorch_norm_silu(*norm) -> Tensor:
+    return F.silu(_pytorch_norm(*norm))
 
 
 def _pytorch_gate(x: Tensor) -> Tensor:
@@ -174,13 +181,18 @@ OPERATIONS = {
     # (B, C, H, W), groups: odd sizes, one pixel, one channel a group, one group, groups that share
     # a line of 16 channels, more pixels than one sum takes, a sum that is full at a partial line.
     "group norm": Operation(
-        group_norm_silu, group_norm_silu_reference, _pytorch_norm, ("torch", "cpp", "triton"),
+        group_norm_silu, group_norm_silu_reference, _pytorch_norm_silu, ("torch", "cpp", "triton"),
         _draw_norm,
         [(size, groups, layout)
          for size, groups in [((3, 12, 5, 7), 3), ((1, 4, 1, 1), 2), ((1, 5, 3, 4), 5),
                               ((2, 7, 8, 8), 1), ((2, 40, 3, 3), 4), ((1, 20, 25, 17), 2),
                               ((1, 2, 37, 55), 2)]
          for layout in (torch.contiguous_format, torch.channels_last)],
+        empty=[((0, 4, 3, 3), 2)],
+    ),
+    "group norm alone": Operation(
+        group_norm, group_norm_reference, _pytorch_norm, ("triton",), _draw_norm,
+        [((3, 12, 5, 7), 3, torch.channels_last), ((1, 80, 17, 16), 2, torch.channels_last)],
         empty=[((0, 4, 3, 3), 2)],
     ),
     "geglu": Operation(

@@ -1,4 +1,4 @@
-"""Makes diffusers' frozen networks keep less for the backward, at the same outputs and gradients.
+"""Makes diffusers' frozen networks keep and copy less, at the same outputs and gradients.
 
 Layers of one network instance change their class to a subclass with another ``forward``.
 Parameters and their names stay as they are, ``isinstance`` too, and diffusers' classes are
@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from fastdigin_kernels.frozen_conv import conv2d
 from fastdigin_kernels.geglu import geglu
-from fastdigin_kernels.group_norm_silu import group_norm_silu
+from fastdigin_kernels.group_norm_silu import group_norm, group_norm_silu
 
 
 def freeze_aware(network: nn.Module) -> None:
-    """Reduces, in place, what a U-Net or an autoencoder keeps for the backward.
+    """Reduces, in place, what a U-Net or an autoencoder keeps for the backward, and what it copies.
 
     A convolution then keeps its weight alone; a group norm followed by SiLU, and a GEGLU, their
-    input alone. (Linear layers with frozen weights and layer norms keep no more as they are.)
+    input alone. (Linear layers with frozen weights and layer norms keep no more as they are.) An
+    image that lies channels last stays so through norms and transformer blocks, on GPUs as well.
     Afterwards these layers have no second derivative, a weight made trainable raises ValueError
     in them, and hooks on the norms of residual blocks are no longer called.
 
@@ -37,6 +40,12 @@ def freeze_aware(network: nn.Module) -> None:
         elif type(module) is GEGLU:
             if _is_frozen(module):
                 module.__class__ = FrozenGEGLU
+        elif type(module) is Transformer2DModel:
+            if module.is_input_continuous:
+                module.__class__ = ChannelsLastTransformer2D
+                _keep_format(module.norm)
+        elif type(module) is Attention:
+            _keep_format(module.group_norm)
         elif type(module) is ResnetBlock2D:
             if _is_plain(module):
                 module.__class__ = FrozenResnetBlock2D
@@ -64,11 +73,36 @@ class FrozenGEGLU(GEGLU):
         return geglu(self.proj(hidden_states))
 
 
+class FrozenGroupNorm(nn.GroupNorm):
+    """A group norm, of an image or of (B,C,N), that keeps the memory format on CUDA too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x if x.ndim == 4 else x[..., None]
+        return group_norm(image, self.weight, self.bias, self.num_groups, self.eps).view(x.shape)
+
+
 class FrozenGroupNormSiLU(nn.GroupNorm):
     """A group norm and the SiLU that follows it."""
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         return _norm_silu(self, x_bchw)
+
+
+class ChannelsLastTransformer2D(Transformer2DModel):
+    """diffusers' transformer of an image, which hands its tokens on as they lie: channels last.
+
+    diffusers copies them to planes, which the next convolution copies back.
+    """
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states, residual, batch_size, height, width, inner_dim
+    ) -> Tensor:
+        def to_image(tokens: Tensor) -> Tensor:
+            return tokens.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+
+        if self.use_linear_projection:
+            return to_image(self.proj_out(hidden_states)) + residual
+        return self.proj_out(to_image(hidden_states)) + residual
 
 
 class FrozenResnetBlock2D(ResnetBlock2D):
@@ -91,6 +125,11 @@ class FrozenResnetBlock2D(ResnetBlock2D):
 
 def _norm_silu(norm: nn.GroupNorm, x_bchw: Tensor) -> Tensor:
     return group_norm_silu(x_bchw, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def _keep_format(norm: nn.Module | None) -> None:
+    if type(norm) is nn.GroupNorm and norm.affine and _is_frozen(norm):
+        norm.__class__ = FrozenGroupNorm
 
 
 def _fuses(norm: nn.Module | None, activation: nn.Module | None) -> bool:

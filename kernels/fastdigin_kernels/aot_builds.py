@@ -17,7 +17,7 @@ from fastdigin_kernels.attention.triton_dkv import dkv_constants, dkv_kernel
 from fastdigin_kernels.attention.triton_dq import dq_constants, dq_kernel
 from fastdigin_kernels.attention.triton_forward import forward_constants, forward_kernel
 from fastdigin_kernels.geglu import triton as geglu_triton
-from fastdigin_kernels.group_norm_silu import triton as group_norm_silu_triton
+from fastdigin_kernels.group_norm_silu import triton as group_norm_triton
 
 ALIGN = (
     8  # elements of 16 bits that are loaded at once; every width of these networks is a multiple
@@ -127,20 +127,34 @@ def _attention_bytes(kernel: str, constants: dict, queries: int, keys: int, size
 
 
 def _group_norm() -> Iterator[Build]:
+    """Of the images' bytes, sums read as much as the results."""
     channels, groups, pixels = GROUP_NORM_SHAPE
-    elements = channels // groups * pixels
-    block = group_norm_silu_triton.block_size(elements)
-    for name in ("forward", "backward"):
-        for channels_last in (False, True):
-            tensors = 2 if name == "forward" else 3  # all but the result are read twice
-            yield Build(
-                f"group_norm_silu_{name}",
-                f"{channels}/{groups}x{pixels} {'channels last' if channels_last else 'planes'}",
-                getattr(group_norm_silu_triton, f"{name}_kernel"),
-                {"BLOCK": block, "CHANNELS_LAST": channels_last},
-                ("mean_ptr", "rstd_ptr"), group_norm_silu_triton.WARPS, 1,
-                -(-elements // block) * block / elements, (2 * tensors - 1) / tensors,
-            )  # fmt: skip
+    statistics = {
+        "CHUNK": group_norm_triton.CHUNK,
+        "WIDTH": 1 << (channels // groups - 1).bit_length(),
+    }
+    for way, tensors in (("forward", 1), ("backward", 2)):
+        for channels_last, (rows, cols) in group_norm_triton.TILE.items():
+            tile = {"ROWS": rows, "COLS": cols, "CHANNELS_LAST": channels_last}
+            padded = -(-channels // cols) * cols * (-(-pixels // rows) * rows) / channels / pixels
+            config = f"{channels}/{groups}x{pixels} " + (
+                "channels last" if channels_last else "planes"
+            )
+            silu = {} if way == "forward" else {"SILU": True}
+            yield _norm_build(f"{way}_sums", config, tile | silu, padded, 1.0)
+            moved = (2 * tensors + 1) / (tensors + 1)
+            yield _norm_build(way, config, tile | {"SILU": True}, padded, moved)
+        yield _norm_build(f"{way}_statistics", f"groups of {channels // groups}", statistics, 1, 1)
+
+
+def _norm_build(name: str, config: str, constants: dict, padded: float, moved: float) -> Build:
+    function = getattr(group_norm_triton, f"{name}_kernel")
+    images = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr", "weight_ptr", "bias_ptr")
+    sums = tuple(n for n in function.arg_names if n.endswith("_ptr") and n not in images)
+    warps = group_norm_triton.WARPS
+    return Build(
+        f"group_norm_silu_{name}", config, function, constants, sums, warps, 1, padded, moved
+    )
 
 
 def _geglu() -> Iterator[Build]:

@@ -103,8 +103,9 @@ def check_errors(name, impl, case, dtype):
 
 @pytest.mark.parametrize(("name", "impl"), pairs(portable=True))
 def test_errors_are_a_small_multiple_of_pytorchs(name, impl, poisoned):
-    for case in OPERATIONS[name].cases:
-        for dtype in DTYPES[impl]:
+    for i, case in enumerate(OPERATIONS[name].cases):
+        # The interpreter is slow, and cuts a case in fp16 as in fp32.
+        for dtype in DTYPES[impl][: 1 if INTERPRETED and i > 2 else None]:
             check_errors(name, impl, case, dtype)
 
 
@@ -228,7 +229,9 @@ def test_nothing_to_do(name, impl):
             assert gradient.shape == inputs[i].shape and not gradient.any()
 
 
-@pytest.mark.parametrize(("name", "impl"), pairs(*OURS))
+@pytest.mark.parametrize(
+    ("name", "impl"), [p for p in pairs(*OURS) if len(OPERATIONS[p.values[0]].wanted) > 1]
+)
 def test_a_gradient_that_nobody_wants_changes_no_bit_of_the_first(name, impl):
     """Of attention: frozen text."""
     operation = OPERATIONS[name]
@@ -294,6 +297,7 @@ KEPT = {
     "injected attention": [600, 2400, 2400, 600, 2400, 2400, 3, 15, 15],
     # x, weight, bias, and the statistics of three groups of three samples.
     "group norm": [1260, 12, 12, 9, 9],
+    "group norm alone": [1260, 12, 12, 9, 9],
     "geglu": [798],
     "frozen convolution": [180],  # the weight
 }

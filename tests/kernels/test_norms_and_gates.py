@@ -5,10 +5,12 @@ import torch
 from gradients import probe
 from kernel_operations import INTERPRETED, OPERATIONS, cast, device_of, marks
 
+from fastdigin_kernels.common import native
 from fastdigin_kernels.frozen_conv import conv2d
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.geglu.reference import geglu_reference
-from fastdigin_kernels.group_norm_silu import group_norm_silu
+from fastdigin_kernels.group_norm_silu import group_norm, group_norm_silu
+from fastdigin_kernels.group_norm_silu.api import in_format, memory_format
 
 NORM, CONV = OPERATIONS["group norm"], OPERATIONS["frozen convolution"]
 ours = pytest.mark.parametrize(
@@ -76,6 +78,18 @@ def test_parameters_that_do_not_fit_are_refused(impl):
 
 
 @not_interpreted
+def test_a_norm_alone_is_pytorchs_where_triton_is_not():
+    x, *rest = NORM.draw((2, 6, 5, 7), 3)
+    weight, bias, groups, eps = rest
+    expected = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+    assert torch.equal(group_norm(x, *rest), expected)
+    with pytest.raises(ValueError, match="impl must be one of auto, torch, triton, got 'cpp'"):
+        group_norm(x, *rest, impl="cpp")
+    with pytest.raises(ValueError, match="weight requires a gradient"):
+        group_norm(x, rest[0].requires_grad_(), *rest[1:])
+
+
+@not_interpreted
 def test_inputs_of_other_dimensions_are_refused():
     for operation in (NORM, CONV):
         x, *rest = operation.draw(*operation.cases[0])
@@ -94,6 +108,24 @@ def test_a_gradient_in_another_memory_format_is_taken():
         output = function(x, *rest).contiguous()
         gradients += torch.autograd.grad(output, x, probe(output))
     assert torch.equal(*gradients)
+
+
+@not_interpreted
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [0, 7, 421])
+def test_any_stride_of_a_batch_of_one_is_taken(stride, layout, impl):
+    """What PyTorch is handed has the usual strides: versions before 2.14 look at them."""
+    if impl == "cpp" and native.library_path() is None:
+        pytest.skip("installed without the CPU library")
+    inputs = NORM.inputs(((1, 12, 5, 7), 3, layout), torch.float32)
+    odd = inputs[0].as_strided(inputs[0].shape, (stride, *inputs[0].stride()[1:]))
+    usual = in_format(odd, memory_format(odd))
+    assert usual.stride() == inputs[0].stride() and torch.equal(usual, odd)
+    assert in_format(inputs[0], memory_format(inputs[0])) is inputs[0], "no copy without need"
+    expected = NORM.results(impl, inputs)
+    for a, e in zip(NORM.results(impl, [odd, *inputs[1:]]), expected, strict=True):
+        assert torch.equal(a, e)
 
 
 @not_interpreted

@@ -38,6 +38,38 @@ def group_norm_silu(
     Raises ValueError if weight or bias requires a gradient or does not fit x, or for another impl,
     and BackendError where the named one cannot run.
     """
+    _check(x_bchw, weight_c, bias_c, groups)
+    impl = choice.choose("group_norm_silu", impl, (*x_bchw.shape[1:], groups), x_bchw)
+    # A copy, where one is needed, is made here: it is kept instead of x and not made again.
+    on_cuda_by_torch = impl == "torch" and kind_of(x_bchw.device) == "cuda"
+    layout = torch.contiguous_format if on_cuda_by_torch else memory_format(x_bchw)
+    x_bchw = in_format(x_bchw, layout)
+    return _group_norm_silu()(x_bchw, weight_c, bias_c, groups, eps, True, impl)
+
+
+def group_norm(
+    x_bchw: Tensor,
+    weight_c: Tensor,
+    bias_c: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
+    """Group norm alone -> (B,C,H,W): "torch" is PyTorch's; "triton" keeps channels last on CUDA.
+
+    "auto" takes "triton" where `group_norm_silu` does. Errors as there.
+    """
+    if impl not in ("auto", "torch", "triton"):
+        raise ValueError(f"impl must be one of auto, torch, triton, got {impl!r}")
+    _check(x_bchw, weight_c, bias_c, groups)
+    impl = choice.choose("group_norm_silu", impl, (*x_bchw.shape[1:], groups), x_bchw)
+    if impl != "triton":
+        return F.group_norm(x_bchw, groups, weight_c, bias_c, eps)
+    x_bchw = in_format(x_bchw, memory_format(x_bchw))
+    return _group_norm_silu()(x_bchw, weight_c, bias_c, groups, eps, False, impl)
+
+
+def _check(x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int) -> None:
     assert x_bchw.ndim == 4, f"x must be (B,C,H,W), got {tuple(x_bchw.shape)}"
     assert groups > 0 and x_bchw.shape[1] % groups == 0, (
         f"groups must divide the {x_bchw.shape[1]} channels, got {groups}"
@@ -49,17 +81,11 @@ def group_norm_silu(
                 f"{tuple(parameter.shape)} on {parameter.device}"
             )
     require_frozen("group_norm_silu", weight=weight_c, bias=bias_c)
-    impl = choice.choose("group_norm_silu", impl, (*x_bchw.shape[1:], groups), x_bchw)
-    # A copy, where one is needed, is made here: it is kept instead of x and not made again.
-    on_cuda_by_torch = impl == "torch" and kind_of(x_bchw.device) == "cuda"
-    layout = torch.contiguous_format if on_cuda_by_torch else memory_format(x_bchw)
-    x_bchw = x_bchw.contiguous(memory_format=layout)
-    return _group_norm_silu()(x_bchw, weight_c, bias_c, groups, eps, impl)
 
 
 @register("group_norm_silu")
 def group_norm_silu_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, impl: str
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y in x's memory format, mean and 1 / standard deviation of each group (B,G)"""
     mean = x.new_empty(x.shape[0], groups, dtype=torch.float32)
@@ -68,7 +94,14 @@ def group_norm_silu_forward(
 
 @register("group_norm_silu")
 def group_norm_silu_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, impl: str
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    silu: bool,
+    impl: str,
 ) -> Tensor:
     """dx in x's memory format"""
     return torch.empty_like(x)
@@ -76,15 +109,15 @@ def group_norm_silu_backward(
 
 class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(x_bchw, weight_c, bias_c, groups, eps, impl):
+    def forward(x_bchw, weight_c, bias_c, groups, eps, silu, impl):
         if impl != "torch":
-            return group_norm_silu_forward(x_bchw, weight_c, bias_c, groups, eps, impl)
+            return group_norm_silu_forward(x_bchw, weight_c, bias_c, groups, eps, silu, impl)
         normalised, mean_bg, rstd_bg = _group_norm(x_bchw, weight_c, bias_c, groups, eps)
         return F.silu(normalised, inplace=True), mean_bg, rstd_bg
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x_bchw, weight_c, bias_c, ctx.groups, ctx.eps, ctx.impl = inputs
+        x_bchw, weight_c, bias_c, ctx.groups, ctx.eps, ctx.silu, ctx.impl = inputs
         _, mean_bg, rstd_bg = output
         ctx.mark_non_differentiable(mean_bg, rstd_bg)
         ctx.save_for_backward(x_bchw, weight_c, bias_c, mean_bg, rstd_bg)
@@ -94,24 +127,16 @@ class _GroupNormSiLU(torch.autograd.Function):
     def backward(ctx, grad_bchw, *_):
         x_bchw, weight_c, bias_c, mean_bg, rstd_bg = ctx.saved_tensors
         if ctx.impl != "torch":
-            grad_x = group_norm_silu_backward(grad_bchw, *ctx.saved_tensors, ctx.impl)
-            return grad_x, None, None, None, None, None
+            grad_x = group_norm_silu_backward(grad_bchw, *ctx.saved_tensors, ctx.silu, ctx.impl)
+            return grad_x, *[None] * 6
         normalised, _, _ = _group_norm(x_bchw, weight_c, bias_c, ctx.groups, ctx.eps)
         grad_bchw = torch.ops.aten.silu_backward(grad_bchw, normalised)
         batch, channels, height, width = x_bchw.shape
         grad_x, _, _ = torch.ops.aten.native_group_norm_backward(
-            grad_bchw.contiguous(memory_format=memory_format(x_bchw)),
-            x_bchw,
-            mean_bg,
-            rstd_bg,
-            weight_c,
-            batch,
-            channels,
-            height * width,
-            ctx.groups,
-            [True, False, False],
-        )
-        return grad_x, None, None, None, None, None
+            in_format(grad_bchw, memory_format(x_bchw)), x_bchw, mean_bg, rstd_bg, weight_c,
+            batch, channels, height * width, ctx.groups, [True, False, False],
+        )  # fmt: skip
+        return grad_x, *[None] * 6
 
 
 _group_norm_silu = differentiable(_GroupNormSiLU)
@@ -122,6 +147,19 @@ def memory_format(x_bchw: Tensor) -> torch.memory_format:
     if not x_bchw.is_contiguous() and x_bchw.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def in_format(x_bchw: Tensor, layout: torch.memory_format) -> Tensor:
+    """x itself, or a copy, contiguous in a memory format.
+
+    In its strides as well: PyTorch before 2.14 judges by those of dimensions of one element too,
+    and refuses a batch of one whose stride is not that of an image.
+    """
+    x_bchw = x_bchw.contiguous(memory_format=layout)
+    _, channels, height, width = x_bchw.shape
+    image = channels * height * width
+    usual = ((image, height * width, width, 1), (image, 1, width * channels, channels))
+    return x_bchw if x_bchw.stride() in usual else x_bchw.clone(memory_format=layout)
 
 
 def _group_norm(x_bchw, weight_c, bias_c, groups, eps) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,9 +19,10 @@ _fields = struct.Struct("12qd").pack  # FastdiginGroupNormSilu
 
 
 def forward(
-    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float
+    x_bchw: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """silu(group_norm(x)) (B,C,H,W) in x's memory format, and mean and 1/std (B,G)."""
+    assert silu, "without SiLU it is PyTorch's own"
     layout = memory_format(x_bchw)
     x_bchw = x_bchw.contiguous(memory_format=layout)
     y_bchw = torch.empty_like(x_bchw)
@@ -39,8 +40,10 @@ def backward(
     bias_c: Tensor,
     mean_bg: Tensor,
     rstd_bg: Tensor,
+    silu: bool,
 ) -> Tensor:
     """The gradient with respect to x, in x's memory format, from `forward`'s statistics."""
+    assert silu, "without SiLU it is PyTorch's own"
     layout = memory_format(x_bchw)
     grad_bchw = grad_bchw.contiguous(memory_format=layout)
     x_bchw = x_bchw.contiguous(memory_format=layout)
