@@ -26,6 +26,7 @@ from fastdigin.engine.costs import state_bytes
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes
 from fastdigin.engine.memory import show_bytes
+from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
@@ -94,7 +95,8 @@ def measured_row(
         "kept_steps": kept,
         "predicted_bytes": engine.plan.predicted,
         "measured_bytes": peak,
-        "state_bytes": state_bytes(model, slots, steps, model.text_length),
+        "state_bytes": len(whole_blocks(range(slots), copies=2))
+        * state_bytes(model, steps, model.text_length),
     }
 
 

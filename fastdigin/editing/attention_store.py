@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.schedules import Schedule, schedule_weights, steps_reached
 from fastdigin.engine.job import Injection, SelfInjection
-from fastdigin.engine.steps import padded
+from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, SourceAttention, attention_map, is_cross
 from fastdigin.models.diffusion import LatentDiffusion
@@ -72,7 +72,7 @@ def store_attention(
     limit = _checked_limit(model, self_queries) if self_injected else 0
     for start in range(0, len(inversions), batch):
         part = list(inversions[start : start + batch])
-        rows = padded(part, batch)
+        rows = whole_blocks(part, batch)
         stores += _store_batch(model, rows, injected, self_injected, limit)[: len(part)]
     return stores
 

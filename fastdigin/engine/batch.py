@@ -26,7 +26,7 @@ from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage
 from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
-from fastdigin.engine.steps import BatchSteps, padded
+from fastdigin.engine.steps import BatchSteps, whole_blocks
 from fastdigin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Batch:
         """
         guided = self._guided
         width = self._choice.rows(len(slots), guided) if plan.compiled else 1
-        rows = padded(slots, width, copies=2 if guided else 1)
+        rows = whole_blocks(slots, width, copies=2 if guided else 1)
         z = torch.stack([slot.z.detach() for slot in rows])
         cond = torch.stack([slot.conditioning for slot in rows])
         null = torch.stack([slot.null_text for slot in rows]) if guided else None
@@ -216,7 +216,7 @@ class Batch:
                 x0 = x0.detach().requires_grad_(slot.updates_left)
                 decoded = decode_one(self._model, x0)
             if last:
-                slot.record(decoded.detach(), x0.detach())
+                slot.evaluate(decoded.detach(), x0.detach())
                 if not slot.updates_left:
                     return [torch.zeros_like(x) for x in x0s]
             key = slot.job.seed, slot.iteration, k

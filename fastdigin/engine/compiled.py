@@ -75,9 +75,9 @@ class CompiledStepFunctions(StepFunctions):
         with torch.no_grad():
             return function(self.model, *_plain(z, cond, null), _filled(step, z))
 
-    def record(self, z, cond, null, step: Step) -> StepGraph:
+    def forward_with_graph(self, z, cond, null, step: Step) -> StepGraph:
         if len(z) not in self.rows:
-            return super().record(z, cond, null, step)
+            return super().forward_with_graph(z, cond, null, step)
         function = self._function("kept", z, null, step)
         z, cond, null = _plain(z, cond, null)
         variables = tuple(x.requires_grad_() for x in (z, cond, null) if x is not None)

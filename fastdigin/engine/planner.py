@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastdigin.engine.costs import Costs, measure_costs, predict, tensor_bytes
+from fastdigin.engine.costs import Costs, StepCosts, job_bytes, measure_step, state_bytes
 from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.memory import measure, parse_memory, show_bytes
 from fastdigin.engine.slot import Slot
@@ -30,10 +30,12 @@ SLOTS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Plan:
-    """``predicted`` is the most bytes alive in an iteration beyond what lived before it.
+    """How the iterations of a batch are run.
 
-    It and ``budget`` are None where both numbers were given, or found by running out of memory.
-    compiled: whether the steps are (compile_choice.py).
+    slots: how many advance together. kept_steps: how many of their steps keep their graphs.
+    predicted: most bytes alive in an iteration beyond what lived before it; it and ``budget`` are
+    None where both numbers were given, or found by running out of memory. compiled: whether the
+    steps are (compile_choice.py).
     """
 
     slots: int
@@ -70,7 +72,7 @@ class Planner:
         parse_memory(memory, model.device)
         self.model, self._memory = model, memory
         self._slots, self._kept_steps = slots, kept_steps
-        self._costs: dict[tuple, Costs] = {}
+        self._measured: dict[tuple[bool, int], StepCosts] = {}
 
     @property
     def slots(self) -> int:
@@ -81,22 +83,19 @@ class Planner:
 
     def _plan_slots(self) -> int:
         """For a usual job: the losses are not known yet, only the decode is."""
-        length = self.model.text_length
-        loss = self._peak_of(lambda x0: torch.autograd.grad(decode_one(self.model, x0).sum(), x0))
-        steps, scale = self.model.usual_steps, self.model.usual_guidance_scale
-        costs = self._costs_of(self.model.has_null_branch(scale), length)
-
-        def predicted(slots: int, kept_steps: int) -> int:
-            return predict(self.model, costs, slots, kept_steps, steps, loss, 0, length)
-
-        kept_steps, budget = self._kept_choices(steps)[0], self._budget()
-        fitting = [slots for slots in SLOTS if predicted(slots, kept_steps) <= budget]
-        return max(fitting) if fitting else self._too_small(predicted, 1, kept_steps)[0]
+        model = self.model
+        steps, scale = model.usual_steps, model.usual_guidance_scale
+        loss = self._peak_of(lambda x0: torch.autograd.grad(decode_one(model, x0).sum(), x0))
+        costs = self._costs(steps, model.has_null_branch(scale), model.text_length, loss)
+        kept_steps = self._kept_choices(steps)[0]
+        return self._largest([(slots, kept_steps) for slots in SLOTS], costs.peak)[0]
 
     def plan(self, slots: Sequence[Slot], rows: int = 0) -> Plan:
-        """Kept steps for these very jobs; the slots are as many as there are.
+        """How many steps to keep for these very jobs.
 
-        rows: how many the batch will have, if it has more.
+        Args:
+            slots: of the batch, all of them.
+            rows: how many the batch will have, if it has more.
         """
         slot, count = slots[0], len(slots)
         settings, length = slot.job.settings, slot.job.conditioning.shape[-2]
@@ -111,20 +110,15 @@ class Planner:
                 slot, decode_one(self.model, x0), x0, 1.0, (slot.job.seed, 0, 0)
             )
         )
-        held = max(tensor_bytes(each.job) for each in slots)
         guided = self.model.has_null_branch(settings.guidance_scale)
-        costs = self._costs_of(guided, length)
+        job = max(job_bytes(each.job) for each in slots)
+        costs = replace(self._costs(settings.steps, guided, length, loss), job=job)
 
-        def predicted(slots: int, kept_steps: int) -> int:
-            rows_too = max(slots, rows)
-            return predict(
-                self.model, costs, rows_too, kept_steps, settings.steps, loss, held, length
-            )
+        def peak(slots: int, kept_steps: int) -> int:
+            return costs.peak(max(slots, rows), kept_steps)
 
-        budget = self._budget()
-        fitting = [k for k in kept_steps if predicted(count, k) <= budget]
-        kept = max(fitting) if fitting else self._too_small(predicted, count, kept_steps[0])[1]
-        return Plan(count, kept, predicted(count, kept), budget)
+        _, kept = self._largest([(count, kept) for kept in kept_steps], peak)
+        return Plan(count, kept, peak(count, kept), self._budget())
 
     def _kept_choices(self, steps: int) -> range:
         if self._kept_steps is None:
@@ -132,12 +126,22 @@ class Planner:
         kept = min(self._kept_steps, steps)
         return range(kept, kept + 1)
 
-    def _too_small(self, predicted, slots: int, kept_steps: int) -> tuple[int, int]:
-        """The least, with a warning, for "auto"; an error for a budget that was given."""
+    def _largest(
+        self, choices: Sequence[tuple[int, int]], peak: Callable[[int, int], int]
+    ) -> tuple[int, int]:
+        """The last pair of slots and kept steps that fits; where none does, the first for "auto".
+
+        A budget that was given is too small then: an error.
+        """
+        budget = self._budget()
+        fitting = [choice for choice in choices if peak(*choice) <= budget]
+        if fitting:
+            return fitting[-1]
+        slots, kept_steps = choices[0]
         message = (
-            f"memory: {show_bytes(self._budget())} do not hold {slots} slot{'s' * (slots > 1)} "
-            f"with {kept_steps} kept steps, which take "
-            f"{show_bytes(predicted(slots, kept_steps))}: give more memory or fewer slots"
+            f"memory: {show_bytes(budget)} do not hold {slots} slot{'s' * (slots > 1)} with "
+            f"{kept_steps} kept steps, which take {show_bytes(peak(slots, kept_steps))}: give more "
+            "memory or fewer slots"
         )
         if self._memory != "auto":
             raise UserError(message)
@@ -152,8 +156,8 @@ class Planner:
 
         0 where that fails: it will again when the job's turn comes, which then fails alone.
         """
-        place = {"device": self.model.device, "dtype": self.model.state_dtype}
-        x0 = torch.zeros(self.model.latent_shape, **place, requires_grad=True)
+        x0 = torch.zeros(self.model.latent_shape, device=self.model.device,
+                         dtype=self.model.state_dtype, requires_grad=True)  # fmt: skip
         try:
             with torch.enable_grad():
                 return measure(lambda: gradient_of(x0), self.model.device)[1]
@@ -161,8 +165,8 @@ class Planner:
             log.info("the losses could not be measured: %s", error)
             return 0
 
-    def _costs_of(self, guided: bool, text_length: int) -> Costs:
-        key = guided, text_length
-        if key not in self._costs:
-            self._costs[key] = measure_costs(self.model, guided, text_length)
-        return self._costs[key]
+    def _costs(self, steps: int, guided: bool, text_length: int, loss: int) -> Costs:
+        if (guided, text_length) not in self._measured:
+            self._measured[guided, text_length] = measure_step(self.model, guided, text_length)
+        step = self._measured[guided, text_length]
+        return Costs(steps, step, state_bytes(self.model, steps, text_length), loss)

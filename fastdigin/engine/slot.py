@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
-from fastdigin.engine.steps import job_constants
+from fastdigin.engine.steps import on_device
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -29,7 +29,7 @@ class Slot:
         check_job(job, model)
         settings = job.settings
         self.job, self.model, self.iteration = job, model, 0
-        self.constants = job_constants(job, model)
+        self.constants = on_device(job, model)
         self.history: tuple[dict[str, float], ...] = ()
         self.reported = False
         self.error: str | None = None
@@ -88,7 +88,7 @@ class Slot:
         return total, terms
 
     @torch.no_grad()
-    def record(self, image_3hw: Tensor, x0_chw: Tensor) -> None:
+    def evaluate(self, image_3hw: Tensor, x0_chw: Tensor) -> None:
         """Evaluates the plain image of this iteration. ``settle`` reads what came of it."""
         total, terms = self.loss(Candidate(image_3hw, x0_chw))
         figures = {"total": total, **terms}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import build_classifier, make_blending, make_injection, make_job, make_source
 
-from fastdigin.engine import memory, sampler
+from fastdigin.engine import memory
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.live_bytes import LiveBytes
 from fastdigin.engine.sampler import Step, StepFunctions, unrolled_backward, unrolled_forward
@@ -182,7 +182,7 @@ class Scarce:
 
     def __init__(self, model, monkeypatch, most):
         self.graphs = self.failures = 0
-        predict, pull_back = model.predict, sampler.pull_back
+        predict, vjp = model.predict, StepFunctions.vjp
 
         def scarce(z, *args):
             if torch.is_grad_enabled():
@@ -196,10 +196,10 @@ class Scarce:
 
         def consume(*args):
             self.graphs -= 1
-            return pull_back(*args)
+            return vjp(*args)
 
         monkeypatch.setattr(model, "predict", scarce)
-        monkeypatch.setattr(sampler, "pull_back", consume)
+        monkeypatch.setattr(StepFunctions, "vjp", consume)
 
 
 @pytest.mark.parametrize(("most", "slots", "kept"), [(16, 4, 1), (8, 4, 1), (7, 2, 0), (3, 1, 0)])
