@@ -18,10 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.compile_choice import CompileChoice, work_ahead
 from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.job import VARIABLES, Job, Result
-from fastdigin.engine.memory import is_out_of_memory, release
+from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage
 from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
@@ -155,7 +156,7 @@ class Batch:
                 raise
             reason = str(error)
         # Outside of the handler: there the exception would keep the graphs alive.
-        release(self._model.device)
+        hardware.of(self._model.device).release()
         smaller = plan.halved()
         if smaller is not None and smaller.compiled and not plan.kept_steps:
             before, after = (self._choice.rows(p.slots, self._guided) for p in (plan, smaller))

@@ -14,12 +14,12 @@ import itertools
 import logging
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from fastdigin import hardware
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.costs import step_inputs
 from fastdigin.engine.sampler import StepFunctions, latents_of
@@ -249,22 +249,20 @@ def step_seconds(functions: StepFunctions, inputs: tuple, kept: bool) -> float:
     """How long a step takes there and back. inputs: as ``step_inputs`` makes them."""
     state, *_, step = inputs
     incoming = torch.ones_like(state), torch.ones_like(latents_of(state, step))
-    synchronize = torch.cuda.synchronize if state.is_cuda else lambda: None
-    synchronize()
-    start = time.perf_counter()
+    clock = hardware.of(state.device)
+    start = clock.seconds()
     if kept:
         functions.vjp(functions.forward_with_graph(*inputs), *incoming)
     else:
         functions.joint(*inputs, *incoming)
-    synchronize()
-    return time.perf_counter() - start
+    return clock.seconds() - start
 
 
 def cannot_compile(device: torch.device) -> str | None:
     """Why torch.compile has no chance, or None."""
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         return f"torch {torch.__version__} is too old to compile steps (2.14 is not)"
-    if device.type == "cuda":
+    if hardware.of(device).is_gpu:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "Triton, which it needs on CUDA, does not run"

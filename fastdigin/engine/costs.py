@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from fastdigin.engine.job import Job
-from fastdigin.engine.memory import measure
 from fastdigin.engine.sampler import StepFunctions, initial_state
 from fastdigin.engine.steps import Steps, whole_blocks
+from fastdigin.hardware import measure
 from fastdigin.models.diffusion import LatentDiffusion
 
 COPIES = 8
@@ -57,20 +57,27 @@ class Costs:
         return held + max(kept + max(self.loss, making_graphs), recomputing)
 
 
-def slot_state_bytes(latent: int, text: int, steps: int) -> int:
+def slot_state_bytes(latent: int, text: int, steps: int, per_step: int = 1) -> int:
     """What a slot holds between steps, in fp32: the only part that grows with their number.
 
     Args:
         latent: numbers in its latents.
         text: numbers in one text of one timestep.
         steps: T.
+        per_step: how many latents the loop keeps of each step.
     """
-    return 4 * ((steps + COPIES) * latent + COPIES * 2 * steps * text)
+    return 4 * ((per_step * steps + COPIES) * latent + COPIES * 2 * steps * text)
 
 
 def state_bytes(model: LatentDiffusion, steps: int, text_length: int) -> int:
-    """``slot_state_bytes`` of a model."""
-    return slot_state_bytes(math.prod(model.latent_shape), text_length * model.text_width, steps)
+    """``slot_state_bytes`` of a model.
+
+    A multistep solver's state is two latents; noise is there as it was drawn and as it is added.
+    """
+    table = model.ddim_table(steps)
+    per_step = (2 if table.is_multistep else 1) + (0 if table.noise is None else 2)
+    latent, text = math.prod(model.latent_shape), text_length * model.text_width
+    return slot_state_bytes(latent, text, steps, per_step)
 
 
 def measure_step(model: LatentDiffusion, guided: bool, text_length: int) -> StepCosts:
@@ -83,8 +90,11 @@ def measure_step(model: LatentDiffusion, guided: bool, text_length: int) -> Step
 
 
 def job_bytes(job: Job) -> int:
-    """Bytes of the tensors that a job brings: sources of injection and blending, above all."""
-    tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.noise, job.offsets]
+    """Bytes of the tensors that a job brings: sources of injection and blending, above all.
+
+    Its noise counts as state.
+    """
+    tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.offsets]
     if job.blending is not None:
         tensors += [job.blending.mask, job.blending.source_latents]
     for injection in (job.injection, job.self_injection):

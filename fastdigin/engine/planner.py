@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fastdigin.engine.costs import Costs, StepCosts, job_bytes, measure_step, state_bytes
 from fastdigin.engine.decoding import decode_one, loss_gradient
-from fastdigin.engine.memory import measure, parse_memory, show_bytes
+from fastdigin.engine.memory import parse_memory, show_bytes
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
+from fastdigin.hardware import measure
 from fastdigin.models.diffusion import LatentDiffusion
 
 log = logging.getLogger(__name__)
