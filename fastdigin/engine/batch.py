@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fastdigin import hardware
 from fastdigin.engine.compile_choice import CompileChoice, work_ahead
-from fastdigin.engine.decoding import decode_one, loss_gradient
 from fastdigin.engine.job import VARIABLES, Job, Result
+from fastdigin.engine.judging import Prediction, judge, predictions_of
 from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage
@@ -47,6 +47,7 @@ class Batch:
         self.plan: Plan | None = None
         self._planner, self._choice, self._model = planner, choice, planner.model
         self._key: tuple | None = None
+        self._width = 1
 
     @property
     def advancing(self) -> int:
@@ -77,6 +78,7 @@ class Batch:
             self.queue.pop()
         if self.slots and self.plan is None:
             self.plan = self._planned()
+            self._width = self.plan.width
             log.info("%s", self.plan)
         return failed
 
@@ -186,43 +188,49 @@ class Batch:
         functions = self._choice.of(plan.compiled)
         run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
 
-        grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
-        for i, slot in enumerate(slots):
-            if slot.active:
-                x0s = [x0[i] for x0 in run.x0s]
-                with _failing_alone(slot):
-                    for grad_x0, grad in zip(grad_x0s, self.losses(slot, x0s), strict=True):
-                        grad_x0[i] = grad
+        grad_x0s = self._judged(slots, run.x0s)
         if not any(slot.active and slot.updates_left for slot in slots):
             return None
         return unrolled_backward(functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
 
-    def losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
-        """Records the plain image of the last x0; returns the gradient for each x0.
+    def _judged(self, slots: Sequence[Slot], x0s: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the losses for each x0 (B, C, h, w); records the plain images.
 
-        Each x0 is decoded, judged and reduced to its gradient before the next, one slot at a
-        time: memory is that of one decode, and no other job can change a bit or break this one.
-        One decode of the last x0 serves its loss and the history.
+        As many images at a time as the plan says, from now on half as many where memory runs out.
         """
-        settings = slot.job.settings
-        count = min(settings.last_steps, len(x0s))
-        weights = [2 * (k + 1) / (count * (count + 1)) for k in range(count)]
-        gradients = [torch.zeros_like(x0) for x0 in x0s[: len(x0s) - count]]
-        for k, (weight, x0) in enumerate(zip(weights, x0s[-count:], strict=True)):
-            last = k == count - 1
-            if not last and not slot.updates_left:
-                gradients.append(torch.zeros_like(x0))
+        gradients = [torch.zeros_like(x0) for x0 in x0s]
+        left = predictions_of(slots, x0s)
+        while left:
+            part = [each for each in left[: self._width] if each[-1].slot.active]
+            try:
+                found = self._judged_apart([prediction for *_, prediction in part])
+            except Exception as error:
+                if self._width == 1 or not is_out_of_memory(error):
+                    raise
+                found = None
+            if found is None:  # outside of the handler, which keeps the graphs alive
+                hardware.of(self._model.device).release()
+                log.warning("out of memory with %d images at a time", self._width)
+                self._width //= 2
                 continue
-            with torch.set_grad_enabled(slot.updates_left):
-                x0 = x0.detach().requires_grad_(slot.updates_left)
-                decoded = decode_one(self._model, x0)
-            if last:
-                slot.evaluate(decoded.detach(), x0.detach())
-                if not slot.updates_left:
-                    return [torch.zeros_like(x) for x in x0s]
-            key = slot.job.seed, slot.iteration, k
-            gradients.append(loss_gradient(slot, decoded, x0, weight, key))
+            left = left[self._width :]
+            for (k, b, _), gradient in zip(part, found, strict=True):
+                gradients[k][b] = gradient
         return gradients
+
+    def _judged_apart(self, predictions: Sequence[Prediction]) -> Sequence[Tensor]:
+        """All together; where one of them fails, each by itself."""
+        if len(predictions) == 1:
+            with _failing_alone(predictions[0].slot):
+                return judge(self._model, predictions)
+            return [torch.zeros_like(predictions[0].x0_chw)]
+        try:
+            return judge(self._model, predictions) if predictions else []
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            log.info("%d images failed together; each again by itself", len(predictions))
+        return [self._judged_apart([each])[0] for each in predictions]
 
 
 def _settle(slots: Sequence[Slot]) -> None:

@@ -43,8 +43,8 @@ class Costs:
     loss: int
     job: int = 0
 
-    def peak(self, slots: int, kept_steps: int) -> int:
-        """Most bytes alive during an iteration of so many slots.
+    def peak(self, slots: int, kept_steps: int, width: int = 1) -> int:
+        """Most bytes alive during an iteration of so many slots, ``width`` judged at a time.
 
         The kept graphs are all alive while losses are taken; a step that is recomputed only after
         they are gone.
@@ -54,7 +54,7 @@ class Costs:
         making_graphs = (self.step.peak - self.step.saved) * rows if kept_steps else 0
         recomputing = self.step.peak * rows if kept_steps < self.steps else 0
         held = rows * self.state + slots * self.job
-        return held + max(kept + max(self.loss, making_graphs), recomputing)
+        return held + max(kept + max(self.loss * width, making_graphs), recomputing)
 
 
 def slot_state_bytes(latent: int, text: int, steps: int, per_step: int = 1) -> int:

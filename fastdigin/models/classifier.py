@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
+from fastdigin.models.passes import once, view_of
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.storage import text_hash
 
@@ -184,8 +185,8 @@ class Classifier:
         Raises:
             UserError: The network does not give one logit per class.
         """
-        output = self.network(self._normalise(images_b3hw, prepared))
-        logits = getattr(output, "logits", output).to(images_b3hw.dtype)
+        output, _ = self.look(self._views(images_b3hw, prepared), features=False)
+        logits = output.to(images_b3hw.dtype)
         if logits.ndim != 2 or logits.shape[1] != len(self.classes):
             raise UserError(
                 f"classes of {self.name} has {len(self.classes)} names, but its network returns "
@@ -208,19 +209,11 @@ class Classifier:
         Raises:
             UserError: The layer gives no such tensor.
         """
-        inputs = self._normalise(images_b3hw, prepared)
-
-        def run() -> object:
-            return self.network(inputs)
-
-        if self.layer is not None:
-            features = layer_output(self.network, self.layer, run)
-        elif self._head is not None:
-            features = layer_input(self.network, self._head, run)
-        else:
+        if self.layer is None and self._head is None:
             raise UserError(
                 f"{self.name} has no nn.Linear whose input could be its neurons: name a layer."
             )
+        _, features = self.look(self._views(images_b3hw, prepared), features=True)
         if features is None:
             raise UserError(
                 f"{self._layer_name} of {self.name} does not give a tensor (B,F), (B,L,C) or "
@@ -282,10 +275,46 @@ class Classifier:
     def _layer_name(self) -> str:
         return f"layer {self.layer}" if self.layer else f"the input of {self._head}"
 
-    def _normalise(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
-        pixels = images_b3hw if prepared else self.prepare(images_b3hw)
-        mean, std = self._mean_311.to(pixels), self._std_311.to(pixels)
-        return ((pixels - mean) / std).to(self.dtype)
+    @property
+    def view_key(self) -> tuple:
+        """Classifiers with equal keys look at an image in the same way."""
+        return self.resizing, self.size
+
+    @property
+    def pass_key(self) -> tuple:
+        """Classifiers with equal keys find the same in what they look at."""
+        return id(self.network), self.layer, self._head
+
+    def look(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
+        """One pass over prepared images: the network's output, and its neurons where wanted."""
+        return once(
+            self.pass_key,
+            views_b3hw,
+            lambda: self._pass(views_b3hw, features),
+            enough=lambda found: found[1] is not None or not features,
+        )
+
+    def _views(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
+        if prepared:
+            return images_b3hw
+        return once(view_of(self), images_b3hw, lambda: (self.prepare(images_b3hw),))[0]
+
+    def _pass(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
+        mean, std = self._mean_311.to(views_b3hw), self._std_311.to(views_b3hw)
+        inputs = ((views_b3hw - mean) / std).to(self.dtype)
+        outputs, found = [], None
+
+        def run() -> None:
+            outputs.append(self.network(inputs))
+
+        if not features:
+            run()
+        elif self.layer is not None:
+            found = layer_output(self.network, self.layer, run)
+        else:
+            found = layer_input(self.network, self._head, run)
+        logits = getattr(outputs[0], "logits", outputs[0])
+        return logits if isinstance(logits, Tensor) else None, found
 
     def _check_class(self, index: int) -> int:
         if not 0 <= index < len(self.classes):

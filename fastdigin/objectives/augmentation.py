@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastdigin.configuration import check_settings, setting
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import once, view_of
 from fastdigin.models.resampling import resample_crops
 
 Key = tuple[int, int, int]
@@ -85,6 +87,12 @@ class Cutouts:
         return crops + self.noise * noise.to(crops, non_blocking=True)
 
 
+    def many(self, images_b3hw: Tensor, size: int, keys: Sequence[Key]) -> Tensor:
+        """The crops of several images, (B,count,3,size,size)."""
+        pairs = zip(images_b3hw, keys, strict=True)
+        return torch.stack([self(image, size, key) for image, key in pairs])
+
+
 def views(
     image_3hw: Tensor, classifier: Classifier, cutouts: Cutouts | None, key: Key | None
 ) -> Tensor:
@@ -94,9 +102,14 @@ def views(
         (count,3,size,size) crops, or (1,3,size,size) if there is no key or no cutouts. Crops are
         neither resized nor cropped again.
     """
-    if cutouts is None or key is None:
-        return classifier.prepare(image_3hw.unsqueeze(0))
-    return cutouts(image_3hw, classifier.size, key)
+
+
+    def make() -> tuple[Tensor]:
+        if cutouts is None or key is None:
+            return (classifier.prepare(image_3hw.unsqueeze(0)),)
+        return (cutouts(image_3hw, classifier.size, key),)
+
+    return once(view_of(classifier, cutouts, key), image_3hw, make)[0]
 
 
 def _stable_hash(key: Key) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import Look
 from fastdigin.objectives.augmentation import Cutouts, views
 
 FORMS = ("conf", "log_conf", "logits")
@@ -58,6 +59,12 @@ class ClassConfidence:
         if self.form not in FORMS:
             raise UserError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
         object.__setattr__(self, "index", self.classifier.class_index(self.index))
+
+    def look(self, candidate: Any) -> Look:
+        """What it will ask its classifier, so that the engine can ask for many images at once."""
+        return Look(
+            self.classifier, candidate.image, self.cutouts, candidate.key
+        )
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""

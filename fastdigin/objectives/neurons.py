@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import Look
 from fastdigin.objectives.augmentation import Cutouts, views
 
 
@@ -52,6 +53,12 @@ class NeuronActivation:
                 f"scale of neuron {self.neuron} must be above 0, got {self.scale}: give its "
                 "largest activation over a data set, or 1."
             )
+
+    def look(self, candidate: Any) -> Look:
+        """What it will ask its classifier, so that the engine can ask for many images at once."""
+        return Look(
+            self.classifier, candidate.image, self.cutouts, candidate.key, features=True
+        )
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
