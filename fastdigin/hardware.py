@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -18,17 +19,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+WARM_UP = 2
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 class Hardware:
     """A CPU, and what subclasses have in common with one.
 
-    is_gpu: whether many rows at once pay, launches cost, and reading a value waits.
-    capability: CUDA's (major, minor); None elsewhere. total_memory: bytes.
+    is_gpu: whether many rows at once pay, launches cost, and reading a value waits. has_graphs:
+    whether ``record`` gives what replays in one launch. capability: CUDA's (major, minor); None
+    elsewhere. total_memory: bytes.
     """
 
-    is_gpu = False
+    is_gpu = has_graphs = False
     capability: tuple[int, int] | None = None
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -57,11 +60,19 @@ class Hardware:
         """A context that counts the bytes that are alive, ``now`` and at most (``peak``)."""
         return LiveBytes()
 
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in the host's memory, pinned where the device copies faster from there."""
+        return tensor.cpu()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What repeats ``run``, with the tensors that it read and wrote when it was recorded."""
+        return run
+
 
 class Cuda(Hardware):
     """A CUDA device."""
 
-    is_gpu = True
+    is_gpu = has_graphs = True
 
     @property
     def name(self) -> str:
@@ -91,6 +102,27 @@ class Cuda(Hardware):
 
     def count_bytes(self) -> AllocatedBytes:
         return AllocatedBytes(self.device)
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor)
+
+    @cached_property
+    def _pool(self):
+        """One for all graphs of this object: they run one after the other."""
+        return torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        current, aside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):  # choices are made and workspaces found outside of the graph
+                run()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        return graph.replay
 
 
 _pretended: Hardware | None = None

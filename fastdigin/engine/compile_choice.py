@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 
 from fastdigin import hardware
-from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
-from fastdigin.engine.costs import step_inputs
-from fastdigin.engine.sampler import StepFunctions, latents_of
+from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey, RecordedStepFunctions
+from fastdigin.engine.costs import step_inputs, step_seconds
+from fastdigin.engine.graphs import Graphs
+from fastdigin.engine.sampler import StepFunctions
 from fastdigin.engine.slot import Slot
 from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
@@ -40,10 +41,13 @@ FEWEST_PASSES = 500
 BACKEND = "inductor"
 TIMED = 3
 
-# For a machine on which nothing was measured yet. The embedded U-Net's 312 modules took 48 s of
-# processor time with most kernels on disk, and more without; a step was 1.3x as fast
-# (bench/NOTES.md). Both are taken for worse than that, so that short work is not held up.
-ASSUMED_SECONDS_A_MODULE, ASSUMED_SPEEDUP = 0.3, 1.2
+# For a machine on which nothing was measured yet: seconds of compiling a module, and a step's
+# speed-up. On CPUs the embedded U-Net's 312 modules took 48 s of processor time with most kernels
+# on disk, and more without; a step was 1.3x as fast (bench/NOTES.md). Both are taken for worse than
+# that, so that short work is not held up. For GPUs both are guesses: there is no C++ to compile,
+# and of a step's time a third or more is in norms and activations, which compiling joins.
+ASSUMED_SECONDS_A_MODULE = {"cpu": 0.3, "gpu": 0.15}
+ASSUMED_SPEEDUP = {"cpu": 1.2, "gpu": 1.25}
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class CompileChoice:
         mode: one of COMPILE.
         slots: called for how many jobs share a batch, at most; compiled batches have the rows of
             that many or of half of them.
+        graphs: that the steps are replayed from; None runs them as they are.
         timer: ``step_seconds``, or what stands in for it.
 
     Raises:
@@ -120,13 +125,17 @@ class CompileChoice:
         model: LatentDiffusion,
         mode: str,
         slots: Callable[[], int],
+        graphs: Graphs | None = None,
         timer: Callable[[StepFunctions, tuple, bool], float] | None = None,
     ):
         if mode not in COMPILE:
             raise UserError(f"compile must be one of {', '.join(COMPILE)}, got {mode!r}")
         self._model, self._mode, self._slots = model, mode, slots
-        self._timer = timer or step_seconds
+        self._timer, self._graphs = timer or step_seconds, graphs
         self._uncompiled, self._compiled = StepFunctions(model), None
+        if graphs is not None:
+            self._uncompiled = RecordedStepFunctions(model, graphs)
+        self._replayed: RecordedStepFunctions | None = None
         self._gains: dict[BatchKind, Gain | None] = {}
         if mode == "on" and (reason := cannot_compile(model.device)):
             raise UserError(f"compile='on' is not possible here: {reason}; use 'off' or 'auto'")
@@ -144,21 +153,36 @@ class CompileChoice:
 
     @property
     def for_sampling(self) -> StepFunctions:
-        """For sampling and inversion outside of jobs: nobody knows how much of it there will be."""
+        """For a user's own sampling: batches of any size, so there is no graph for each of them."""
+        return self.functions if self._mode == "on" else StepFunctions(self._model)
+
+    @property
+    def for_stages(self) -> StepFunctions:
+        """For inversion: nobody knows how much there will be, but its batches have one size."""
         return self.of(self._mode == "on")
 
     def of(self, compiled: bool) -> StepFunctions:
         """The functions for a plan."""
-        return self.functions if compiled else self._uncompiled
+        if not compiled:
+            return self._uncompiled
+        if self._graphs is None:
+            return self.functions
+        if self._replayed is None:
+            self._replayed = RecordedStepFunctions(self._model, self._graphs, self.functions)
+        return self._replayed
 
     @property
     def graphs(self) -> dict[GraphKey, int]:
         """How many graphs were compiled for each key so far."""
         return {} if self._compiled is None else dict(self._compiled.graphs)
 
-    def rows(self, count: int, guided: bool) -> int:
-        """The rows of a compiled batch of ``count`` jobs."""
-        return min(rows for rows in self._declared(guided) if rows >= count)
+    def rows(self, count: int, guided: bool, compiled: bool) -> int:
+        """The rows of a batch of ``count`` jobs: as declared where it is compiled or recorded."""
+        if compiled:
+            return min(rows for rows in self._declared(guided) if rows >= count)
+        if self._graphs is None:
+            return count
+        return min(self._slots(), 2 ** (count - 1).bit_length())
 
     def _declared(self, guided: bool) -> set[int]:
         slots = self._slots()
@@ -184,11 +208,15 @@ class CompileChoice:
         return self._gains[work.kind] is not None
 
     def _breaks_even(self, work: Work, graphs: int) -> bool:
+        if self._graphs is not None:
+            self._seconds(work, compiled=False)  # records it
         seconds = work.passes * self._seconds(work, compiled=False)
         expected, source = self._remembered(work.kind), "measured"
         if expected is None:
             modules = sum(1 for _ in self._model.unet.modules())
-            expected = Gain(ASSUMED_SECONDS_A_MODULE * modules, ASSUMED_SPEEDUP)
+            kind = "gpu" if hardware.of(self._model.device).is_gpu else "cpu"
+            seconds_each = ASSUMED_SECONDS_A_MODULE[kind] * modules
+            expected = Gain(seconds_each, ASSUMED_SPEEDUP[kind])
             source = "assumed"
         yes = expected.pays(graphs, seconds)
         log.info(
@@ -220,7 +248,7 @@ class CompileChoice:
     def _seconds(self, work: Work, compiled: bool) -> float:
         """Of a step of such a batch, compiled with the rows that it would have then."""
         kind, kept = work.kind, not any(graph.role == "joint" for graph in work.graphs)
-        slots = self.rows(kind.slots, kind.guided) if compiled else kind.slots
+        slots = self.rows(kind.slots, kind.guided, compiled)
         inputs = step_inputs(self._model, slots, kind.guided, kind.text_length)
         return self._timer(self.of(compiled), inputs, kept)
 
@@ -243,19 +271,6 @@ class CompileChoice:
         return cache_key(
             dict(model.unet.config), model.latent_shape, model.dtype, torch.get_num_threads(), kind
         )
-
-
-def step_seconds(functions: StepFunctions, inputs: tuple, kept: bool) -> float:
-    """How long a step takes there and back. inputs: as ``step_inputs`` makes them."""
-    state, *_, step = inputs
-    incoming = torch.ones_like(state), torch.ones_like(latents_of(state, step))
-    clock = hardware.of(state.device)
-    start = clock.seconds()
-    if kept:
-        functions.vjp(functions.forward_with_graph(*inputs), *incoming)
-    else:
-        functions.joint(*inputs, *incoming)
-    return clock.seconds() - start
 
 
 def cannot_compile(device: torch.device) -> str | None:

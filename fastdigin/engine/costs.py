@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fastdigin import hardware
 from fastdigin.engine.job import Job
-from fastdigin.engine.sampler import StepFunctions, initial_state
+from fastdigin.engine.sampler import StepFunctions, initial_state, latents_of
 from fastdigin.engine.steps import Steps, whole_blocks
 from fastdigin.hardware import measure
 from fastdigin.models.diffusion import LatentDiffusion
@@ -34,7 +35,7 @@ class Costs:
     """Bytes of the jobs of a batch.
 
     steps: T. step: of one row. state: of one row between steps. loss: of one image's decode and
-    losses. job: of a job's own tensors.
+    losses. job: of a job's own tensors. recorded: whether graphs replay them (graphs.py).
     """
 
     steps: int
@@ -42,19 +43,23 @@ class Costs:
     state: int
     loss: int
     job: int = 0
+    recorded: bool = False
 
     def peak(self, slots: int, kept_steps: int, width: int = 1) -> int:
         """Most bytes alive during an iteration of so many slots, ``width`` judged at a time.
 
         The kept graphs are all alive while losses are taken; a step that is recomputed only after
-        they are gone.
+        they are gone. What decoders and classifiers saved stays where their graphs recorded it.
         """
         rows = len(whole_blocks(range(slots), copies=2))
         kept = kept_steps * self.step.saved * rows
         making_graphs = (self.step.peak - self.step.saved) * rows if kept_steps else 0
         recomputing = self.step.peak * rows if kept_steps < self.steps else 0
         held = rows * self.state + slots * self.job
-        return held + max(kept + max(self.loss * width, making_graphs), recomputing)
+        losses = self.loss * width
+        if self.recorded:
+            return held + losses + max(kept + making_graphs, recomputing)
+        return held + max(kept + max(losses, making_graphs), recomputing)
 
 
 def slot_state_bytes(latent: int, text: int, steps: int, per_step: int = 1) -> int:
@@ -92,7 +97,7 @@ def measure_step(model: LatentDiffusion, guided: bool, text_length: int) -> Step
 def job_bytes(job: Job) -> int:
     """Bytes of the tensors that a job brings: sources of injection and blending, above all.
 
-    Its noise counts as state.
+    Its noise counts as state; what stays in the host's memory does not count.
     """
     tensors = [job.latents, job.conditioning, job.null_text, job.pooled, job.offsets]
     if job.blending is not None:
@@ -100,7 +105,7 @@ def job_bytes(job: Job) -> int:
     for injection in (job.injection, job.self_injection):
         for source in injection.layers.values() if injection is not None else ():
             tensors += [source.tensor, source.keys]
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    return sum(t.nbytes for t in tensors if t is not None and not t.is_pinned())
 
 
 def step_inputs(model: LatentDiffusion, slots: int, guided: bool, text_length: int) -> tuple:
@@ -112,3 +117,16 @@ def step_inputs(model: LatentDiffusion, slots: int, guided: bool, text_length: i
     (step,) = Steps(model, 1, torch.ones(rows, **as_state), guided, pooled)
     state = initial_state(torch.zeros(rows, *model.latent_shape, **as_state), step)
     return state, text, text if guided else None, step
+
+
+def step_seconds(functions: StepFunctions, inputs: tuple, kept: bool) -> float:
+    """How long a step takes there and back. inputs: as ``step_inputs`` makes them."""
+    state, *_, step = inputs
+    incoming = torch.ones_like(state), torch.ones_like(latents_of(state, step))
+    clock = hardware.of(state.device)
+    start = clock.seconds()
+    if kept:
+        functions.vjp(functions.forward_with_graph(*inputs), *incoming)
+    else:
+        functions.joint(*inputs, *incoming)
+    return clock.seconds() - start

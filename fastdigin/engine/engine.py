@@ -21,11 +21,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.checks import check_pooled
 from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.compiled import GraphKey
+from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage, checked
 from fastdigin.engine.sampler import StepFunctions, UnrolledSampler
@@ -57,6 +60,7 @@ class Engine:
             differs in its last bits, and a compiled batch is filled up to as many rows as ``slots``
             or half of them make, so that there are two shapes. ``sample`` and inversions are
             compiled by "on" alone, for such batches.
+        graphs: "auto" has a GPU replay steps, decodes and classifiers (CUDA graphs, graphs.py).
 
     Raises:
         UserError: a network of the model is trainable or in training mode, or an argument is
@@ -75,6 +79,7 @@ class Engine:
         slots: int | None = None,
         kept_steps: int | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
+        graphs: Literal["auto", "off"] = "auto",
     ):
         for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
             if value is not None and value < least:
@@ -85,8 +90,11 @@ class Engine:
         self._kept_steps = kept_steps or 0
         self.job_iterations = self.slot_iterations = 0
         self._stepping = False
-        self._planner = Planner(model, memory, slots, kept_steps)
-        self._choice = CompileChoice(model, compile, lambda: self.slots)
+        self._graphs = Graphs(hardware.of(model.device)) if graphs == "auto" else None
+        if not hardware.of(model.device).has_graphs:
+            self._graphs = None
+        self._planner = Planner(model, memory, slots, kept_steps, self._graphs)
+        self._choice = CompileChoice(model, compile, lambda: self.slots, self._graphs)
         self._batch = self._new_batch(Queue())
 
     @property
@@ -106,7 +114,7 @@ class Engine:
     @property
     def functions(self) -> StepFunctions:
         """Of the model's steps, for work outside of jobs; compiled where compile is "on"."""
-        return self._choice.for_sampling
+        return self._choice.for_stages
 
     @property
     def graphs(self) -> dict[GraphKey, int]:
@@ -177,7 +185,7 @@ class Engine:
         cond = _with_steps(conditioning, "conditioning", batch, steps)
         null = _with_steps(null_text, "null_text", batch, steps) if guided else None
         _, x0s = UnrolledSampler.apply(
-            self.functions,
+            self._choice.for_sampling,
             Steps(self.model, steps, guidance, guided, pooled, noise),
             min(last_steps, steps),
             min(self._kept_steps, steps),
@@ -265,7 +273,7 @@ class Engine:
         return [by_job[id(job)] for job in jobs]
 
     def _new_batch(self, queue: Queue) -> Batch:
-        return Batch(self._planner, self._choice, queue)
+        return Batch(self._planner, self._choice, queue, self._graphs)
 
     def _results(self, batch: Batch, on_progress) -> Iterator[Result]:
         while batch.busy:
@@ -285,12 +293,20 @@ class Engine:
 
     def _run_stage(self, stage: Stage, advance: Callable[[float], None]) -> Sequence:
         """What takes the stage's place in the queue."""
+        name = type(stage).__name__
         try:
             return list(checked(stage.run(self, advance), (Job, Stage, Result), "a stage's jobs"))
         except Exception as error:
-            known = isinstance(error, UserError)
-            log.warning("%s failed: %s", type(stage).__name__, error, exc_info=not known)
-            return stage.failed(str(error) if known else f"{type(error).__name__}: {error}")
+            known, smaller = isinstance(error, UserError), ()
+            if is_out_of_memory(error) and hasattr(stage, "halves"):
+                smaller = stage.halves()
+            if not smaller:
+                log.warning("%s failed: %s", name, error, exc_info=not known)
+                return stage.failed(str(error) if known else f"{type(error).__name__}: {error}")
+        # Outside of the handler: there the exception would keep what it holds alive.
+        hardware.of(self.model.device).release()
+        log.warning("out of memory in %s of %d jobs; going on in halves", name, stage.count)
+        return smaller
 
 
 def _check_frozen(model: LatentDiffusion) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import Candidate
 from fastdigin.engine.sampler import over, power_of_two_near
 from fastdigin.engine.slot import Slot
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.models.passes import look_together, sharing
+from fastdigin.models.passes import filled, look_together, sharing
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,35 @@ def predictions_of(
     return found
 
 
-def judge(model: LatentDiffusion, predictions: Sequence[Prediction]) -> list[Tensor]:
+def judge(
+    model: LatentDiffusion,
+    predictions: Sequence[Prediction],
+    width: int = 1,
+    graphs: Graphs | None = None,
+) -> list[Tensor]:
     """Gradients (C, h, w) of the weighted losses; tells slots of the images of their last steps.
 
     One decode serves an image's loss and the history. A slot without updates left has a gradient
-    of zero.
+    of zero. What is replayed from ``graphs`` is always done for ``width`` images.
     """
+
+    def decode(x0_bchw: Tensor) -> tuple[Tensor]:
+        return (model.decode(x0_bchw).to(x0_bchw.dtype),)
+
     moving = [each.slot.updates_left for each in predictions]
     x0_bchw = torch.stack([each.x0_chw for each in predictions]).detach()
     with torch.set_grad_enabled(any(moving)):
         x0_bchw.requires_grad_(any(moving))
-        decoded_b3hw = model.decode(x0_bchw).to(x0_bchw.dtype)
+        if graphs is None:
+            (decoded_b3hw,) = decode(x0_bchw)
+        else:
+            (decoded_b3hw,) = graphs("decode", decode, filled(x0_bchw, width))
+            decoded_b3hw = decoded_b3hw[: len(predictions)]
     images = [
         image.detach().requires_grad_(own) for image, own in zip(decoded_b3hw, moving, strict=True)
     ]
     latents = [x0.detach().requires_grad_(own) for x0, own in zip(x0_bchw, moving, strict=True)]
-    with sharing():
+    with sharing(graphs, width):
         on_image, on_latents = _loss_gradients(predictions, images, latents)
         _evaluate(predictions, images, latents)
     if not any(moving):
@@ -124,10 +138,9 @@ def _evaluate(
 
 def _look_ahead(pairs: Sequence[tuple[Prediction, Candidate]]) -> None:
     """Lets each classifier look at all images at once, as far as losses say what they will ask."""
-    if len(pairs) > 1:
-        look_together([
-            loss.look(candidate)
-            for each, candidate in pairs
-            for loss in each.slot.job.losses
-            if hasattr(loss, "look")
-        ])  # fmt: skip
+    look_together([
+        loss.look(candidate)
+        for each, candidate in pairs
+        for loss in each.slot.job.losses
+        if hasattr(loss, "look")
+    ])  # fmt: skip

@@ -12,6 +12,9 @@ from fastdigin.errors import UserError
 SHARE_OF_FREE = 0.7
 """Of what is free, "auto" takes this much: other programs, and the allocator's waste, need some."""
 
+SHARE_OF_GPU = 0.9
+"""Likewise of a GPU, which is usually one program's alone."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -21,7 +24,8 @@ def parse_memory(memory: str | int, device: torch.device) -> int:
     Raises UserError for anything else.
     """
     if memory == "auto":
-        return int(SHARE_OF_FREE * hardware.of(device).free_memory())
+        where = hardware.of(device)
+        return int((SHARE_OF_GPU if where.is_gpu else SHARE_OF_FREE) * where.free_memory())
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMG]I?)?B?\s*", str(memory).upper())
     try:
         size = int(float(found[1]) * _UNITS[found[2] or ""])
@@ -40,8 +44,22 @@ def show_bytes(size: float) -> str:
     return f"{size / 2**10:.0f} KiB"
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch (on CUDA or on the CPU) or Python could not get memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+_SIGNS = (
+    "can't allocate memory", "CUDA error: out of memory",
+    # cuBLAS fails to make its handle or workspace, cuDNN to find an algorithm that fits.
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch (on CUDA or on the CPU), a library of CUDA's or Python could not get memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    # Without enough memory cuDNN may also say that it supports nothing of the kind.
+    unsupported = "CUDNN_STATUS_NOT_SUPPORTED" in text and "memory" in text
+    return unsupported or any(sign in text for sign in _SIGNS)

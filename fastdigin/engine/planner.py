@@ -1,33 +1,52 @@
 """Slots and kept steps for a memory budget.
 
 Slots come first: eight images in a batch take 0.4 of the time of eight alone (measured on two CPU
-cores; more than eight gained nothing), while keeping all steps saves a third of it at most. What
-memory is left keeps steps. Kept steps change no bit of a result; another number of slots changes
-the last ones, so whoever wants the same bits whatever the memory gives ``slots``.
+cores; more than eight gained nothing), while keeping all steps saves a third of it at most. On a
+GPU nobody knows beforehand how many pay: there a step is timed with ever more. What memory is left
+judges images together, and then keeps steps. Kept steps change no bit of a result; another number
+of slots changes the last ones, so whoever wants the same bits whatever the memory gives ``slots``.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fastdigin import hardware
-from fastdigin.engine.costs import Costs, StepCosts, job_bytes, measure_step, state_bytes
+from fastdigin.engine.compiled import RecordedStepFunctions
+from fastdigin.engine.costs import (
+    Costs,
+    StepCosts,
+    job_bytes,
+    measure_step,
+    state_bytes,
+    step_inputs,
+    step_seconds,
+)
+from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.judging import Prediction, judge
-from fastdigin.engine.memory import parse_memory, show_bytes
+from fastdigin.engine.memory import is_out_of_memory, parse_memory, show_bytes
+from fastdigin.engine.sampler import StepFunctions
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
 from fastdigin.hardware import measure
 from fastdigin.models.diffusion import LatentDiffusion
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SLOTS = (1, 2, 4, 8)
-"""Numbers of slots that are planned; the most that fit are the fastest."""
+"""Numbers of slots that are planned on CPUs; the most that fit are the fastest."""
+
+TIMED = 3
+SLOTS_OF_GPU, LEAST_GAIN = (1, 2, 4, 8, 16, 32, 64), 1.05
+"""Likewise on GPUs, up to where another doubling makes an image's step less than 5% faster."""
 
 
 @dataclass(frozen=True)
@@ -74,38 +93,82 @@ class Planner:
     """
 
     def __init__(
-        self, model: LatentDiffusion, memory: str | int, slots: int | None, kept_steps: int | None
+        self,
+        model: LatentDiffusion,
+        memory: str | int,
+        slots: int | None,
+        kept_steps: int | None,
+        graphs: Graphs | None = None,
     ):
         parse_memory(memory, model.device)
         self.model, self._memory = model, memory
-        self._slots, self._kept_steps = slots, kept_steps
+        self._slots, self._kept_steps, self._graphs = slots, kept_steps, graphs
         self._measured: dict[tuple[bool, int], StepCosts] = {}
 
     @property
     def slots(self) -> int:
         """How many jobs share a batch, at most."""
         if self._slots is None:
-            self._slots = self._plan_slots()
+            self._slots = self._or_least(self._plan_slots, 1)
         return self._slots
+
+    def _or_least(self, plan: Callable[[], T], least: T) -> T:
+        """``least`` where there is no memory to measure what is planned."""
+        try:
+            return plan()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory while planning; going on with %s: %s", least, error)
+        return least
 
     def _plan_slots(self) -> int:
         """For a usual job: the losses are not known yet, only the decode is."""
         model = self.model
-        steps, scale = model.usual_steps, model.usual_guidance_scale
+        on_gpu = hardware.of(model.device).is_gpu
+        steps, guided = model.usual_steps, model.has_null_branch(model.usual_guidance_scale)
         loss = self._peak_of(
             lambda x0: torch.autograd.grad(model.decode(x0.requires_grad_()[None]).sum(), x0)
         )
-        costs = self._costs(steps, model.has_null_branch(scale), model.text_length, loss)
-        kept_steps = self._kept_choices(steps)[0]
-        return self._largest([(slots, kept_steps, 1) for slots in SLOTS], costs.peak)[0]
+        costs = self._costs(steps, guided, model.text_length, loss)
+        kept_steps, counts = self._kept_choices(steps)[0], SLOTS_OF_GPU if on_gpu else SLOTS
+        most = self._largest([(slots, kept_steps, 1) for slots in counts], costs.peak)[0]
+        return self._worthwhile(most, guided) if on_gpu else most
+
+    def _worthwhile(self, most: int, guided: bool) -> int:
+        """The slots of which the last doubling has paid, up to ``most``; timed on the spot."""
+        model, best, before = self.model, 1, math.inf
+        for count in (count for count in SLOTS_OF_GPU if count <= most):
+            functions = StepFunctions(model)
+            if self._graphs is not None:
+                functions = RecordedStepFunctions(model, self._graphs)
+            inputs = step_inputs(model, count, guided, model.text_length)
+            try:
+                times = [step_seconds(functions, inputs, kept=False) for _ in range(1 + TIMED)]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            finally:
+                if self._graphs is not None:
+                    self._graphs.clear()
+            each = min(times[1:]) / count  # the first makes choices, and the graph
+            log.info("%d slots: %.3g s for a step of one", count, each)
+            if before / each < LEAST_GAIN:
+                break
+            best, before = count, each
+        return best
 
     def plan(self, slots: Sequence[Slot], rows: int = 0) -> Plan:
-        """How many steps to keep for these very jobs.
+        """How many steps to keep for these very jobs, and how many images to judge at a time.
 
         Args:
             slots: of the batch, all of them.
             rows: how many the batch will have, if it has more.
         """
+        return self._or_least(lambda: self._plan(slots, rows), Plan(len(slots), 0))
+
+    def _plan(self, slots: Sequence[Slot], rows: int) -> Plan:
         count, widths = len(slots), self._widths(len(slots))
         slot = next((each for each in slots if each.updates_left), None)
         if slot is None:  # only evaluated: there is no backward to keep anything for
@@ -186,4 +249,5 @@ class Planner:
         if (guided, text_length) not in self._measured:
             self._measured[guided, text_length] = measure_step(self.model, guided, text_length)
         step = self._measured[guided, text_length]
-        return Costs(steps, step, state_bytes(self.model, steps, text_length), loss)
+        state = state_bytes(self.model, steps, text_length)
+        return Costs(steps, step, state, loss, recorded=self._graphs is not None)

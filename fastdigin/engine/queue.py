@@ -23,6 +23,9 @@ class Stage(Protocol):
     The slots keep their jobs meanwhile and do not advance.
 
     count: how many jobs the stage will become.
+
+    A stage may have a method ``halves()`` as well: stages that do the same with half of the memory.
+    They take its place when ``run`` runs out of it; where there are none, it has failed.
     """
 
     count: int

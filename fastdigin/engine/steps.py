@@ -169,7 +169,8 @@ def on_device(job: Job, model: LatentDiffusion) -> Job:
     """
 
     def moved(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(model.device)
+        # Sources that the device does not hold wait in pinned memory, for one step at a time.
+        return x if x is None or x.is_pinned() else x.to(model.device)
 
     def moved_edit(edit: Injection | SelfInjection | Blending | None, *names: str) -> Any:
         if edit is None:
@@ -222,9 +223,9 @@ def _active(edits: Sequence[Any], i: int) -> list[Any]:
 
 def _stack(rows: Sequence[Tensor | None], like: dict) -> Tensor:
     """Stacks rows of one shape; None stands for zeros."""
-    example = next(row for row in rows if row is not None)
-    filled = [torch.zeros_like(example) if row is None else row for row in rows]
-    return torch.stack(filled).to(**like)
+    moved = [None if row is None else row.to(**like, non_blocking=True) for row in rows]
+    example = next(row for row in moved if row is not None)
+    return torch.stack([torch.zeros_like(example) if row is None else row for row in moved])
 
 
 def _to(rows: Sequence, like: dict) -> Tensor:

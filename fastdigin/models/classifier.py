@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
-from fastdigin.models.passes import once, view_of
+from fastdigin.models.passes import called, once, view_of
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.storage import text_hash
 
@@ -300,6 +300,9 @@ class Classifier:
         return once(view_of(self), images_b3hw, lambda: (self.prepare(images_b3hw),))[0]
 
     def _pass(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
+        return called((self.pass_key, features), functools.partial(self._run, features), views_b3hw)
+
+    def _run(self, features: bool, views_b3hw: Tensor) -> tuple[Tensor | None, Tensor | None]:
         mean, std = self._mean_311.to(views_b3hw), self._std_311.to(views_b3hw)
         inputs = ((views_b3hw - mean) / std).to(self.dtype)
         outputs, found = [], None

@@ -17,7 +17,11 @@ from torch import Tensor
 
 Found = tuple[Tensor | None, ...]
 
+Call = Callable[..., Found]
+
 _shared: dict[Hashable, tuple[Tensor, Found]] | None = None
+_graphs: Call | None = None
+_width = 1
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,30 @@ class Look:
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
-    """Inside, passes are kept for whoever asks for the same again."""
-    global _shared
-    before, _shared = _shared, {}
+def sharing(graphs: Call | None = None, width: int = 1) -> Iterator[None]:
+    """Inside, passes are kept for whoever asks for the same again.
+
+    graphs: calls functions of tensors, (key, function, *tensors), by what it recorded of them; then
+    ``look_together`` always makes the passes of ``width`` images.
+    """
+    global _shared, _graphs, _width
+    before = _shared, _graphs, _width
+    _shared, _graphs, _width = {}, graphs, width
     try:
         yield
     finally:
-        _shared = before
+        _shared, _graphs, _width = before
+
+
+def called(key: Hashable, function: Callable[..., Found], *inputs: Tensor) -> Found:
+    """``function(*inputs)``, by its graph where there are any."""
+    return function(*inputs) if _graphs is None else _graphs(key, function, *inputs)
+
+
+def filled(rows: Tensor, width: int) -> Tensor:
+    """``rows`` with the last one repeated to ``width``."""
+    missing = width - len(rows)
+    return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
 def once(
@@ -75,7 +95,7 @@ def look_together(looks: Sequence[Look]) -> None:
         groups.setdefault(kind, []).append(look)
     for group in groups.values():
         of_each = {_key(look.key, look.image_3hw): look for look in group}
-        if len(of_each) > 1:
+        if len(of_each) > 1 or _graphs is not None:
             _look(list(of_each.values()), any(look.features for look in group))
 
 
@@ -86,9 +106,13 @@ def _look(looks: Sequence[Look], features: bool) -> None:
 
     def make() -> tuple[Tensor]:
         images = torch.stack([look.image_3hw for look in looks])
+        if _graphs is not None:
+            images = filled(images, _width)
         if cutouts is None:
             return (first.classifier.prepare(images)[:, None],)
-        return (cutouts.many(images, first.classifier.size, [look.key for look in looks]),)
+        keys = [look.key for look in looks]
+        keys += keys[-1:] * (len(images) - len(keys))
+        return (cutouts.many(images, first.classifier.size, keys),)
 
     # Classifiers of one size look at the same crops.
     of_all = tuple(

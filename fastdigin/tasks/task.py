@@ -264,11 +264,13 @@ class Task(ABC):
 class Preparation:
     """The stage that makes the jobs of some requests.
 
-    ids: of the requests. make: takes what tells progress, as a stage's ``advance``.
+    ids: of the requests. make: takes what tells progress, as a stage's ``advance``. halves: makes
+    the stages that do the same with half of the memory; none by default.
     """
 
     ids: Sequence[str]
     make: Callable[[Callable[[float], None]], Sequence[Job | Stage]]
+    halves: Callable[[], Sequence[Stage]] = tuple
 
     @property
     def count(self) -> int:
