@@ -14,6 +14,7 @@ From a photo to its record there are these forms. Each is made once and adds wha
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -89,7 +90,7 @@ class Engine:
         self.plan: Plan | None = None
         self._kept_steps = kept_steps or 0
         self.job_iterations = self.slot_iterations = 0
-        self._stepping = False
+        self._stepping, self._lock = False, threading.Lock()
         self._graphs = Graphs(hardware.of(model.device)) if graphs == "auto" else None
         if not hardware.of(model.device).has_graphs:
             self._graphs = None
@@ -196,12 +197,14 @@ class Engine:
         return x0s if last_steps > 1 else x0s[-1]
 
     def submit(self, jobs: Iterable[Job | Stage]) -> None:
-        """Appends jobs and stages to the queue that ``step`` works through.
+        """Appends jobs and stages to the queue that ``step`` works through; from any thread.
 
         Raises:
             UserError: for anything else among them; nothing is appended then.
         """
-        self._batch.queue.submit(jobs)
+        jobs = list(jobs)  # outside of the lock, as it may be a generator's work
+        with self._lock:
+            self._batch.queue.submit(jobs)
 
     def step(self, on_progress: Callable[[float], None] | None = None) -> list[Result]:
         """Fills free slots from the queue, then advances every job in a slot by one iteration.
@@ -232,8 +235,9 @@ class Engine:
             results = self._step(self._batch, on_progress)
         finally:
             self._stepping = False
-        if not self._batch.busy:  # the next batch is as wide as its jobs are many
-            self._batch = self._new_batch(Queue())
+        with self._lock:  # or what another thread submits meanwhile would go with the old batch
+            if not self._batch.busy:  # the next batch is as wide as its jobs are many
+                self._batch = self._new_batch(Queue())
         return results
 
     @property

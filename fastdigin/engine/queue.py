@@ -114,7 +114,7 @@ class Queue:
     @property
     def waiting(self) -> int:
         """How many jobs are known to follow."""
-        return sum(map(_jobs_of, self._items)) + max(self._expected, 0)
+        return sum(map(_jobs_of, list(self._items))) + max(self._expected, 0)
 
     def __bool__(self) -> bool:
         """Whether anything is left; reads one more if it must."""
