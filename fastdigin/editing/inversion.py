@@ -22,6 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.sampler import (
     Step,
     StepFunctions,
@@ -331,7 +332,8 @@ def null_text_optimisation(
                 losses = (z_prev - upward[:, i + 1]).square().flatten(1).mean(1)
             near = near | (losses.detach().double() < settings.tolerance * (1 + 2 * i))
             # Elsewhere than on the CPU the host would wait for the answer.
-            if not left or (near.device.type == "cpu" and near.all()):
+            waits = near.device.type != "cpu" or hardware.of(near.device).is_gpu
+            if not left or (not waits and near.all()):
                 break
             (on_output,) = torch.autograd.grad(losses.sum(), null_output)
             _, gradient = functions.vjp(graph, on_output, None)
