@@ -170,7 +170,7 @@ def on_device(job: Job, model: LatentDiffusion) -> Job:
 
     def moved(x: Tensor | None) -> Tensor | None:
         # Sources that the device does not hold wait in pinned memory, for one step at a time.
-        return x if x is None or x.is_pinned() else x.to(model.device)
+        return x if x is None or x.is_pinned() else x.to(model.device, non_blocking=True)
 
     def moved_edit(edit: Injection | SelfInjection | Blending | None, *names: str) -> Any:
         if edit is None:

@@ -270,3 +270,15 @@ def test_run_works_inside_no_grad(tiny):
         (actual,) = Engine(tiny.model).run([job])
     assert actual.status == "done", actual.error
     assert actual.history == expected.history
+
+
+def test_a_finished_job_comes_to_the_host_in_one_copy(tiny, monkeypatch):
+    """Each copy waits for the device."""
+    copies, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (copies.append(x), cpu(x))[1])
+    jobs = [make_job(tiny.model, str(n), seed=n, iterations=n % 2) for n in range(3)]
+    results = list(Engine(tiny.model, slots=2, kept_steps=0).run(jobs))
+    assert len(copies) == len(results) == 3
+    for result in results:
+        assert result.image.shape == result.initial_image.shape == IMAGE_SHAPE
+        assert result.null_text.shape == result.conditioning.shape == (STEPS, 16, 16)
