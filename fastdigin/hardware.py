@@ -7,6 +7,7 @@ engine run on CPU tensors, fake ones too, as it would run there.
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WARM_UP = 2
+PIECES = 2**30  # bytes that torch holds but cannot use: worth a word
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -28,11 +30,12 @@ class Hardware:
 
     is_gpu: whether many rows at once pay, launches cost, and reading a value waits. has_graphs:
     whether ``record`` gives what replays in one launch. capability: CUDA's (major, minor); None
-    elsewhere. total_memory: bytes.
+    elsewhere. total_memory: bytes. advice: what helps where memory runs out; "" where nothing does.
     """
 
     is_gpu = has_graphs = False
     capability: tuple[int, int] | None = None
+    advice = ""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -88,10 +91,22 @@ class Cuda(Hardware):
 
     def free_memory(self) -> int:
         """Bytes: what is free, and what torch holds but does not use."""
-        held, used = (
-            read(self.device) for read in (torch.cuda.memory_reserved, torch.cuda.memory_allocated)
+        unused = torch.cuda.memory_reserved(self.device) - self._used()
+        return torch.cuda.mem_get_info(self.device)[0] + unused
+
+    @property
+    def advice(self) -> str:
+        reserved, used = torch.cuda.memory_reserved(self.device), self._used()
+        settings = [os.environ.get(f"PYTORCH_{name}ALLOC_CONF", "") for name in ("", "CUDA_")]
+        if reserved - used < PIECES or any("expandable_segments" in each for each in settings):
+            return ""
+        return (
+            f"{(reserved - used) / 2**30:.1f} GiB are free in pieces: "
+            "PYTORCH_ALLOC_CONF=expandable_segments:True lets torch join them"
         )
-        return torch.cuda.mem_get_info(self.device)[0] + held - used
+
+    def _used(self) -> int:
+        return torch.cuda.memory_allocated(self.device)
 
     def release(self) -> None:
         torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ class PretendedGpu(Hardware):
     """
 
     is_gpu, capability, name, total_memory = True, (9, 0), "pretended", 80 * 2**30
+    advice = "2 GiB are free in pieces"
 
     def __init__(self, free: int = 79 * 2**30, graphs: bool = True):
         super().__init__()
