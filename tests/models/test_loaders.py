@@ -85,6 +85,14 @@ def test_a_tensor_beside_those_of_a_layer_is_refused(saved):
     assert f"{layer}.lora_A.weight" in refused(loader.load, spec)
 
 
+@pytest.mark.parametrize("saved", ["unet", "text encoder", "hf", "captioner"], indirect=True)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.model."])
+def test_weights_of_a_wrapped_network_are_named_as_such(saved, prefix):
+    loader, spec, weights = saved
+    write(weights, {prefix + name: tensor for name, tensor in read(weights).items()})
+    assert f"In the file all names begin with '{prefix}" in refused(loader.load, spec)
+
+
 @every_loader
 def test_broken_files_are_refused(saved):
     loader, spec, weights = saved
