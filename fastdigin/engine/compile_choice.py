@@ -276,7 +276,7 @@ class CompileChoice:
 def cannot_compile(device: torch.device) -> str | None:
     """Why torch.compile has no chance, or None."""
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        return f"torch {torch.__version__} is too old to compile steps (2.14 is not)"
+        return f"torch {torch.__version__} is too old to compile steps: they need 2.13 or newer"
     if hardware.of(device).is_gpu:
         from torch.utils._triton import has_triton
 
