@@ -27,7 +27,7 @@ EXTRAS = {
     "torchvision": ("torchvision",),
     "datasets": ("pyarrow", "scipy"),
     "segment": ("segment-anything-hq", "timm", "torchvision"),
-    "train": ("scikit-image", "torchvision"),
+    "train": ("scikit-image", "scipy"),
     "bench": ("matplotlib",),
 }
 """The optional dependencies of pyproject.toml, but for those of the tests."""

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 from fastdigin.errors import UserError
 from fastdigin.models.frozen import freeze_aware
 from fastdigin.models.lora import add_lora
-from fastdigin.models.missing import loading
+from fastdigin.models.missing import loading, without_bars
 from fastdigin.models.model_files import NETWORKS, ModelFiles, components, find_model
 from fastdigin.models.precision import choose_device, choose_dtype
 from fastdigin.models.weights import check_weights
@@ -41,7 +41,7 @@ def load_parts(
     dtype = choose_dtype(dtype, device)
     files = find_model(source, half=dtype in (torch.float16, torch.bfloat16))
     wanted = "the files of a Stable Diffusion, whole, with safetensors weights"
-    with loading(owner, wanted), warnings.catch_warnings():
+    with loading(owner, wanted), without_bars(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         parts = _read(files, dtype, owner)
     for lora in loras:

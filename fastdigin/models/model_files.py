@@ -34,7 +34,7 @@ PIPELINES = {
 }
 """``_class_name`` in model_index.json of what can be loaded -> its components that are used."""
 
-_ENDINGS = {  # variant: of one file, or of the index of shards
+ENDINGS = {  # variant: of one file, or of the index of shards
     None: (".safetensors", ".safetensors.index.json"),
     "fp16": (".fp16.safetensors", ".safetensors.index.fp16.json"),
 }
@@ -179,7 +179,7 @@ def _check_folders(source: str, files: ModelFiles) -> None:
                 f"model {source!r} is not supported: its {part} is a {found} in "
                 f"{part}/config.json, and only {kind} can be used"
             )
-        one, many = (f"{part}/{stem}{ending}" for ending in _ENDINGS[variant])
+        one, many = (f"{part}/{stem}{ending}" for ending in ENDINGS[variant])
         if library == "diffusers" and all((files.folder / name).is_file() for name in (one, many)):
             # diffusers would follow it, here to shards that may be absent or older.
             raise UserError(
@@ -229,7 +229,7 @@ def _choose(
         else:
             stem = f"{part}/{NETWORKS[part][2]}"
             order = ("fp16", None) if half else (None, "fp16")
-            choices = [(stem + ending, v) for v in order for ending in _ENDINGS[v]]
+            choices = [(stem + ending, v) for v in order for ending in ENDINGS[v]]
             missing = (f"{stem}.safetensors", None)
             file, variants[part] = next((c for c in choices if c[0] in names), missing)
             required += [f"{part}/config.json", file]

@@ -35,6 +35,19 @@ def check_weights(
     Raises:
         UserError: A tensor is missing, foreign or not finite; the message names some of them.
     """
+    check_names(owner, network, missing, unexpected)
+    broken = (
+        name
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not _is_finite(tensor)
+    )
+    _refuse(owner, "its weights are not finite in", broken)
+
+
+def check_names(
+    owner: str, network: nn.Module, missing: Iterable[str], unexpected: Iterable[str]
+) -> None:
+    """``check_weights`` without a look at the weights: the network may be on "meta"."""
     missing, unexpected = sorted(missing), list(unexpected)
     _refuse(owner, "its weights lack", missing, _prefix_hint(missing, unexpected))
     modules = dict(network.named_modules())
@@ -42,12 +55,6 @@ def check_weights(
     lora = any("lora" in name for name in foreign)
     hint = " They are LoRA weights beside the model's own: merge them (pipe.fuse_lora()) first."
     _refuse(owner, "its config.json has no place for", foreign, hint if lora else "")
-    broken = (
-        name
-        for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and not _is_finite(tensor)
-    )
-    _refuse(owner, "its weights are not finite in", broken)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -53,6 +53,23 @@ def test_loaded_networks_hold_the_weights_of_the_file_and_are_frozen(saved):
     assert not any(p.requires_grad for network in loaded for p in network.parameters())
 
 
+@pytest.mark.parametrize("saved", ["text encoder", "hf", "captioner"], indirect=True)
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_shows_no_bars_and_leaves_the_users_as_they_were(saved, shown, capfd):
+    from transformers.utils import logging
+
+    loader, spec, _ = saved
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        capfd.readouterr()
+        loader.load(spec)
+        assert "Loading weights" not in capfd.readouterr().err
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
 @every_loader
 @pytest.mark.parametrize("position", [0, -1])
 def test_a_file_without_a_tensor_is_refused(saved, position):
