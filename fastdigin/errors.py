@@ -1,5 +1,7 @@
 """The exceptions for mistakes a user can mend."""
 
+from collections.abc import Collection
+
 
 def visible(text: str) -> str:
     """``text`` with escapes for control characters: the name of a file must steer no terminal."""
@@ -36,3 +38,9 @@ class MissingFiles(Missing):
 
 class MissingPackage(Missing):
     """A Python package that is not installed."""
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """UserError unless the argument ``name`` has one of the values ``choices``."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.classifiers.outputs import in_channels
 
 
 def photo(height: int, width: int, seed: int = 0, span: tuple[float, float] = (0, 1)) -> Image:
@@ -39,6 +40,7 @@ def check_transform(classifier: Classifier, model: nn.Module, transform, shape) 
     assert (classifier.logits(image) - expected).abs().max() < 1e-3
     assert expected.std() > 0.01
     image = photo(*shape)
-    mean, std = classifier._mean_311.float(), classifier._std_311.float()
+    mean, std = classifier._mean_c11.float(), classifier._std_c11.float()
     pixels = transform(image)[None] * std + mean
-    assert (classifier.prepare(as_tensor(image)) - pixels).abs().max() <= 1.6 / 255
+    prepared = in_channels(classifier.prepare(as_tensor(image)), classifier.channels)
+    assert (prepared - pixels).abs().max() <= 1.6 / 255

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdigin.errors import UserError
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.models.classifier import Classifier
 
 CLASSIFIER_HELP = (
     "embedded:NAME, timm:NAME, torchvision:NAME[.WEIGHTS], hf:ID_OR_FOLDER, "
-    "open_clip:MODEL/PRETRAINED (zero-shot) or file:PATH@ARCHITECTURE"
+    "open_clip:MODEL/PRETRAINED (zero-shot) or file:PATH@ARCHITECTURE; sigmoid: before any of them "
+    "for classes that are true or not each for itself"
 )
 
 
@@ -23,7 +27,7 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-names", metavar="FILE",
         help="one class a line, for zero-shot classifiers (default: ImageNet's, or those of the "
-        "other classifier) and for weights that come without names",
+        "other classifier) and instead of the names that the weights come with",
     )  # fmt: skip
     parser.add_argument(
         "--templates", metavar="FILE",
@@ -38,15 +42,19 @@ def load_classifier(
     """The classifier of this text. classes: a zero-shot one's, where no file names them."""
     from fastdigin.models.classifier import Classifier
     from fastdigin.models.classifiers import is_zero_shot
-    from fastdigin.models.classifiers.loaded import numbered
 
     names = read_lines(options.class_names, "--class-names") if options.class_names else None
     if is_zero_shot(spec):
         templates = read_lines(options.templates, "--templates") if options.templates else None
         return Classifier.load(spec, classes=names or classes, templates=templates)
-    classifier = Classifier.load(spec)
-    if names and classifier.classes == numbered(len(classifier.classes)):
-        return classifier.with_classes(names)
+    try:
+        return Classifier.load(spec, classes=names)
+    except UserError:
+        # The names may be meant for another classifier of the command, if this one has its own.
+        classifier = Classifier.load(spec)
+        if classifier.named != "own":
+            raise
+    log.warning("--class-names has %d names: %s keeps its own", len(names), classifier.name)
     return classifier
 
 

@@ -9,16 +9,31 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import logging
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, check_choice
+from fastdigin.models.classifiers.names import folded, synonyms, word_classes
+from fastdigin.models.classifiers.outputs import (
+    ACTIVATIONS,
+    CHANNELS,
+    Activation,
+    Channels,
+    Named,
+    both_names,
+    in_channels,
+    probabilities,
+    read_logits,
+)
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
-from fastdigin.models.passes import called, once, view_of
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.storage import text_hash
+
+log = logging.getLogger(__name__)
 
 
 class Classifier:
@@ -29,51 +44,76 @@ class Classifier:
 
     Args:
         network: Maps (B,3,size,size), normalised by ``mean`` and ``std``, to logits (B,K), or to an
-            object that holds them as ``logits`` (transformers). It is frozen and put in evaluation
-            mode, in place.
+            object, dict or tuple that holds them. It is frozen and put in evaluation mode, in
+            place. Of a model of timm, torchvision or transformers all that follows is known by
+            itself; what is given here goes before.
         size: Side of the images that the network takes, in pixels.
-        mean, std: Three numbers each, of pixels in [0,1].
+        mean, std: Three numbers each, of pixels in [0,1]; one for a gray network.
         classes: The K names. One may list synonyms: "robin, American robin, Turdus migratorius".
+            A network with one logit has two classes: the second where the logit is positive. One
+            name alone is that of the second.
+        activation: "softmax" of classes of which one is true, or "sigmoid" of classes that are
+            true or not each for itself (multi-label).
+        channels: "rgb", "bgr", or "gray" for a network that takes one channel, the luminance.
         resizing: How images become (size,size); None squashes them by exact area averages.
         layer: Named module of the network whose output holds the neurons; None takes the INPUT of
-            the head, the penultimate layer.
+            the head, the penultimate layer. "NAME:2" is the second of several runs of a module.
         head: Named module that turns features into logits; None takes the last linear layer.
+        processor: The image processor of a model of transformers, or the weights (an enum of
+            torchvision) of a model of torchvision, that say how images are prepared.
         name: What results and errors call the classifier.
 
     Raises:
-        UserError: ``layer`` or ``head`` is not a module of the network.
+        UserError: ``layer`` or ``head`` is not a module of the network, or nothing tells how images
+            are prepared.
 
     Example:
-        >>> network = torchvision.models.resnet18(num_classes=2)
-        >>> classifier = Classifier(
-        ...     network, size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        ...     classes=("cat", "dog"), resizing=Resizing("shortest", 256, "bilinear"),
-        ... )
+        >>> classifier = Classifier(timm.create_model("resnet18", pretrained=True))
         >>> classifier.probabilities(torch.rand(1, 3, 300, 400)).shape
-        torch.Size([1, 2])
+        torch.Size([1, 1000])
+        >>> own = Classifier(network, size=8, mean=(0.5,) * 3, std=(0.2,) * 3, classes="ab")
     """
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        classes: Sequence[str],
+        size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        classes: Sequence[str] | None = None,
+        activation: Activation | None = None,
+        channels: Channels | None = None,
         resizing: Resizing | None = None,
         layer: str | None = None,
         head: str | None = None,
+        processor: Any = None,
         name: str = "classifier",
     ):
+        if None in (size, mean, std, classes):
+            from fastdigin.models.classifiers.wrapped import completed  # imports its library
+
+            found = completed(
+                network, processor, name, size=size, mean=mean, std=std, classes=classes,
+                activation=activation, channels=channels, resizing=resizing, head=head,
+            )  # fmt: skip
+            network, size, mean, std = found.network, found.size, found.mean, found.std
+            classes, activation, channels = found.classes, found.activation, found.channels
+            resizing, head = found.resizing, found.head
         self.network = network.eval().requires_grad_(False)
         self.size = size
         self.resizing = resizing or Resizing()
-        self.classes = tuple(classes)
+        self.classes = both_names(tuple(classes))
+        self.activation, self.channels = activation or "softmax", channels or "rgb"
         self.layer = layer
         self.name = name
-        self._mean_311 = torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)
-        self._std_311 = torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
+        self.named: Named = "own"  # or guessed, or mere numbers
+        self._said: set[str] = set()
+        self._mean_c11, self._std_c11 = (
+            torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (mean, std)
+        )
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("channels", self.channels, CHANNELS)
         for module in filter(None, (layer, head)):
             check_layer(network, module, name)
         self._head = head or find_head(network)
@@ -95,7 +135,8 @@ class Classifier:
                 resnet50.IMAGENET1K_V1; hf:ID_OR_FOLDER, image classification of transformers;
                 open_clip:MODEL/PRETRAINED, zero-shot, where PRETRAINED is a tag or a file, or
                 open_clip:FOLDER or open_clip:hf-hub:ID; file:PATH@ARCHITECTURE, weights for
-                timm:NAME or torchvision:NAME.
+                timm:NAME or torchvision:NAME. "sigmoid:" before it says that the classes are true
+                or not each for itself, where nothing in its files does.
             classes: Names to use instead, one per logit; for a zero-shot classifier any names
                 (default: ImageNet's).
             templates: A zero-shot classifier's prompts, with ``{}`` for the class.
@@ -113,13 +154,16 @@ class Classifier:
             5
         """
         # Here, because each kind imports its own library, and only when it is asked for.
-        from fastdigin.models.classifiers import is_zero_shot, load_network
+        from fastdigin.models.classifiers import is_zero_shot, load_network, names_warning
 
         loaded = load_network(spec, classes, templates)
+        if classes is None and loaded.named != "own":
+            log.warning("%s", names_warning(spec, loaded))
         # Results that other prompts made are told apart by the name.
         by = "\n".join(templates or ())
         name = f"{spec} with {len(templates)} templates {text_hash(by, 8)}" if templates else spec
-        classifier = cls(**vars(loaded), name=name)
+        classifier = cls(**loaded.arguments, name=name)
+        classifier.named = loaded.named
         if classes is None or is_zero_shot(spec):
             return classifier
         return classifier.with_classes(classes)
@@ -140,6 +184,7 @@ class Classifier:
 
         Raises UserError if they are not K.
         """
+        classes = both_names(tuple(classes))
         if len(classes) != len(self.classes):
             raise UserError(
                 f"classes has {len(classes)} names for {self.name}, which tells "
@@ -147,12 +192,12 @@ class Classifier:
             )
         other = copy.copy(self)
         other.__dict__.pop("_names", None)  # cached for the old names
-        other.classes = tuple(classes)
+        other.classes, other.named, other._said = classes, "own", set()
         return other
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters(), self._mean_311).device
+        return next(self.network.parameters(), self._mean_c11).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,8 +208,8 @@ class Classifier:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         """Moves the network, in place; returns self."""
         self.network.to(device=device, dtype=dtype)
-        self._mean_311 = self._mean_311.to(device)
-        self._std_311 = self._std_311.to(device)
+        self._mean_c11 = self._mean_c11.to(device)
+        self._std_c11 = self._std_c11.to(device)
         return self
 
     def prepare(self, images_b3hw: Tensor) -> Tensor:
@@ -185,18 +230,21 @@ class Classifier:
         Raises:
             UserError: The network does not give one logit per class.
         """
-        output, _ = self.look(self._views(images_b3hw, prepared), features=False)
-        logits = output.to(images_b3hw.dtype)
-        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
-            raise UserError(
-                f"classes of {self.name} has {len(self.classes)} names, but its network returns "
-                f"{tuple(logits.shape)}: give one name per logit."
-            )
-        return logits
+        output = self.network(self._normalise(images_b3hw, prepared))
+        return read_logits(output, len(self.classes), self.name).to(images_b3hw.dtype)
 
     def probabilities(self, images_b3hw: Tensor) -> Tensor:
-        """Softmax of the logits (B,K) of images in [0,1]; differentiable."""
-        return torch.softmax(self.logits(images_b3hw), dim=1)
+        """(B,K), the ``activation`` of the logits of images in [0,1]; differentiable."""
+        return probabilities(self.logits(images_b3hw), self.activation)
+
+    def sees(self, probabilities_k: Tensor, index: int) -> bool:
+        """Whether an image of these probabilities shows a class: it is the likeliest one.
+
+        By "sigmoid", where several classes may be true, it is more likely than not.
+        """
+        if self.activation == "sigmoid":
+            return float(probabilities_k[index]) > 0.5
+        return int(probabilities_k.argmax()) == index
 
     def activations(self, images_b3hw: Tensor, *, prepared: bool = False) -> Tensor:
         """Activations (B,F) of the neurons of ``layer`` on images in [0,1]; differentiable.
@@ -209,11 +257,19 @@ class Classifier:
         Raises:
             UserError: The layer gives no such tensor.
         """
-        if self.layer is None and self._head is None:
+        inputs = self._normalise(images_b3hw, prepared)
+
+        def run() -> object:
+            return self.network(inputs)
+
+        if self.layer is not None:
+            features = layer_output(self.network, self.layer, run)
+        elif self._head is not None:
+            features = layer_input(self.network, self._head, run)
+        else:
             raise UserError(
                 f"{self.name} has no nn.Linear whose input could be its neurons: name a layer."
             )
-        _, features = self.look(self._views(images_b3hw, prepared), features=True)
         if features is None:
             raise UserError(
                 f"{self._layer_name} of {self.name} does not give a tensor (B,F), (B,L,C) or "
@@ -228,6 +284,45 @@ class Classifier:
         with torch.no_grad():
             return self.activations(black, prepared=True).shape[1]
 
+    def check(self, differentiable: Literal["logits", "activations"] | None = None) -> None:
+        """Runs one image of noise, so that a network that cannot be explained is refused at once.
+
+        Args:
+            differentiable: What has to have a gradient in the image.
+
+        Raises:
+            UserError: The network does not give one logit per class, gives probabilities instead of
+                logits, or no gradient reaches the image.
+        """
+        noise = torch.rand(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        image = noise.to(self.device).requires_grad_(differentiable is not None)
+        with torch.set_grad_enabled(differentiable is not None):
+            logits = self.logits(image, prepared=True)
+            found = (
+                self.activations(image, prepared=True)
+                if differentiable == "activations"
+                else logits
+            )
+        p = logits.detach()
+        if self.activation == "softmax" and (p >= 0).all() and abs(float(p.sum()) - 1) < 1e-4:
+            raise UserError(
+                f"{self.name} returns probabilities, which add up to 1: give its network without "
+                "the softmax at its end."
+            )
+        if differentiable is None:
+            return
+        # Weighted at random, because a sum over all may not depend on the image.
+        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(found)
+        gradient = None
+        if found.requires_grad:
+            (gradient,) = torch.autograd.grad((weights * found).sum(), image, allow_unused=True)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            raise UserError(
+                f"no gradient of the {differentiable} of {self.name} reaches the image, so nothing "
+                "can be optimised: its forward must not run under torch.no_grad() or "
+                "inference_mode(), detach, round, or go through numpy."
+            )
+
     def check_neuron(self, neuron: int | str) -> int:
         """The neuron's index as int, if the layer has it; UserError with the range otherwise."""
         if not str(neuron).isdecimal() or int(neuron) >= self.num_neurons:
@@ -241,14 +336,21 @@ class Classifier:
         """Index of a class given by its whole name, by any one of its synonyms, or by the index.
 
         Upper and lower case, and "_" and " ", are not told apart. A number in a text is an index
-        unless a class has that name. Raises UserError with close matches, or with the indices among
-        which to choose where several classes have the name.
+        unless a class has that name. Another everyday word ("sneaker" for ImageNet's "running
+        shoe") will do, with a warning. Raises UserError with close matches, or with the indices
+        among which to choose where several classes have the name.
         """
         if not isinstance(name_or_index, str):
             return self._check_class(int(name_or_index))
-        found = self._names.get(_folded(name_or_index), [])
+        found = self._names.get(folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
             return self._check_class(int(name_or_index))
+        words = [] if found else word_classes(name_or_index, list(self._names))
+        if words:
+            found = self._names[words[0]]
+            if name_or_index not in self._said:  # for one photo after another
+                log.warning("class %r of %s is taken to be %r", name_or_index, self.name, words[0])
+                self._said.add(name_or_index)
         if len(found) == 1:
             return found[0]
         if found:
@@ -257,7 +359,7 @@ class Classifier:
                 f"class {name_or_index!r} of {self.name} is ambiguous: give one of the indices "
                 f"{choices}."
             )
-        close = difflib.get_close_matches(_folded(name_or_index), self._names, n=3)
+        close = difflib.get_close_matches(folded(name_or_index), self._names, n=3)
         hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else "."
         known = f" Its classes: {', '.join(self.classes)}." if len(self.classes) <= 20 else ""
         raise UserError(f"class {name_or_index!r} is not a class of {self.name}{hint}{known}")
@@ -267,7 +369,7 @@ class Classifier:
         """Whole names and synonyms -> the classes that have them."""
         names: dict[str, list[int]] = {}
         for index, name in enumerate(self.classes):
-            for alias in {_folded(alias) for alias in (name, *name.split(","))}:
+            for alias in synonyms(name):
                 names.setdefault(alias, []).append(index)
         return names
 
@@ -275,49 +377,11 @@ class Classifier:
     def _layer_name(self) -> str:
         return f"layer {self.layer}" if self.layer else f"the input of {self._head}"
 
-    @property
-    def view_key(self) -> tuple:
-        """Classifiers with equal keys look at an image in the same way."""
-        return self.resizing, self.size
-
-    @property
-    def pass_key(self) -> tuple:
-        """Classifiers with equal keys find the same in what they look at."""
-        return id(self.network), self.layer, self._head
-
-    def look(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
-        """One pass over prepared images: the network's output, and its neurons where wanted."""
-        return once(
-            self.pass_key,
-            views_b3hw,
-            lambda: self._pass(views_b3hw, features),
-            enough=lambda found: found[1] is not None or not features,
-        )
-
-    def _views(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
-        if prepared:
-            return images_b3hw
-        return once(view_of(self), images_b3hw, lambda: (self.prepare(images_b3hw),))[0]
-
-    def _pass(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
-        return called((self.pass_key, features), functools.partial(self._run, features), views_b3hw)
-
-    def _run(self, features: bool, views_b3hw: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        mean, std = self._mean_311.to(views_b3hw), self._std_311.to(views_b3hw)
-        inputs = ((views_b3hw - mean) / std).to(self.dtype)
-        outputs, found = [], None
-
-        def run() -> None:
-            outputs.append(self.network(inputs))
-
-        if not features:
-            run()
-        elif self.layer is not None:
-            found = layer_output(self.network, self.layer, run)
-        else:
-            found = layer_input(self.network, self._head, run)
-        logits = getattr(outputs[0], "logits", outputs[0])
-        return logits if isinstance(logits, Tensor) else None, found
+    def _normalise(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
+        pixels = images_b3hw if prepared else self.prepare(images_b3hw)
+        pixels = in_channels(pixels, self.channels)
+        mean, std = self._mean_c11.to(pixels), self._std_c11.to(pixels)
+        return ((pixels - mean) / std).to(self.dtype)
 
     def _check_class(self, index: int) -> int:
         if not 0 <= index < len(self.classes):
@@ -326,7 +390,3 @@ class Classifier:
                 f"{len(self.classes) - 1}."
             )
         return index
-
-
-def _folded(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())

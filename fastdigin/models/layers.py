@@ -28,7 +28,7 @@ def find_head(network: nn.Module) -> str | None:
 def check_layer(network: nn.Module, layer: str, owner: str) -> None:
     """UserError with similar names if ``layer`` is not a module of the network."""
     names = [name for name, _ in network.named_modules() if name]
-    if layer in names:
+    if _run_of(layer)[0] in names:
         return
     similar = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[-5:]
     raise UserError(
@@ -39,24 +39,49 @@ def check_layer(network: nn.Module, layer: str, owner: str) -> None:
 def layer_output(network: nn.Module, layer: str, run: Callable[[], object]) -> Tensor | None:
     """Activations (B,F) of the module called ``layer`` during ``run``; differentiable.
 
-    None if it did not run or gives something else than (B,F), (B,L,C), (B,C,H,W) or (B,H,W,C).
+    "NAME:2" is the second of several runs of a module. None if it did not run or gives something
+    else than (B,F), (B,L,C), (B,C,H,W) or (B,H,W,C). UserError for a module that runs several times
+    where nothing says which run is meant.
     """
-    module = network.get_submodule(layer)
-    captured: list[object] = []
-    handle = module.register_forward_hook(lambda _, inputs, output: captured.append(output))
+    name, number = _run_of(layer)
+    module = network.get_submodule(name)
+
+    def pooled(output: object) -> Tensor | None:
+        tensor = _tensor(output)
+        return (
+            tensor if tensor is None else _pool(tensor, _has_channels_last(network, module, tensor))
+        )
+
+    captured: list[Tensor | None] = []
+    handle = module.register_forward_hook(lambda _, inputs, output: captured.append(pooled(output)))
     _run(handle, run)
-    output = _tensor(captured[-1]) if captured else None
-    return None if output is None else _pool(output, _has_channels_last(network, module, output))
+    if captured and ((number is None and len(captured) > 1) or (number or 0) > len(captured)):
+        choices = ", ".join(f"{name}:{n}" for n in range(1, len(captured) + 1))
+        raise UserError(
+            f"layer {layer!r} runs {len(captured)} times in one pass of the network: name one run, "
+            f"{choices}, or another layer."
+        )
+    return captured[(number or 1) - 1] if captured else None
 
 
 def layer_input(network: nn.Module, layer: str, run: Callable[[], object]) -> Tensor | None:
-    """The same for what the module takes in; a linear layer takes channels last."""
+    """The same for what the module takes in, at its last run; a linear layer has channels last."""
     module = network.get_submodule(layer)
-    captured: list[object] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+
+    def pooled(inputs: tuple) -> Tensor | None:
+        tensor = _tensor(inputs)
+        return tensor if tensor is None else _pool(tensor, isinstance(module, nn.Linear))
+
+    captured: list[Tensor | None] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: captured.append(pooled(inputs)))
     _run(handle, run)
-    value = _tensor(captured[-1]) if captured else None
-    return None if value is None else _pool(value, isinstance(module, nn.Linear))
+    return captured[-1] if captured else None
+
+
+def _run_of(layer: str) -> tuple[str, int | None]:
+    """The module of a layer, and which of its runs is meant."""
+    name, _, number = layer.rpartition(":")
+    return (name, int(number)) if name and number.isdecimal() and int(number) else (layer, None)
 
 
 def _run(handle, run: Callable[[], object]) -> None:
@@ -76,10 +101,13 @@ def _tensor(value: object) -> Tensor | None:
 
 
 def _pool(values: Tensor, channels_last: bool) -> Tensor:
-    """(B,F): means over space or over tokens, class tokens included."""
+    """(B,F): means over space or over tokens, class tokens included.
+
+    Always another tensor, because what comes later in the network may change this one in place.
+    """
     if values.ndim == 4:
         return values.mean(dim=(1, 2) if channels_last else (2, 3))
-    return values.mean(dim=1) if values.ndim == 3 else values
+    return values.mean(dim=1) if values.ndim == 3 else values.clone()
 
 
 def _has_channels_last(network: nn.Module, module: nn.Module, output: Tensor) -> bool:

@@ -14,18 +14,32 @@ counts by its overlap with the window. At whole ratios it equals
 antialiased interpolation, which follows it) timm, open_clip, torchvision and transformers resize: a
 filter of fixed shape, stretched by the ratio when shrinking, sampled at the input pixels. Pillow
 rounds to 8 bits after each axis, which has no gradient; here nothing is rounded. It also cuts off
-what overshoots [0,1], and so does this.
+what overshoots [0,1], and so does this. "nearest" takes the pixel that torch's interpolation of
+that name takes, "nearest-exact" the one that Pillow takes.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def _in_its_own_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Under autocast a product of matrices would round the pixels to half precision."""
+
+    @functools.wraps(function)
+    def wrapped(image: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            return function(image, *arguments, **options)
+
+    return wrapped
+
+
+@_in_its_own_precision
 def resample(
     image_bchw: Tensor,
     size: int | tuple[int, int],
@@ -63,6 +77,7 @@ def resample(
     return (row_matrix @ wide).clamp(0, 1)
 
 
+@_in_its_own_precision
 def resample_crops(
     image_3hw: Tensor, tops: Tensor, lefts: Tensor, sides: Tensor, size: int
 ) -> Tensor:
@@ -98,6 +113,9 @@ def _axis_matrix(
         low, high = centre - stretch / 2, centre + stretch / 2
         weights = torch.minimum(high, in_pixel + 1) - torch.maximum(low, in_pixel)
         weights = weights.clamp(min=0.0)
+    elif interpolation.startswith("nearest"):
+        taken = centre if interpolation == "nearest-exact" else centre - scale / 2
+        weights = (in_pixel == taken.floor()).double()
     else:
         reach, weight = _FILTERS[interpolation]
         distance = ((in_pixel + 0.5 - centre) / stretch).abs()
@@ -122,4 +140,4 @@ _FILTERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "bicubic": (2.0, _bicubic),
     "lanczos": (3.0, _lanczos),
 }
-INTERPOLATIONS = ("area", *_FILTERS)
+INTERPOLATIONS = ("area", *_FILTERS, "nearest", "nearest-exact")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, check_choice
 from fastdigin.models.resampling import resample
 
 REGIONS = ("all", "foreground", "background")
@@ -93,8 +93,3 @@ class Distance(Regional):
         reference, region_hw = self.reference_of(x)
         errors = (x - reference).abs() if self.norm == "l1" else (x - reference).square()
         return errors.mean() if region_hw is None else (region_hw * errors).mean()
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdigin.errors import UserError
-from fastdigin.objectives.distances import Region, Regional, check_choice
+from fastdigin.errors import UserError, check_choice
+from fastdigin.objectives.distances import Region, Regional
 
 
 @dataclass(frozen=True, eq=False)

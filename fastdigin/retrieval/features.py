@@ -49,7 +49,7 @@ def load_embedding(spec: str) -> Classifier:
     """
     from fastdigin.models.classifiers import load_features
 
-    return Classifier(**vars(load_features(spec)), name=spec)
+    return Classifier(**load_features(spec).arguments, name=spec)
 
 
 def photo_files(arguments: Sequence[str]) -> list[ImageInput]:

@@ -1,6 +1,9 @@
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -197,3 +200,69 @@ def test_head_may_be_named():
     assert Classifier(network, head="1", **options).num_neurons == 192
     with pytest.raises(UserError, match="layer 'head' is not a module"):
         Classifier(network, head="head", **options)
+
+
+def test_everyday_words_for_classes(caplog):
+    """Of the packaged photos, of Fashion-MNIST and of ImageNet, in every direction."""
+    imagenet = make_classifier(("jersey, T-shirt, tee shirt", "running shoe", "cowboy boot"))
+    assert [imagenet.class_index(word) for word in ("tshirt", "sneaker", "boot")] == [0, 1, 2]
+    assert "class 'sneaker' of classifier is taken to be 'running shoe'" in caplog.text
+    caplog.clear()
+    fashion = make_classifier(("T-shirt/top", "Sneaker", "Ankle boot", "Boot"))
+    assert fashion.class_index("running shoe") == 1 and fashion.class_index("tee shirt") == 0
+    caplog.clear()
+    assert fashion.class_index("boot") == 3 and not caplog.text  # a class of that name goes before
+    with pytest.raises(UserError, match="'sandal' is not a class"):
+        fashion.class_index("sandal")
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision", "transformers"])
+def test_a_module_of_a_known_library_tells_the_rest_by_itself(kind, caplog):
+    image = random_images(1, 90)
+    if kind == "timm":
+        network = timm.create_model("test_vit", pretrained_cfg_overlay={"crop_pct": 0.8})
+        classifier, size, fit = (
+            Classifier(network),
+            160,
+            Resizing("shortest", 200, "bicubic", (128 / 255,) * 3),
+        )
+        assert "guessed to be ImageNet's" in caplog.text
+    elif kind == "torchvision":
+        network = torchvision.models.resnet18(num_classes=3)
+        classifier, size, fit = (
+            Classifier(network, classes="abc"),
+            224,
+            Resizing("shortest", 256, "bilinear"),
+        )
+        assert classifier._mean_c11.flatten()[0] == 0.485
+        other = Classifier(
+            torchvision.models.resnet50(),
+            processor=torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+        )
+        assert other.resizing.edge == 256 and other.class_index("robin") == 15
+        assert Classifier(torchvision.models.resnet50()).resizing.edge == 232  # of the newest
+    else:
+        config = ViTConfig(
+            image_size=32, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+            intermediate_size=8, num_labels=3, problem_type="multi_label_classification",
+        )  # fmt: skip
+        network = ViTForImageClassification(config)
+        with pytest.raises(UserError, match="give it as processor="):
+            Classifier(network)
+        processor = ViTImageProcessor(size={"height": 32, "width": 32})
+        classifier, size = Classifier(network, processor=processor, classes="abc"), 32
+        fit = Resizing("squash", 32, "bilinear", odd="floor")
+        assert classifier.activation == "sigmoid"
+    assert (classifier.size, classifier.resizing) == (size, fit)
+    assert classifier.probabilities(image).shape == (1, len(classifier.classes))
+    given = Classifier(
+        network, size=size, mean=(0.5,) * 3, std=(0.5,) * 3, classes=classifier.classes
+    )
+    assert given.resizing == Resizing()  # all that it needs was given
+
+
+def test_a_module_of_nobody_needs_its_preprocessing():
+    with pytest.raises(
+        UserError, match="TinyNetwork, which does not say how .* give size, mean, std"
+    ):
+        Classifier(TinyNetwork())

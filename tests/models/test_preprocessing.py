@@ -54,7 +54,7 @@ def test_gradients(fit):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"fit": "stretch"}, "fit must be one of squash, shortest, longest, got 'stretch'"),
+        ({"fit": "stretch"}, "fit must be one of squash, shortest, longest, square, got 'stretch'"),
         ({"interpolation": "cubic"}, "interpolation must be one of area, .* got 'cubic'"),
         ({"fit": "shortest"}, "'area' goes with fit 'squash'"),
     ],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
 from fastdigin.errors import UserError
-from fastdigin.models.classifiers.loaded import LoadedNetwork
+from fastdigin.models.classifiers.loaded import LoadedNetwork, names_warning
 from fastdigin.models.weights import check_weights
 
-__all__ = ["KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_network"]
+__all__ = [
+    "KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_network", "names_warning",
+]  # fmt: skip
 
 KINDS = {
     "embedded": "embedded:NAME",
@@ -21,6 +24,9 @@ KINDS = {
     "file": "file:PATH@ARCHITECTURE",
 }
 """Kind -> how it is written."""
+
+SIGMOID = "sigmoid:"
+"""Before any of these: its classes are true or not each for itself."""
 
 _MODULES = {
     "embedded": "loaded",
@@ -40,6 +46,9 @@ def load_network(
     classes are for zero-shot classifiers only. Raises UserError if the spec is not understood, or
     the network cannot be had, or is not all of what its file holds.
     """
+    if spec.startswith(SIGMOID):
+        loaded = load_network(spec.removeprefix(SIGMOID), classes, templates)
+        return replace(loaded, activation="sigmoid")
     kind, name = _parse(spec)
     if is_zero_shot(spec):
         loaded = library(kind).load(name, classes, templates)
@@ -64,7 +73,7 @@ def load_features(spec: str) -> LoadedNetwork:
 
     Raises UserError as :func:`load_network`.
     """
-    kind, name = _parse(spec)
+    kind, name = _parse(spec.removeprefix(SIGMOID))
     module = library(kind)
     loaded = getattr(module, "load_features", module.load)(name)
     check_weights(f"classifier {spec!r}", loaded.network)
@@ -73,7 +82,7 @@ def load_features(spec: str) -> LoadedNetwork:
 
 def is_zero_shot(spec: str) -> bool:
     """Whether the classifier of this text tells any named classes apart."""
-    return spec.startswith("open_clip:")
+    return spec.removeprefix(SIGMOID).startswith("open_clip:")
 
 
 def library(kind: str) -> ModuleType:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from fastdigin.models.missing import loading, require, unknown
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.models.weights import check_weights
 from fastdigin.storage import TensorCache, cache_folder, cache_key, cached
+
+log = logging.getLogger(__name__)
 
 TEMPLATES = ("a photo of a {}.",)
 """Prompts around a class name, where the user gives none."""
@@ -46,7 +51,7 @@ def load(
     """A zero-shot classifier of ``classes`` (default: ImageNet's).
 
     Its logits are cosine similarities times the model's learned scale, plus its bias where it has
-    one (SigLIP).
+    one (SigLIP, whose probabilities are sigmoids).
 
     name: MODEL/PRETRAINED, a FOLDER with open_clip_config.json and weights, or hf-hub:ID.
     templates: prompts with ``{}`` for the class; their normalised embeddings are averaged. The
@@ -74,7 +79,9 @@ def load(
     head.weight.data = model.logit_scale.detach().exp() * text_kf
     if bias is not None:
         head.bias.data = bias.detach().expand(len(text_kf)).clone()
-    return _described(model, ImageTower(model.visual, head, unit=True), classes, owner)
+    loaded = _described(model, ImageTower(model.visual, head, unit=True), classes, owner)
+    # Trained with a sigmoid of each pair of image and text (SigLIP), or a softmax over the texts.
+    return loaded if bias is None else replace(loaded, activation="sigmoid")
 
 
 def load_features(name: str) -> LoadedNetwork:
@@ -118,12 +125,31 @@ def _load(open_clip: Any, name: str, owner: str) -> tuple[Any, Any]:
         files = "a file with the weights of the model, or a folder with open_clip_config.json and"
         where = (f"{files} weights", None)
     with loading(owner, *where):
+        told = _told_beside(pretrained, owner) if Path(pretrained or "").is_file() else {}
         model = open_clip.create_model(
-            architecture, pretrained=pretrained, require_pretrained=True, weights_only=True
+            architecture, pretrained=pretrained, require_pretrained=True, weights_only=True, **told
         )
         tokenizer = open_clip.get_tokenizer(architecture)
     check_weights(owner, model)
     return model.eval(), tokenizer
+
+
+def _told_beside(weights: str, owner: str) -> dict[str, Any]:
+    """What a configuration beside a file of weights says that the architecture leaves open."""
+    config = Path(weights).with_name("open_clip_config.json")
+    if not config.is_file():
+        log.warning(
+            "%s: there is no %s, so nothing says how its images are prepared or whether its "
+            "activation is QuickGELU: OpenAI's preprocessing and the architecture's activation are "
+            "assumed. OpenAI's own weights need an architecture that ends in -quickgelu.",
+            owner, config,
+        )  # fmt: skip
+        return {}
+    told = json.loads(config.read_text(encoding="utf-8"))
+    return {
+        "force_quick_gelu": told.get("model_cfg", {}).get("quick_gelu", False),
+        "force_preprocess_cfg": told.get("preprocess_cfg", {}),
+    }
 
 
 def _find(open_clip: Any, name: str, owner: str) -> tuple[str, str | None, str | None]:

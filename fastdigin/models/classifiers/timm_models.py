@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fastdigin.errors import UserError
-from fastdigin.models.classifiers.loaded import LoadedNetwork, numbered, square
+from fastdigin.models.classifiers.loaded import LoadedNetwork, first_convolution, numbered, square
 from fastdigin.models.missing import cannot_load, loading, offline, require, unknown
 from fastdigin.models.preprocessing import Resizing
 
@@ -23,14 +24,20 @@ def load(name: str) -> LoadedNetwork:
     timm = _timm(name)
     where = f"classifier 'timm:{name}'", *_files(timm, name)
     with loading(*where):
-        return _described(timm, name, timm.create_model(name, pretrained=True))
+        network = timm.create_model(name, pretrained=True)
+    loaded = describe(network, where[0])
+    # Names that are guessed for an unknown model are known of timm's own weights.
+    known = ":" not in name and loaded.named == "guessed"
+    return replace(loaded, named="own") if known else loaded
 
 
-def build(name: str, num_classes: int | None = None) -> LoadedNetwork:
-    """The architecture called ``name`` without its weights."""
-    timm = _timm(name)
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    return _described(timm, name, timm.create_model(name, pretrained=False, **options))
+def build(name: str, **options: Any) -> LoadedNetwork:
+    """The architecture called ``name`` without its weights.
+
+    options: of timm.create_model, like num_classes, img_size and in_chans.
+    """
+    network = _timm(name).create_model(name, pretrained=False, **options)
+    return describe(network, f"classifier 'timm:{name}'")
 
 
 def _timm(name: str) -> Any:
@@ -71,37 +78,48 @@ def _files(timm: Any, name: str) -> tuple[str, str | None]:
     return where
 
 
-def _described(timm: Any, name: str, network: nn.Module) -> LoadedNetwork:
-    """With the settings that timm's create_transform takes for evaluation."""
+def describe(network: Any, owner: str) -> LoadedNetwork:
+    """A model of timm with the settings that timm's create_transform takes for evaluation."""
+    import timm
+
     data = timm.data.resolve_model_data_config(network)
-    size = square(*data["input_size"][-2:], f"classifier 'timm:{name}'")
+    edges = data["input_size"][-2:]
+    embedding = getattr(network, "patch_embed", None)
+    if getattr(embedding, "strict_img_size", False):  # the pretrained size may be another
+        edges = embedding.img_size
+    size = square(*edges, owner)
+    gray = first_convolution(network) == 1
+    mean, std = ((sum(x) / len(x),) if gray else tuple(x) for x in (data["mean"], data["std"]))
     fits = {"center": "shortest", "squash": "squash", "border": "longest"}
     resizing = Resizing(
         fit=fits[data["crop_mode"] or "center"],
         edge=math.floor(size / (data["crop_pct"] or timm.data.constants.DEFAULT_CROP_PCT)),
         interpolation=data["interpolation"] if data["interpolation"] != "random" else "bilinear",
-        fill=tuple(round(255 * value) / 255 for value in data["mean"]),
+        fill=tuple(round(255 * value) / 255 for value in (mean * 3)[:3]),
     )
+    classes, named = _classes(timm, network)
     head = network.pretrained_cfg.get("classifier")
     return LoadedNetwork(
         network=network,
         size=size,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        classes=_classes(timm, network),
+        mean=mean,
+        std=std,
+        classes=classes,
+        named=named,
         resizing=resizing,
+        channels="gray" if gray else "rgb",
         # A distilled transformer has two heads; the first reads the class token.
         head=head if isinstance(head, str) or not head else head[0],
     )
 
 
-def _classes(timm: Any, network: nn.Module) -> tuple[str, ...]:
+def _classes(timm: Any, network: nn.Module) -> tuple[tuple[str, ...], str]:
     """The names that came with the weights, else ImageNet's by their number, else the indices."""
     cfg = network.pretrained_cfg
     names, descriptions = cfg.get("label_names"), cfg.get("label_descriptions")
     if names:
-        return tuple(str((descriptions or {}).get(name, name)) for name in names)
+        return tuple(str((descriptions or {}).get(name, name)) for name in names), "own"
     subset = timm.data.infer_imagenet_subset(network)
     if subset:
-        return tuple(timm.data.ImageNetInfo(subset).label_descriptions())
-    return numbered(network.num_classes)
+        return tuple(timm.data.ImageNetInfo(subset).label_descriptions()), "guessed"
+    return numbered(network.num_classes), "numbers"

@@ -59,15 +59,24 @@ def test_preprocessing_is_the_models_own(tmp_path, mode):
     assert (classifier.prepare(as_tensor(photo(60, 81))) - pixels).abs().max() <= 1.6 / 255
 
 
-def test_built_in_architecture_with_a_file_of_weights(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("quick", [False, True])
+def test_built_in_architecture_with_a_file_of_weights(tmp_path, caplog, quick):
+    """What a configuration beside the file says counts; without one that is said."""
     config = tmp_path / "Tiny-Test.json"
     config.write_text(json.dumps(tiny_config()))
     open_clip.add_model_config(config)
-    weights = folder / "open_clip_model.safetensors"
+    own = {"mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"}
+    save_model(tmp_path, own, quick_gelu=quick)
+    weights = tmp_path / "open_clip_model.safetensors"
     classifier = Classifier.load(f"open_clip:Tiny-Test/{weights}", classes=CLASSES)
-    other = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
-    image = as_tensor(photo(40, 40))
+    other = Classifier.load(f"open_clip:{tmp_path}", classes=CLASSES)
+    image = as_tensor(photo(40, 50))
     torch.testing.assert_close(classifier.logits(image), other.logits(image))
+    assert not caplog.text
+    (tmp_path / "open_clip_config.json").unlink()
+    assumed = Classifier.load(f"open_clip:Tiny-Test/{weights}", classes=CLASSES)
+    assert not assumed.logits(image).allclose(other.logits(image))
+    assert "nothing says how its images are prepared" in caplog.text and "-quickgelu" in caplog.text
     with pytest.raises(UserError, match="'openai' is neither a file nor weights of Tiny-Test"):
         Classifier.load("open_clip:Tiny-Test/openai", classes=CLASSES)
 

@@ -24,7 +24,7 @@ def resnet():
 
 def check(classifier, model, size=224):
     images = torch.rand(1, 3, size, size)
-    mean, std = (classifier._mean_311.float(), classifier._std_311.float())
+    mean, std = (classifier._mean_c11.float(), classifier._std_c11.float())
     with torch.no_grad():
         expected = model((images - mean) / std)
         torch.testing.assert_close(classifier.logits(images, prepared=True), expected)

@@ -1,0 +1,78 @@
+"""What a network takes and returns: channels, logits, and what makes probabilities of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fastdigin.errors import UserError
+
+Activation = Literal["softmax", "sigmoid"]
+ACTIVATIONS = get_args(Activation)
+Channels = Literal["rgb", "bgr", "gray"]
+CHANNELS = get_args(Channels)
+Named = Literal["own", "guessed", "numbers"]
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Of red, green and blue, as Pillow and torchvision make gray images (ITU-R 601)."""
+
+
+def read_logits(output: object, count: int, owner: str) -> Tensor:
+    """The logits (B,K) in what a network returns.
+
+    That is a tensor, an object or a dict with ``logits`` (transformers), or a tuple, list or dict
+    that holds one tensor of this shape. A single logit per image says whether it shows the second
+    of two classes: it stands beside a zero, for softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)).
+
+    Raises UserError where there is no such tensor, or more than one.
+    """
+    if isinstance(output, Mapping):
+        named = dict(output)
+    elif isinstance(output, (tuple, list)):
+        named = {f"[{n}]": value for n, value in enumerate(output)}
+    else:
+        named = {"logits": getattr(output, "logits", output)}
+    logits = named.get("logits")
+    if logits is None:
+        fitting = [x for x in named.values() if _fits(x, count)]
+        logits = fitting[0] if len(fitting) == 1 else None
+    if not _fits(logits, count):
+        shapes = ", ".join(
+            f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {type(value)}"
+            for name, value in named.items()
+        )
+        raise UserError(
+            f"classes of {owner} has {count} names, but its network returns {shapes}: give one "
+            "name per logit, or a module whose forward returns the logits (B,K)."
+        )
+    logits = logits.reshape(len(logits), -1)
+    if logits.shape[1] < count:
+        logits = torch.nn.functional.pad(logits, (1, 0))
+    return logits
+
+
+def _fits(value: object, count: int) -> bool:
+    if not isinstance(value, Tensor) or value.ndim not in (1, 2):
+        return False
+    columns = value.shape[1] if value.ndim == 2 else 1
+    return columns == count or (columns == 1 and count == 2)
+
+
+def probabilities(logits_bk: Tensor, activation: Activation) -> Tensor:
+    """(B,K) in [0,1]; rows sum to 1 by softmax, each class stands for itself by sigmoid."""
+    return torch.sigmoid(logits_bk) if activation == "sigmoid" else logits_bk.softmax(dim=1)
+
+
+def in_channels(images_b3hw: Tensor, channels: Channels) -> Tensor:
+    """RGB images in the channels that a network takes."""
+    if channels == "gray":
+        weights = images_b3hw.new_tensor(LUMINANCE).view(3, 1, 1)
+        return (images_b3hw * weights).sum(dim=1, keepdim=True)
+    return images_b3hw.flip(1) if channels == "bgr" else images_b3hw
+
+
+def both_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a single name the two classes of a binary classifier, the named one second."""
+    return (f"not {classes[0]}", classes[0]) if len(classes) == 1 else classes
