@@ -162,6 +162,11 @@ class Photos(Kind):
             "--source", metavar="CLASS", help="what the image shows (default: asks the classifier)"
         )
         parser.add_argument(
+            "--source-word",
+            metavar="WORD",
+            help="its word in the prompt (default: that of --source)",
+        )
+        parser.add_argument(
             "--prompt", metavar="TEXT",
             help="describes the image, names the source or has {} for it",
         )  # fmt: skip
@@ -173,8 +178,8 @@ class Photos(Kind):
 
     def load(self, loading: Loading, known: Input) -> list[ImageInput]:
         options = loading.options
-        told = {"source": options.source, "prompt": options.prompt}
-        changes = {key: value for key, value in told.items() if value is not None}
+        told = ("source", "source_word", "prompt")
+        changes = {key: getattr(options, key) for key in told if getattr(options, key) is not None}
         if options.crop:
             changes["crop"] = True
         if options.prompt is not None:

@@ -49,8 +49,8 @@ def run_tasks(
     for task in tasks:
         _check_same_inputs(task, done, out)
     failed = 0
-    for bar, store, records in zip(bars, stores, runs, strict=True):
-        with bar:
+    for task, bar, store, records in zip(tasks, bars, stores, runs, strict=True):
+        with bar.of(task.engine.slots):
             for record in records:
                 line = record.save(store)
                 if as_json:
@@ -88,6 +88,13 @@ class _Bar:
     def __init__(self, task: str, ids: Collection[str], finished: Collection[str]):
         self._task, self._total = task, len(ids)
         self._before = sum(id in finished for id in ids)
+
+    def of(self, slots: int) -> _Bar:
+        """Says how many images share a batch, whose results come together."""
+        together = min(slots, self._total - self._before)
+        if together > 1:
+            self._task += f", {together} at a time"
+        return self
 
     def __enter__(self) -> None:
         self._bar = tqdm(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from fastdigin import datasets
 from fastdigin.datasets.layout import SUFFIXES, images_of
 from fastdigin.errors import UserError
-from fastdigin.photos.pixels import ImageInput, Images, to_tensor
+from fastdigin.photos.pixels import ImageInput, Images, pixels_of
 from fastdigin.photos.tables import TABLE_SUFFIXES, read_table
 
-TABLE_COLUMNS = ("image", "id", "prompt", "source", "target", "mask", "background", "caption")
+TABLE_COLUMNS = (
+    "image", "id", "prompt", "source", "target", "mask", "background", "caption", "source_word",
+    "target_word",
+)  # fmt: skip
 
 
 def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInput]:
@@ -58,23 +63,23 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
     return found[:limit]
 
 
-def as_inputs(images: Images | ImageInput | str | Path | Tensor | Image.Image) -> list[ImageInput]:
+def as_inputs(
+    images: Images | ImageInput | str | Path | Tensor | Image.Image | np.ndarray,
+) -> list[ImageInput]:
     """Inputs from what callers of the library pass: many images, or a single one."""
-    if isinstance(images, (ImageInput, str, Path, Image.Image)) or (
-        isinstance(images, Tensor) and images.ndim == 3
-    ):
+    single = isinstance(images, (Tensor, np.ndarray)) and images.ndim < 4
+    if single or isinstance(images, (ImageInput, str, Path, Image.Image)):
         images = [images]
     inputs = []
     for number, image in enumerate(images):
         if isinstance(image, ImageInput):
-            inputs.append(image)
-        elif isinstance(image, Image.Image):
+            held = isinstance(image.image, (Image.Image, np.ndarray))
+            inputs.append(replace(image, image=pixels_of(image.image)) if held else image)
+        elif isinstance(image, (Image.Image, np.ndarray, Tensor)):
             try:
-                inputs.append(ImageInput(f"image-{number:03d}", to_tensor(image)))
+                inputs.append(ImageInput(f"image-{number:03d}", pixels_of(image)))
             except ValueError as error:
                 raise UserError(f"picture {number} of images cannot be read: {error}") from None
-        elif isinstance(image, Tensor):
-            inputs.append(ImageInput(f"image-{number:03d}", image))
         else:
             inputs += collect([str(image)])
     if not inputs:

@@ -35,6 +35,8 @@ class ImageInput:
         crop: takes the middle of an image that is not square, which is refused otherwise.
         caption: what else the image shows; it is added to the prompt, as far as the text encoder
             has room for it.
+        source_word, target_word: the words of the prompts for source and target, where they are
+            other words than the names of the classes.
 
     Example:
         >>> fd.ImageInput("tom", Path("tom.png"), prompt="a photo of a {}", source="tabby")
@@ -49,6 +51,8 @@ class ImageInput:
     background: str | None = None
     crop: bool = False
     caption: str | None = None
+    source_word: str | None = None
+    target_word: str | None = None
 
     def fingerprint(self) -> str | None:
         """Tells whether an id still means the same input; None where a file cannot be read."""
@@ -62,11 +66,12 @@ class ImageInput:
             )
         except OSError:
             return None
-        also = [part for part in ("crop" if self.crop else None, self.caption) if part]
+        also = ("crop" if self.crop else None, self.caption, self.source_word)
+        also = [part for part in also if part]
         return fingerprint(image, self.prompt, self.source, self.background, mask, *also)
 
 
-Images = Iterable[ImageInput | str | Path | Tensor | Image.Image]
+Images = Iterable[ImageInput | str | Path | Tensor | Image.Image | np.ndarray]
 
 
 def read_image(item: ImageInput, size: int) -> Tensor:
@@ -190,3 +195,27 @@ def _white(image: Image.Image) -> float | None:
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("its integers of 32 bits do not say what white is")
     return 2.0 ** tags.get(BITS, (16,))[0] - 1
+
+
+def pixels_of(image: Image.Image | np.ndarray | Tensor) -> Tensor:
+    """(3, H, W) in [0, 1] of what callers hold: the bytes that its file would give.
+
+    An array is (H, W, 3), (H, W, 4) or (H, W), of 8 bits or of floats in [0, 1]. A tensor is
+    (3, H, W) already. Raises UserError for any other array.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if isinstance(image, Image.Image):
+        return to_tensor(image)
+    shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    if not shape_fits or (image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating)):
+        raise UserError(
+            f"image is an array of {image.dtype} {image.shape}: give (H, W, 3), of uint8 or of "
+            "floats in [0, 1]"
+        )
+    if image.dtype == np.uint8:
+        return to_tensor(Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image))
+    pixels = torch.from_numpy(image.astype(np.float32)).reshape(*image.shape[:2], -1)
+    if pixels.shape[2] == 4:
+        raise UserError("image is an array of floats with transparency: give (H, W, 3)")
+    return pixels.permute(2, 0, 1).expand(3, -1, -1).contiguous()

@@ -46,20 +46,24 @@ class CounterfactualRecord(Record):
     )
     target_confidence: float | None = key("the same for the result")
     prediction: str | None = key("the class that the classifier sees in the result")
-    flipped: bool | None = key("whether that is the target")
+    flipped: bool | None = key(
+        "whether the target is seen in the result and was not in the photo; empty where it was"
+    )
+    already_target: bool | None = key("whether the target was seen in the photo already")
     judge_prediction: str | None = key(
         "the class that an independent classifier sees in the result"
     )
+    judge_agrees: bool | None = key("whether that is the target, whatever the judge calls it")
     background_l1: float | None = key(
         "mean L1 from the photo to the result outside the mask, pixels in [0, 1]",
         label="background L1",
     )
     foreground_l1: float | None = key("the same inside the mask", label="foreground L1")
 
-    @property
-    def judge_agrees(self) -> bool | None:
-        """Whether the judge sees the target; None without a judge."""
-        return None if self.judge_prediction is None else self.judge_prediction == self.target
+    def __post_init__(self) -> None:
+        # Lines from before the key existed: both spoke of the same classes.
+        if self.judge_agrees is None and self.judge_prediction is not None:
+            object.__setattr__(self, "judge_agrees", self.judge_prediction == self.target)
 
     shows = (
         View("source"),
@@ -71,6 +75,10 @@ class CounterfactualRecord(Record):
         View(
             "flipped", note="classifier now answers with the target",
             badge=("flipped", "not flipped"),
+        ),
+        View(
+            "already_target", note="the photo shows the target already, so that none is a flip",
+            places=("summary",),
         ),
         View("judge_prediction", "judge sees"),
         View(

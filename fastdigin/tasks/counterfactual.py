@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.editing.prompts import replace_phrase, token_mapping
@@ -28,9 +29,9 @@ from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
 from fastdigin.tasks.regularisers import Regulariser
-from fastdigin.tasks.sources import NO_TOOLS, PhotoTools, Source
+from fastdigin.tasks.sources import NO_TOOLS, PhotoTools, Source, SourcePhoto
 from fastdigin.tasks.task import given
-from fastdigin.tasks.words import class_word
+from fastdigin.tasks.words import class_word, first_that_fits, same_class, words_for
 
 CONFIDENCE = "target_confidence"
 """The monitor of every job: the classifier's confidence in the target, on the plain image."""
@@ -148,9 +149,13 @@ class Counterfactuals(PhotoTask):
     target: str | int | Sequence[str | int] | None = given(
         "name or index (not for embedded:pairs)", default=None, metavar="CLASS", affects=False
     )
+    target_word: str | None = given(
+        "its word in the prompt (default: that of --target)", default=None, metavar="WORD",
+        affects=False,
+    )  # fmt: skip
     judge: Classifier | None = given(
         "independent classifier to ask afterwards", kind="classifier", default=None, metavar="C",
-        embedded="embedded:judge",
+        embedded="embedded:judge", optimised=None,
     )  # fmt: skip
 
     def make_requests(self) -> list[CounterfactualRequest]:
@@ -158,6 +163,8 @@ class Counterfactuals(PhotoTask):
         if self.target is not None:
             targets = one_each(self.target, "targets", len(photos))
             photos = [replace(p, target=t) for p, t in zip(photos, targets, strict=True)]
+        if self.target_word is not None:
+            photos = [replace(photo, target_word=self.target_word) for photo in photos]
         index = self.classifier.class_index
         goals = [None if photo.target is None else index(photo.target) for photo in photos]
         ids = distinct(
@@ -178,9 +185,7 @@ class Counterfactuals(PhotoTask):
                 f"image {request.item.id!r}: source and target are both "
                 f"{self.classifier.classes[goal]!r}; name another target"
             )
-        prompt = checked.photo.prompt
-        edited = replace_phrase(prompt, checked.photo.source, self._word(goal))
-        token_mapping(self.model, prompt, edited)  # raises where the prompts do not fit
+        self._edited(request, checked.photo)  # raises where the prompts do not fit
         return checked
 
     @property
@@ -194,7 +199,7 @@ class Counterfactuals(PhotoTask):
         self, request: CounterfactualRequest, source: Source, injected: Schedule, blended: Schedule
     ) -> Job:
         photo, settings = source.photo, self.settings
-        prompt = replace_phrase(photo.prompt, photo.source, self._word(request.target_class))
+        prompt = self._edited(request, photo)
         loss = ClassConfidence(
             self.classifier, request.target_class, form=settings.objective,
             cutouts=settings.cutouts, name="target_loss",
@@ -233,22 +238,28 @@ class Counterfactuals(PhotoTask):
 
     def _figures(self, image, edit: Edit) -> dict:
         source, goal = edit.source, edit.request.target_class
-        original, names = source.image, self.classifier.classes
-        probabilities = self.classifier.probabilities(image[None])[0]
-        before, rebuilt = (
-            float(self.classifier.probabilities(x[None])[0, goal])
-            for x in (original, source.reconstruction)
+        original, names, judge = source.image, self.classifier.classes, self.judge
+        at_first, rebuilt, found = (
+            self.classifier.probabilities(x[None])[0]
+            for x in (original, source.reconstruction, image)
         )
-        after, judge, judged = float(probabilities[goal]), self.judge, None
+        before, after = float(at_first[goal]), float(found[goal])
+        # A photo that shows the target already cannot be turned into it: it is no flip, nor none.
+        already = self.classifier.sees(at_first, goal)
+        judged = agrees = None
         if judge is not None:
-            judged = judge.classes[int(judge.probabilities(image[None]).argmax())]
+            sees = judge.probabilities(image[None])[0]
+            judged = judge.classes[int(sees.argmax())]
+            agrees = self._judge_agrees(sees, goal)
         return {
             "target_confidence_before": before,
-            "target_confidence_reconstruction": rebuilt,
+            "target_confidence_reconstruction": float(rebuilt[goal]),
             "target_confidence": after,
-            "prediction": names[int(probabilities.argmax())],
-            "flipped": int(probabilities.argmax()) == goal,
+            "prediction": names[int(found.argmax())],
+            "flipped": None if already else self.classifier.sees(found, goal),
+            "already_target": already,
             "judge_prediction": judged,
+            "judge_agrees": agrees,
             "background_l1": masked_l1(image, original, 1 - source.mask),
             "foreground_l1": masked_l1(image, original, source.mask),
             "caption": (
@@ -258,8 +269,30 @@ class Counterfactuals(PhotoTask):
             ),
         }
 
+    def _judge_agrees(self, judge_sees: Tensor, goal: int) -> bool:
+        """Whether the judge sees the target, whatever it calls it."""
+        judge = self.judge
+        if judge.activation == "sigmoid":
+            classes = [n for n in range(len(judge.classes)) if judge.sees(judge_sees, n)]
+        else:
+            classes = [int(judge_sees.argmax())]
+        return any(same_class(self.classifier, goal, judge, n) for n in classes)
+
     def _word(self, index: int) -> str:
         return class_word(self.classifier, index)
+
+    def _edited(self, request: CounterfactualRequest, photo: SourcePhoto) -> str:
+        """The photo's prompt with the target in the place of the source."""
+        item = request.item
+        said = item.target if isinstance(item.target, str) else None
+        words = words_for(self.classifier, request.target_class, said)
+
+        def use(word: str) -> str:
+            edited = replace_phrase(photo.prompt, photo.source, word)
+            token_mapping(self.model, photo.prompt, edited)
+            return edited
+
+        return first_that_fits([item.target_word or words[0], *words], use, "target_word")
 
 
 def counterfactuals(

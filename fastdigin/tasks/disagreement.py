@@ -48,9 +48,7 @@ class DisagreementSettings:
     )
     f_weight: float = setting(1.0, "of F's loss beside G's", above=0, metavar="W")
     prompt: str = setting(PROMPT_OF_A_WORD, "must contain {}, the class", metavar="TEXT")
-    draws: int = setting(
-        1, "samples of which the one with the smallest loss is the start", least=1
-    )
+    draws: int = setting(1, "samples of which the one with the smallest loss is the start", least=1)
     cutouts: Cutouts = setting(Cutouts, "random crops")
 
     def __post_init__(self) -> None:

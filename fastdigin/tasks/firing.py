@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.objectives import NeuronActivation
 
 log = logging.getLogger(__name__)
 
@@ -38,3 +39,14 @@ def check_fires(
             log.warning("%s does not fire on %s: its largest activation is %.3g", name, where, high)
         elif count > 1 and high - low <= CONSTANT * high:
             log.warning("%s gives the same, %.3g, on all of %s", name, high, where)
+
+
+def off_note(loss: NeuronActivation, before: float, after: float) -> str:
+    """What a caption adds of a neuron that was off, so that it had no gradient at the start."""
+    if before != 0:
+        return ""
+    if not loss.maximise:
+        return " It was off already, where its gradient is zero."
+    if after == 0:
+        return " It was off, where its gradient is zero, and stayed so: try another start."
+    return " It was off, where its gradient is zero: at first its ReLU was passed over."

@@ -32,7 +32,7 @@ from fastdigin.photos import (
 )
 from fastdigin.results import NeuronCounterfactualRecord
 from fastdigin.storage import fingerprint
-from fastdigin.tasks.firing import check_fires
+from fastdigin.tasks.firing import check_fires, off_note
 from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Activation, Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
@@ -143,7 +143,11 @@ class NeuronCounterfactuals(PhotoTask):
     search_by = "neuron_loss"
 
     classifier: Classifier = given(
-        "the classifier of the neuron", kind="classifier", metavar="C", layer=True
+        "the classifier of the neuron",
+        kind="classifier",
+        metavar="C",
+        layer=True,
+        optimised="activations",
     )
     neuron: str | int | Sequence[int] = given("its number in the layer", metavar="N", affects=False)
     direction: str | Sequence[str] = given(
@@ -155,7 +159,7 @@ class NeuronCounterfactuals(PhotoTask):
     )  # fmt: skip
     backgrounds: Classifier | None = given(
         "names the background before and after", kind="classifier", default=None, metavar="C",
-        embedded="embedded:background",
+        embedded="embedded:background", optimised=None,
     )  # fmt: skip
 
     def prepare(self) -> None:
@@ -201,7 +205,12 @@ class NeuronCounterfactuals(PhotoTask):
         return self.settings.mask_edge
 
     def candidates(self, request: NeuronRequest, source: Source) -> list[Job]:
-        return [self._job(request, source, prompt) for prompt in self._prompts(source.photo)]
+        off = request.direction == "max" and self._is_off(request.neuron, source.reconstruction)
+        return [self._job(request, source, prompt, off) for prompt in self._prompts(source.photo)]
+
+    @torch.no_grad()
+    def _is_off(self, neuron: int, image_3hw: Tensor) -> bool:
+        return float(self.classifier.activations(image_3hw[None])[0, neuron]) == 0
 
     def _prompts(self, photo: SourcePhoto) -> list[str]:
         """The photo's prompt and, where its background is named, those with other backgrounds."""
@@ -209,11 +218,11 @@ class NeuronCounterfactuals(PhotoTask):
         others = [w for w in self.settings.background_words if w != named] if named else []
         return [photo.prompt, *(replace_phrase(photo.prompt, named, word) for word in others)]
 
-    def _job(self, request: NeuronRequest, source: Source, prompt: str) -> Job:
+    def _job(self, request: NeuronRequest, source: Source, prompt: str, off: bool) -> Job:
         settings = self.settings
         loss = NeuronActivation(
             self.classifier, request.neuron, maximise=request.direction == "max",
-            scale=self._scales[request.neuron], name="neuron_loss",
+            scale=self._scales[request.neuron], through_relu=off, name="neuron_loss",
         )  # fmt: skip
         monitors = {
             "activation": Activation(self.classifier, request.neuron),
@@ -248,7 +257,7 @@ class NeuronCounterfactuals(PhotoTask):
         request, source = edit.request, edit.source
         figures = {"caption": f"Neuron {request.neuron}: the job failed."}
         if result.image is not None:
-            figures = self._figures(result.image.to(source.image), edit)
+            figures = self._figures(result, edit)
         return NeuronCounterfactualRecord.of(
             result,
             settings=self.run_settings,
@@ -264,8 +273,9 @@ class NeuronCounterfactuals(PhotoTask):
             **figures,
         )
 
-    def _figures(self, image: Tensor, edit: Edit) -> dict:
+    def _figures(self, result: Result, edit: Edit) -> dict:
         request, source, classifier = edit.request, edit.source, self.classifier
+        image = result.image.to(source.image)
         neuron, source_class = request.neuron, source.photo.source_class
         original = source.image
         before, rebuilt, after = (
@@ -291,7 +301,7 @@ class NeuronCounterfactuals(PhotoTask):
                 f"Neuron {neuron} ({request.direction}) goes from {before:.2f} to {after:.2f} "
                 f"around a {source.photo.source}{turned}, and {classifier.name}'s confidence in "
                 f"{classifier.classes[source_class]} goes from {class_before:.0%} to "
-                f"{class_after:.0%}."
+                f"{class_after:.0%}." + off_note(result.job.losses[0], rebuilt, after)
             ),
         }
 

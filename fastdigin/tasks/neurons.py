@@ -26,7 +26,7 @@ from fastdigin.objectives import Cutouts, NeuronActivation
 from fastdigin.photos import as_inputs, read_any_image
 from fastdigin.results import NeuronRecord
 from fastdigin.retrieval.activating import Activating, most_activating
-from fastdigin.tasks.firing import check_fires
+from fastdigin.tasks.firing import check_fires, off_note
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Activation
 from fastdigin.tasks.task import Preparation, Request, Task, given
@@ -111,7 +111,11 @@ class NeuronVisualisations(Task):
     embedded_settings = EMBEDDED
 
     classifier: Classifier = given(
-        "the classifier of the neurons", kind="classifier", metavar="C", layer=True
+        "the classifier of the neurons",
+        kind="classifier",
+        metavar="C",
+        layer=True,
+        optimised="activations",
     )
     neurons: list[int | str] = given(
         "numbers in the layer", kind="list", metavar="3,17", affects=False
@@ -179,7 +183,9 @@ class NeuronVisualisations(Task):
             activations = {word: self._table[word][:, request.neuron] for word in tried}
             best = max(activations, key=lambda word: float(activations[word].mean()))
             order = activations[best].argsort(descending=True, stable=True)
-            jobs.append(self._job(request, best, int(order[request.rank])))
+            sample = int(order[request.rank])
+            off = float(activations[best][sample]) == 0
+            jobs.append(self._job(request, best, sample, off))
         return jobs
 
     @torch.no_grad()
@@ -212,11 +218,12 @@ class NeuronVisualisations(Task):
         image = result.image[None].to(self.classifier.device)
         return self.classifier.activations(image)[0].float().cpu()
 
-    def _job(self, request: VisualisationRequest, word: str, sample: int) -> Job:
+    def _job(self, request: VisualisationRequest, word: str, sample: int, off: bool) -> Job:
         neuron, settings, top = request.neuron, self.settings, self._maxima[request.neuron]
         loss = NeuronActivation(
             self.classifier, neuron, maximise=settings.direction == "max",
             scale=top if top > 0 else 1.0, cutouts=settings.cutouts, name="neuron_loss",
+            through_relu=off and settings.direction == "max",
         )  # fmt: skip
         return generated_job(
             self.model,
@@ -248,6 +255,7 @@ class NeuronVisualisations(Task):
                     f"Neuron {neuron} of {self.classifier.name} ({direction}), started from "
                     f"“{start.word}”: from {first['activation']:.2f} to {best['activation']:.2f}; "
                     f"the data set's maximum is {top:.2f}."
+                    + off_note(result.job.losses[0], first["activation"], best["activation"])
                 ),
             }
         return NeuronRecord.of(

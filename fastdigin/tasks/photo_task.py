@@ -113,7 +113,7 @@ class PhotoTask(Task):
     classifier: Classifier = given("whose answer is explained", kind="classifier", metavar="C")
     embedding: Classifier | None = given(
         "whose features the regularisers features-cosine and features-l2 compare",
-        kind="embedding", default=None, metavar="E",
+        kind="embedding", default=None, metavar="E", optimised="activations",
     )  # fmt: skip
     tools: PhotoTools = given("what helps to prepare photos", kind="tools", default=NO_TOOLS)
 
@@ -124,17 +124,8 @@ class PhotoTask(Task):
         return CheckedPhoto(request, read_photo(self.model, self.classifier, request.item))
 
     def jobs(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
-        """A stage that prepares ``width`` photos at a time."""
-        ids, work = [one.request.id for one in checked], (checked, width)
-        halves = partial(self._halves, *work)
-        return [Preparation(ids, partial(self._searches, *work), halves)]
-
-    def _halves(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
-        if width == 1:
-            return []
-        half = (width + 1) // 2
-        parts = [checked[start : start + half] for start in range(0, len(checked), half)]
-        return [stage for part in parts for stage in self.jobs(part, half)]
+        ids = [one.request.id for one in checked]
+        return [Preparation(ids, partial(self._searches, checked, width))]
 
     def preparation(self, requests: Sequence[Request]) -> float:
         return PREPARATION * len(requests)

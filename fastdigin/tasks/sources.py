@@ -22,7 +22,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.photos import ImageInput, read_image, read_mask
 from fastdigin.tasks.captions import with_caption
-from fastdigin.tasks.words import class_word, find_class
+from fastdigin.tasks.words import find_class, first_that_fits, words_for
 
 PROMPT = "a photo of a {}"
 MaskEdge = Literal["soften", "tighten"]
@@ -94,17 +94,20 @@ def read_photo(model: LatentDiffusion, classifier: Classifier, item: ImageInput)
     """Reads and checks one input: the photo, its mask, the class of its object, its prompt.
 
     Without a source class it is what the classifier sees; without a prompt it is PROMPT; the word
-    of the source goes where "{}" stands in it, and a caption after it. A source given as an index,
-    or with all its synonyms, is called by its first synonym.
+    of the source goes where "{}" stands in it, and a caption after it. That word is source_word, or
+    what source says, or the first name of the class that the text encoder has room for.
     Raises UserError for anything that would fail later.
     """
     image = read_image(item, model.image_size)
     source = find_class(classifier, image, item.source)
-    said = (item.source or "").strip()
-    word = class_word(classifier, source) if said.isdecimal() or "," in said else said
-    word = word or class_word(classifier, source)
-    prompt = with_caption(model, (item.prompt or PROMPT).replace("{}", word), item.caption)
-    phrase_tokens(model, prompt, word)
+    words = [item.source_word] if item.source_word else words_for(classifier, source, item.source)
+
+    def use(word: str) -> tuple[str, str]:
+        prompt = with_caption(model, (item.prompt or PROMPT).replace("{}", word), item.caption)
+        phrase_tokens(model, prompt, word)
+        return prompt, word
+
+    prompt, word = first_that_fits(words, use, "source_word")
     return SourcePhoto(item, image, read_mask(item, model.image_size), prompt, word, source)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from fastdigin.configuration import plain
 from fastdigin.engine.engine import Engine
@@ -37,7 +37,8 @@ class Input:
     (commands/inputs.py). flag: of the command line, where it is not the field's name. metavar: of
     the value in help texts. embedded: the text that stands for the value where the model is the
     packaged one and the user says nothing. layer: of a classifier whose neurons are meant; --layer
-    names them. affects: whether it belongs to the settings of run.json. name, default: the field's.
+    names them. optimised: what of a classifier has to have a gradient; None if it is only asked.
+    affects: whether it belongs to the settings of run.json. name, default: the field's.
     """
 
     help: str
@@ -48,6 +49,7 @@ class Input:
     metavar: str | None = None
     embedded: str | None = None
     layer: bool = False
+    optimised: Literal["logits", "activations"] | None = "logits"
     affects: bool = True
 
 
@@ -111,8 +113,10 @@ class Task(ABC):
     def __post_init__(self) -> None:
         if self.settings is None:
             self.settings = self.default_settings(self.model)
-        for classifier in self.classifiers:
-            classifier.to(self.model.device)
+        for known in inputs_of(type(self)):
+            value = getattr(self, known.name)
+            if isinstance(value, Classifier):
+                value.to(self.model.device).check(known.optimised)
         self.model.ddim_table(self.settings.optimisation.steps)  # raises where there are too many
         self.prepare()
         self.requests: Sequence[Request] = self.make_requests()
@@ -264,13 +268,11 @@ class Task(ABC):
 class Preparation:
     """The stage that makes the jobs of some requests.
 
-    ids: of the requests. make: takes what tells progress, as a stage's ``advance``. halves: makes
-    the stages that do the same with half of the memory; none by default.
+    ids: of the requests. make: takes what tells progress, as a stage's ``advance``.
     """
 
     ids: Sequence[str]
     make: Callable[[Callable[[float], None]], Sequence[Job | Stage]]
-    halves: Callable[[], Sequence[Stage]] = tuple
 
     @property
     def count(self) -> int:

@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.classifiers.names import other_words, same_name, synonyms
+
+T = TypeVar("T")
 
 
 def class_word(classifier: Classifier, index: int) -> str:
     """The first synonym of a class name: "robin, American robin" gives "robin"."""
     return classifier.classes[index].split(",")[0].replace("_", " ").strip()
+
+
+def words_for(classifier: Classifier, index: int, said: str | None) -> list[str]:
+    """Words for a class in prompts, the first one preferred: what its user said, its names.
+
+    What was said as an index or a list of synonyms is no word.
+    """
+    said = (said or "").strip()
+    name = classifier.classes[index]
+    names = [alias.replace("_", " ").strip() for alias in name.split(",")]
+    first = [] if not said or said.isdecimal() or "," in said else [said]
+    return list(dict.fromkeys([*first, *names, *other_words(name)]))
+
+
+def first_that_fits(words: Sequence[str], use: Callable[[str], T], option: str) -> T:
+    """What ``use`` makes of the first word that it takes: a text encoder reads short prompts only.
+
+    Raises UserError that is the first word's own, with the option that names another word.
+    """
+    errors = []
+    for word in words:
+        try:
+            return use(word)
+        except UserError as error:
+            errors.append(error)
+    flag = option.replace("_", "-")
+    raise UserError(f"{errors[0]}; another word can be given as --{flag} ({option})")
 
 
 def same_classes(f: Classifier, g: Classifier) -> bool:
@@ -21,9 +55,15 @@ def same_classes(f: Classifier, g: Classifier) -> bool:
     """
     if len(f.classes) != len(g.classes):
         return False
-    synonyms = ([{s.strip().casefold() for s in c.split(",")} for c in x.classes] for x in (f, g))
-    shared = sum(bool(a & b) for a, b in zip(*synonyms, strict=True))
+    shared = sum(bool(synonyms(a) & synonyms(b)) for a, b in zip(f.classes, g.classes, strict=True))
     return 2 * shared > len(f.classes)
+
+
+def same_class(f: Classifier, f_class: int, g: Classifier, g_class: int) -> bool:
+    """Whether a class of one classifier is a class of the other: "boot" is "boot, cowboy boot"."""
+    if same_classes(f, g):
+        return f_class == g_class
+    return same_name(f.classes[f_class], g.classes[g_class])
 
 
 @torch.no_grad()

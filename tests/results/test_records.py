@@ -34,7 +34,8 @@ OWN = {
     "counterfactual": {
         "source", "target", "prompt", "input", "edited_prompt", "injection_fraction",
         "blending_fraction", "target_confidence_before", "target_confidence_reconstruction",
-        "target_confidence", "prediction", "flipped", "judge_prediction", "background_l1",
+        "target_confidence", "prediction", "flipped", "already_target", "judge_prediction",
+        "judge_agrees", "background_l1",
         "foreground_l1",
     },
     "disagreement": {
