@@ -85,6 +85,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
+    if name == "scale":
+        return import_module("fastdigin.scale")  # a room of its own: its `map` is not Python's
     if name not in _HOME:
         raise AttributeError(f"module 'fastdigin' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

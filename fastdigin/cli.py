@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         options = _parser(arguments[:1]).parse_args(expand(arguments))
         _set_up_logging(options.verbose)
-        if getattr(options, "workers", 1) > 1:
+        alone = getattr(options, "ray", None) is None
+        if alone and (getattr(options, "workers", None) or 1) > 1:
             from fastdigin.commands.workers import run_workers
 
             return run_workers(arguments, options)

@@ -82,7 +82,7 @@ def test_every_example_has_a_help_text(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert stopped.value.code == 0
-    assert "--out" in capsys.readouterr().out
+    assert ("--port" if name == "serve" else "--out") in capsys.readouterr().out
 
 
 def test_the_notebook_stores_no_outputs():

@@ -82,7 +82,7 @@ def add_run(parser: Parser, out: str) -> None:
     add_out(parser, out)
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="(default 0)")
     parser.add_argument(
-        "--workers", type=count, default=1, metavar="N",
+        "--workers", type=count, metavar="N",
         help="processes that share the jobs, the cores and the memory; one per core is fastest on "
         "CPUs, one per GPU uses them all (default 1)",
     )  # fmt: skip

@@ -47,7 +47,7 @@ def run_tasks(
         _ = task.engine.slots  # a budget that is too small must not bind the folder to a run
     stores = [ResultStore(out, t.name, t.run_settings, _environment(t)) for t in tasks]
     for task in tasks:
-        _check_same_inputs(task, done, out)
+        check_same_inputs(task, done, out)
     failed = 0
     for task, bar, store, records in zip(tasks, bars, stores, runs, strict=True):
         with bar.of(task.engine.slots):
@@ -112,7 +112,7 @@ class _Bar:
         self._bar.close()
 
 
-def _check_same_inputs(task: Task, done: Mapping[tuple[str, str], Record], out: Path) -> None:
+def check_same_inputs(task: Task, done: Mapping[tuple[str, str], Record], out: Path) -> None:
     """Raises UserError where a finished job has the id of an input but was another photo's."""
     for request in task.requests:
         record = done.get((task.name, request.id))

@@ -11,6 +11,7 @@ from fastdigin import tasks
 from fastdigin.commands.common_options import add_engine, add_run
 from fastdigin.commands.inputs import Loading, add_inputs
 from fastdigin.commands.options import add_settings, chosen_settings, count
+from fastdigin.commands.ray import run_on_ray
 from fastdigin.commands.run import run_tasks
 from fastdigin.engine.engine import Engine
 from fastdigin.models.diffusion import LatentDiffusion
@@ -33,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         "--preset", metavar="NAME", action="append", default=[],
         help="options of one experiment, and fast or exact; --preset list names them all",
     )  # fmt: skip
+    run.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS",
+        help="run on the Ray cluster at ADDRESS, or on one of this machine's own; --workers is "
+        "the number of its actors (default: one per GPU, or per core where there is none)",
+    )  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--model", default="embedded", metavar="MODEL",
@@ -43,8 +49,15 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the task into its folder."""
-    task = load_task(tasks.find(options.command), options)
+    if options.ray is not None:
+        return run_on_ray(options, chosen_task)
+    task = chosen_task(options)
     return run_tasks([task], options.out, as_json=options.json, shard=options.shard)
+
+
+def chosen_task(options: argparse.Namespace) -> Task:
+    """The task of the command."""
+    return load_task(tasks.find(options.command), options)
 
 
 def load_task(task: type[Task], options: argparse.Namespace) -> Task:

@@ -211,18 +211,33 @@ class Task(ABC):
         else:
             if head and len(head) == len(self.requests):
                 raise head[0].error
-        return self._records(todo, chain(head, outcomes), self._progress(todo, on_progress))
+        width = min(self.engine.slots, len(todo))
+        return self._records(todo, chain(head, outcomes), on_progress, width)
+
+    def records(
+        self, requests: Sequence[Request], *, on_progress: Callable[[float], None] | None = None
+    ) -> Iterator[Record]:
+        """Records of some of the requests as jobs finish, failed ones included.
+
+        For runs that come by their requests bit by bit (fastdigin.scale). Batches are as wide as
+        the engine has slots, however few the requests are: how they were shared out must not
+        change a result.
+        """
+        return self._records(
+            requests, self._outcomes(requests), on_progress, self.engine.slots
+        )
 
     def _records(
         self,
         todo: Sequence[Request],
         outcomes: Iterator[_Outcome],
         on_progress: Callable[[float], None] | None,
+        width: int,
     ) -> Iterator[Record]:
         """Feeds the engine while slots are free, and explains what comes out."""
         failures: deque[Record] = deque()
-        work = _Work(self._work(todo, outcomes, failures), len(todo))
-        for result in self.engine.run(work, on_progress):
+        work = _Work(self._work(outcomes, failures, width), max(len(todo), width))
+        for result in self.engine.run(work, self._progress(todo, on_progress)):
             while failures:
                 yield failures.popleft()
             if isinstance(result.job, Unmade):
@@ -231,9 +246,9 @@ class Task(ABC):
                 yield self.explain(result)
         yield from failures
 
-    def _work(self, todo, outcomes, failures: deque[Record]) -> Iterator[Job | Stage]:
+    def _work(self, outcomes, failures: deque[Record], width: int) -> Iterator[Job | Stage]:
         """The work of a batch of requests at a time; requests that fail their check come aside."""
-        width, checked = min(self.engine.slots, len(todo)), []
+        checked = []
         for outcome in outcomes:
             if outcome.error is not None:
                 failures.append(self._failure(outcome.request.id, str(outcome.error)))

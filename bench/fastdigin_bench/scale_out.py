@@ -1,0 +1,192 @@
+"""What scale-out on Ray survives, and what it costs, with an engine that only sleeps.
+
+    python -m fastdigin_bench.scale_out chaos  [--jobs 2000] [--kills 25] [--driver-kills 10]
+    python -m fastdigin_bench.scale_out growth [--jobs 1000 10000 100000] [--workers 16]
+
+chaos: workers and the driver are killed (SIGKILL) at random moments, one job runs out of memory
+once and one write finds the disk full once; in the end every job must have exactly one record, and
+its pictures must be those of an undisturbed run. growth: the driver's memory and the time per job
+as the jobs become many; every path is the real one but for the engine. Last comes one line of
+JSON, also written to bench/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fastdigin.results.store import RESULTS_FILE, ResultStore
+from fastdigin_bench.sleep_task import SLOTS, Sleep, SleepEngine, SleepRecord, load, picture
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def drive(out: Path, faults: Path, jobs: int, workers: int, seconds: float) -> dict[str, Any]:
+    """One run, as ``fastdigin TASK --ray`` makes it; what it cost."""
+    from fastdigin.scale.driver import Pool, Run, connect
+    from fastdigin.scale.tail import Tail
+
+    connect(None)
+    task = Sleep(engine=SleepEngine(seconds, faults), count=jobs)
+    ResultStore(out, task.name, task.run_settings)
+    done = Tail(out)
+    done.read()
+    ids = [r.id for r in task.requests if (task.name, r.id) not in done.done]
+    began = time.monotonic()
+    first: list[float] = []
+    run = Run(
+        task=task.name, ids=ids, out=out, load=partial(load, seconds, str(faults), jobs),
+        pool=Pool.of_cluster(workers), slots=SLOTS, finished=jobs - len(ids),
+        on_record=lambda line: first.append(time.monotonic()) if not first else None,
+    )  # fmt: skip
+    run.run()
+    ended = time.monotonic()
+    return {
+        "jobs": jobs, "errors": len(run.errors), "seconds": ended - began,
+        "seconds_to_first": first[0] - began if first else None,
+        "driver_mib": psutil.Process().memory_info().rss / 2**20,
+    }  # fmt: skip
+
+
+def check(out: Path, jobs: int) -> dict[str, int]:
+    """How many jobs lack a record, have two, or a picture that is not theirs."""
+    lines = [json.loads(line) for line in (out / RESULTS_FILE).read_bytes().splitlines()]
+    times = Counter(line["id"] for line in lines if line["status"] == "done")
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for id in times:
+            record = SleepRecord(id=id, pictures={"image": picture(id)})
+            expected = Path(folder) / record.save(folder)["image"]
+            wrong += expected.read_bytes() != (out / expected.relative_to(folder)).read_bytes()
+            expected.unlink()
+    return {
+        "missing": jobs - len(times),
+        "twice": sum(count > 1 for count in times.values()),
+        "wrong_pictures": wrong,
+    }
+
+
+def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str, Any]:
+    """Kills while two workers do the jobs, until all are done."""
+    rng = random.Random(0)
+    killed = {"workers": 0, "drivers": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        out, faults = Path(folder) / "out", Path(folder) / "faults"
+        faults.mkdir()
+        for fault, number in (("memory", jobs // 3), ("disk", jobs // 2)):
+            (faults / f"{fault}-job-{number:07d}").touch()
+        command = [
+            sys.executable, "-m", "fastdigin_bench.scale_out", "drive", str(out), str(faults),
+            str(jobs), "2", str(seconds),
+        ]  # fmt: skip
+        while True:
+            driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            code = _disturb(driver, rng, killed, kills, driver_kills)
+            if code == 0:
+                break
+        found = check(out, jobs)
+    return {"jobs": jobs, "killed": killed, **found}
+
+
+def _disturb(driver, rng, killed, kills: int, driver_kills: int) -> int:
+    """Kills the driver's workers, and the driver in the end; its exit code."""
+    share = max(1, kills // (driver_kills + 1))
+    mine = 0
+    while driver.poll() is None:
+        time.sleep(rng.uniform(1, 12))
+        workers = _workers_of(driver.pid)
+        more = mine < share or killed["drivers"] >= driver_kills
+        if workers and killed["workers"] < kills and more:
+            rng.choice(workers).send_signal(signal.SIGKILL)
+            killed["workers"] += 1
+            mine += 1
+        elif workers and killed["drivers"] < driver_kills and mine >= share:
+            driver.kill()
+            killed["drivers"] += 1
+    return driver.wait()
+
+
+def _workers_of(pid: int) -> list[psutil.Process]:
+    found = []
+    try:
+        for process in psutil.Process(pid).children(recursive=True):
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    except psutil.NoSuchProcess:
+        pass
+    return found
+
+
+def growth(sizes: list[int], workers: int, seconds: float) -> dict[str, Any]:
+    """The same run with ever more jobs, each in a process of its own."""
+    rows = []
+    for jobs in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable, "-m", "fastdigin_bench.scale_out", "drive", f"{folder}/out",
+                folder, str(jobs), str(workers), str(seconds),
+            ]  # fmt: skip
+            shown = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            row = json.loads(shown.stdout.splitlines()[-1])
+            row |= check(Path(folder) / "out", jobs)
+        row["ms_per_job"] = 1e3 * (row["seconds"] - row["seconds_to_first"]) / jobs
+        rows.append(row)
+        print(
+            f"{jobs:9,} jobs: {row['seconds']:7.1f} s, first record after "
+            f"{row['seconds_to_first']:.1f} s, then {row['ms_per_job']:.2f} ms a job; driver "
+            f"{row['driver_mib']:.0f} MiB", file=sys.stderr,
+        )  # fmt: skip
+    return {"workers": workers, "seconds_per_job": seconds, "runs": rows}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastdigin_bench.scale_out")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    one = kinds.add_parser("chaos")
+    one.add_argument("--jobs", type=int, default=2000)
+    one.add_argument("--kills", type=int, default=25)
+    one.add_argument("--driver-kills", type=int, default=10)
+    one.add_argument("--seconds", type=float, default=0.1, help="that a job sleeps")
+    many = kinds.add_parser("growth")
+    many.add_argument("--jobs", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    many.add_argument("--workers", type=int, default=16)
+    many.add_argument("--seconds", type=float, default=0.01, help="that a job sleeps")
+    single = kinds.add_parser("drive")
+    for name, kind in (("out", Path), ("faults", Path), ("jobs", int), ("workers", int),
+                       ("seconds", float)):  # fmt: skip
+        single.add_argument(name, type=kind)
+    options = parser.parse_args()
+    if options.kind == "drive":
+        result = drive(
+            options.out, options.faults, options.jobs, options.workers, options.seconds
+        )
+        print(json.dumps(result))
+        sys.stdout.flush()
+        os._exit(1 if result["errors"] else 0)  # Ray's own end takes seconds, and a thread waits
+    if options.kind == "chaos":
+        result = chaos(options.jobs, options.kills, options.driver_kills, options.seconds)
+        bad = result["missing"] or result["twice"] or result["wrong_pictures"]
+    else:
+        result = growth(options.jobs, options.workers, options.seconds)
+        bad = any(r["missing"] or r["twice"] or r["wrong_pictures"] for r in result["runs"])
+    text = json.dumps({"bench": f"scale_out {options.kind}", **result})
+    (RESULTS / f"scale-{options.kind}.json").write_text(text + "\n")
+    print(text)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

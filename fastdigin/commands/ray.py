@@ -1,0 +1,100 @@
+"""One command on Ray: the driver reads options and counts, actors load models and work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from fastdigin.commands.run import check_same_inputs, conclude
+from fastdigin.errors import UserError
+from fastdigin.results import ResultStore, read_records
+from fastdigin.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the driver must know of a task. ids: of the jobs that the folder does not hold."""
+
+    task: str
+    ids: list[str]
+    finished: int
+    slots: int
+    memory: str
+
+
+def run_on_ray(options: Namespace, load: Callable[[Namespace], Task]) -> int:
+    """Runs a task's command on the cluster that ``options.ray`` names; returns the exit code.
+
+    load: makes the task of the options, where it is called.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError('--ray needs Ray: pip install "fastdigin[ray]"') from None
+    from fastdigin.scale.driver import START, Pool, Run, connect, wait_for
+
+    connect(options.ray or None)
+    pool = Pool.of_cluster(options.workers)
+    plan = wait_for(
+        ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=0)(_planned).remote(
+            options, load, pool.threads, pool.per_node, os.getcwd()
+        ),
+        START,
+    )
+    options.slots, options.memory = plan.slots, plan.memory
+    failed = []
+
+    def on_record(line: Mapping[str, Any]) -> None:
+        if options.json:
+            print(json.dumps(line), flush=True)
+        if line["status"] == "failed":
+            failed.append(line["id"])
+            tqdm.write(f"failed: {line['id']}: {line['error']}", file=sys.stderr)
+
+    run = Run(
+        task=plan.task, ids=plan.ids, out=options.out, load=partial(_load, options, load),
+        pool=pool, slots=plan.slots, on_record=on_record, finished=plan.finished,
+    )  # fmt: skip
+    run.run()
+    for id, why in run.errors.items():
+        print(f"no result: {id}: {why}", file=sys.stderr)
+    conclude([plan.task], options.out, as_json=options.json)
+    return 1 if failed or run.errors else 0
+
+
+def _planned(options: Namespace, load, threads: int, per_node: int, folder: str) -> _Plan:
+    """Runs where a worker will: checks everything once, and makes the results folder."""
+    import torch
+
+    from fastdigin.engine.memory import parse_memory
+
+    os.chdir(folder)
+    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        options.memory = str(parse_memory(options.memory, torch.device("cpu")) // per_node)
+    task = load(options)
+    ids = options.shard.of([request.id for request in task.requests])
+    done = {(r.task, r.id): r for r in read_records(options.out) if r.status == "done"}
+    ResultStore(options.out, task.name, task.run_settings)
+    check_same_inputs(task, done, options.out)
+    left = [id for id in ids if (task.name, id) not in done]
+    return _Plan(task.name, left, len(ids) - len(left), task.engine.slots, options.memory)
+
+
+def _load(options: Namespace, load: Callable[[Namespace], Task]):
+    """In each actor: the whole task, and those of its requests that rows name."""
+    task = load(options)
+    by_id = {request.id: request for request in task.requests}
+
+    def chosen(rows: Sequence[Mapping[str, Any]]):
+        return task, [by_id[row["id"]] for row in rows]
+
+    return chosen

@@ -1,0 +1,134 @@
+"""Counterfactuals as a service of Ray Serve: photos come as bytes, pictures go as bytes.
+
+Needs pip install "ray[serve]". Requests share one engine's slots. Nothing of a request names a
+file, here or anywhere.
+
+    python -m fastdigin.examples.serve --port 8000 --token SECRET
+    curl -H "Authorization: Bearer SECRET" --data-binary @shoe.png \\
+        "localhost:8000/?target=boot" > answer.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hmac
+import io
+import threading
+import time
+import uuid
+from dataclasses import replace
+
+from PIL import Image
+
+import fastdigin as fd
+from fastdigin.photos import as_inputs
+
+LARGEST = 8 * 2**20  # bytes of a request
+PIXELS = 16 * 2**20
+
+
+class Refused(Exception):
+    """A request that is not served. status: of HTTP."""
+
+    def __init__(self, status: int, why: str):
+        super().__init__(why)
+        self.status = status
+
+
+class Explainer:
+    """One engine in a thread of its own; requests of any number of threads share its slots."""
+
+    def __init__(self, classifier: str, token: str | None, settings=None):
+        self._token = token
+        self._settings = settings
+        self._engine = fd.Engine(fd.LatentDiffusion.from_pretrained("embedded"))
+        self._classifier = fd.Classifier.load(classifier)
+        self._answers = {}  # id of a job -> (its task, where the record is waited for)
+        threading.Thread(target=self._work, daemon=True).start()
+
+    async def explain(self, photo: bytes, target: str, authorization: str = "") -> dict:
+        """The record of a photo's counterfactual, its picture as base64 PNG."""
+        given = authorization.removeprefix("Bearer ")
+        if self._token is not None and not hmac.compare_digest(
+            given.encode(), self._token.encode()
+        ):
+            raise Refused(401, "the token is missing or wrong")
+        (item,) = as_inputs([read_photo(photo)])
+        item = replace(item, id=uuid.uuid4().hex, target=target)
+        try:
+            task = fd.Counterfactuals(
+                engine=self._engine, classifier=self._classifier, photos=[item],
+                settings=self._settings,
+            )  # fmt: skip
+            (request,) = task.requests
+            stages = task.jobs([task.check(request)], self._engine.slots)
+        except fd.UserError as error:
+            raise Refused(400, str(error)) from None
+        answer = asyncio.get_running_loop().create_future()
+        self._answers[request.id] = task, answer
+        self._engine.submit(stages)
+        record = await answer
+        picture = io.BytesIO()
+        if record.image is not None:
+            fd.to_pil(record.image).save(picture, "PNG")
+        return record.to_dict() | {"picture": base64.b64encode(picture.getvalue()).decode()}
+
+    def _work(self) -> None:
+        while True:
+            if not self._engine.busy:
+                time.sleep(0.01)
+                continue
+            for result in self._engine.step():
+                task, answer = self._answers.pop(result.id)
+                answer.get_loop().call_soon_threadsafe(answer.set_result, task.explain(result))
+
+
+def read_photo(photo: bytes) -> Image.Image:
+    """A photo of a request, in one of two formats and no larger than PIXELS."""
+    if len(photo) > LARGEST:
+        raise Refused(413, f"at most {LARGEST:,} bytes are read")
+    try:
+        image = Image.open(io.BytesIO(photo), formats=("PNG", "JPEG"))
+        if image.width * image.height > PIXELS:
+            raise Refused(413, f"at most {PIXELS:,} pixels are read")
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise Refused(400, "the body is no PNG or JPEG picture") from None
+    return image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--classifier", default="embedded:robust")
+    parser.add_argument("--host", default="127.0.0.1", help="(default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--token", help="that requests must bring (default: none)")
+    options = parser.parse_args()
+
+    from ray import serve
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+
+    @serve.deployment(max_ongoing_requests=64, max_queued_requests=256)
+    class Service(Explainer):
+        async def __call__(self, request: Request) -> JSONResponse:
+            try:
+                body = b""
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > LARGEST:
+                        raise Refused(413, f"at most {LARGEST:,} bytes are read")
+                authorization = request.headers.get("authorization", "")
+                target = request.query_params.get("target", "")
+                return JSONResponse(await self.explain(body, target, authorization))
+            except Refused as refused:
+                return JSONResponse({"error": str(refused)}, refused.status)
+
+    serve.start(http_options={"host": options.host, "port": options.port})
+    serve.run(Service.bind(options.classifier, options.token), blocking=True)
+
+
+if __name__ == "__main__":
+    main()

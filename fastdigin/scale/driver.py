@@ -1,0 +1,212 @@
+"""Runs jobs on Ray Data: one actor per GPU or share of the cores, fed with ids.
+
+The driver holds ids and nothing else. It follows the run by the records that reach the folder and
+by what the actors say of their progress, repeats what an actor's death has lost, and gives up
+where nobody has been heard for long.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from tqdm import tqdm
+
+from fastdigin.errors import UserError
+from fastdigin.scale.beats import EVERY, Beats
+from fastdigin.scale.tail import Tail
+from fastdigin.scale.worker import Load, Told, Worker
+
+BLOCKS = 20
+"""How many blocks an actor gets in a run, at least: what the last ones wait for is a block."""
+
+LARGEST = 32
+"""The most jobs of a block, in multiples of the slots: what an actor's death costs is small."""
+
+PATIENCE = 1800.0
+"""Seconds without a word from any actor after which a run is given up."""
+
+START = 600
+"""Seconds that all actors have to load their models."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of a run.
+
+    size: how many. cpus, gpus: of each.
+    """
+
+    size: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of_cluster(cls, size: int | None) -> Pool:
+        """One actor per GPU, or per core where there is none; ``size`` of them where given."""
+        have = ray.cluster_resources()
+        gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
+        size = size or max(1, int(gpus or cpus))
+        # Floored: Ray counts in steps of 1e-4, and the last actor must find its share.
+        share = math.floor(1e4 * cpus / size) / 1e4
+        return cls(size, share if share < 1 else math.floor(share), min(1.0, gpus / size))
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+    @property
+    def per_node(self) -> int:
+        """How many actors share a machine's memory, at most."""
+        return math.ceil(self.size / max(1, len([n for n in ray.nodes() if n["Alive"]])))
+
+    def apply(self, dataset: Dataset, load: Load, told: Told, *, full: bool) -> Dataset:
+        """A row per job of a dataset whose blocks name inputs."""
+        return dataset.map_batches(
+            Worker,
+            batch_size=None,
+            compute=ActorPoolStrategy(size=self.size, max_tasks_in_flight_per_actor=2),
+            fn_constructor_args=(load, told, full),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus or None,
+        )
+
+
+def connect(address: str | None) -> None:
+    """Joins the Ray cluster at an address, or starts one on this machine (None)."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the run says it itself
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR",
+                 include_dashboard=False if address is None else None)  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--ray {address}: no Ray cluster answers there ({error}); start one with `ray start "
+            "--head`, or give --ray without an address for one of this machine"
+        ) from None
+
+
+def told(out: Path, pool: Pool) -> Told:
+    """What the actors of a run are told."""
+    return Told(str(out.absolute()), pool.threads, os.getcwd(), Beats.remote())
+
+
+@dataclass
+class Run:
+    """One task's jobs on a pool.
+
+    ids: of the jobs to be done. load: see :data:`fastdigin.scale.worker.Load`; its rows have an
+    "id". on_record: gets every line that is added to the results folder. patience: see PATIENCE.
+    """
+
+    task: str
+    ids: Sequence[str]
+    out: Path
+    load: Load
+    pool: Pool
+    slots: int
+    on_record: Callable[[dict], None] = lambda line: None
+    patience: float = PATIENCE
+    finished: int = 0
+    """How many jobs the folder holds already; for the progress bar."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """id -> what happened to jobs that have no record."""
+
+    def __post_init__(self) -> None:
+        self._tail = Tail(self.out)
+        self._tail.read()
+        self._left = dict.fromkeys(self.ids)
+
+    def run(self) -> None:
+        """Until every job has a record, or has failed to get one on an actor of its own."""
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.wait_for_min_actors_s = START
+        total = self.finished + len(self.ids)
+        with tqdm(
+            total=total, initial=self.finished, desc=self.task, unit="image", file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        ) as bar:  # fmt: skip
+            for size in self._sizes():
+                if self._left:
+                    self._pass(size, bar)
+        for id in self._left:
+            self.errors.setdefault(id, "its worker died each time that it was tried")
+
+    def _sizes(self) -> Iterator[int]:
+        """Of the blocks: whole ones, then single jobs, to tell the one that kills from others."""
+        fair = math.ceil(len(self.ids) / (self.pool.size * BLOCKS * self.slots))
+        yield self.slots * max(1, min(LARGEST, fair))
+        yield 1
+
+    def _pass(self, size: int, bar: tqdm) -> None:
+        ids = list(self._left)
+        spoken = told(self.out, self.pool)
+        dataset = ray.data.from_items(
+            [{"id": id} for id in ids], override_num_blocks=math.ceil(len(ids) / size)
+        )
+        rows = _Drain(self.pool.apply(dataset, self.load, spoken, full=False))
+        while not rows.ended.wait(EVERY):
+            share, silence = ray.get(spoken.beats.read.remote())
+            self._follow(bar, share)
+            if silence > self.patience:
+                raise UserError(
+                    f"no worker has been heard for {silence / 60:.0f} minutes: the pool no longer "
+                    "works. What is finished is kept; the same command does the rest"
+                )
+        self._follow(bar, 0.0)
+        self.errors = {id: why for id, why in rows.errors.items() if id in self._left}
+        if rows.failure is not None and len(self._left) == len(ids):
+            raise UserError(f"the workers cannot start: {rows.failure}")
+
+    def _follow(self, bar: tqdm, share: float) -> None:
+        for line in self._tail.read():
+            if line.get("task") == self.task and line.get("id") in self._left:
+                del self._left[line["id"]]
+                self.on_record(line)
+        done = bar.total - len(self._left)
+        bar.n = min(bar.total, done + share)
+        bar.refresh()
+
+
+class _Drain:
+    """Reads the rows of a dataset in a thread, so that a pool that hangs does not hang the run."""
+
+    def __init__(self, dataset: Dataset):
+        self.errors: dict[str, str] = {}
+        self.failure: str | None = None
+        self.ended = threading.Event()
+        threading.Thread(target=self._read, args=(dataset,), daemon=True).start()
+
+    def _read(self, dataset: Dataset) -> None:
+        try:
+            for row in dataset.iter_rows():
+                if row["status"] == "error":
+                    self.errors[row["id"]] = row["error"]
+        except Exception as error:  # whatever ends Ray's execution; the run names it
+            self.failure = str(error).strip().splitlines()[-1]
+        self.ended.set()
+
+
+def wait_for(reference, seconds: float):
+    """What a task of Ray returns; its UserError is raised as it is."""
+    began = time.monotonic()
+    try:
+        return ray.get(reference, timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        waited = time.monotonic() - began
+        raise UserError(f"Ray has found no room for a worker in {waited:.0f} s") from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,155 @@
+"""Jobs on a local Ray: every job once, whatever dies. The engine only sleeps, all else is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from cli_commands import CF, QUICK, TARGET, records, run, save_copy
+from PIL import Image
+
+import fastdigin as fd
+from fastdigin.errors import UserError
+from fastdigin.results import ResultStore
+from fastdigin_bench.scale_out import check
+from fastdigin_bench.sleep_task import Sleep, SleepEngine, load
+
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "fastdigin[ray]"')
+
+from fastdigin.scale.driver import Pool, Run  # noqa: E402 - needs Ray
+
+JOBS = 40
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two CPUs on this machine, whatever it has."""
+    paths = os.environ.get("PYTHONPATH", "").split(":") + [str(Path(__file__).parent)]
+    ray.init(
+        num_cpus=2, include_dashboard=False, logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": ":".join(filter(None, paths))}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def sleeping(out, faults, ids=None, jobs=JOBS, seconds=0.02, load=load, **also):
+    task = Sleep(engine=SleepEngine(seconds, faults), count=jobs)
+    ResultStore(out, task.name, task.run_settings)
+    made = Run(
+        task=task.name, ids=ids or [r.id for r in task.requests], out=out, slots=8,
+        load=partial(load, seconds, str(faults), jobs), pool=Pool.of_cluster(2), **also,
+    )  # fmt: skip
+    made.run()
+    return made
+
+
+def test_every_job_has_one_record_though_workers_are_killed(cluster, tmp_path):
+    killed, lines = [], []
+
+    def on_record(line):
+        lines.append(line)
+        if len(lines) in (1, JOBS // 2):
+            process = next(p for p in psutil.Process().children(recursive=True) if is_worker(p))
+            process.send_signal(signal.SIGKILL)
+            killed.append(process.pid)
+
+    made = sleeping(tmp_path, tmp_path, seconds=0.1, on_record=on_record)
+    assert made.errors == {} and len(set(killed)) == 2
+    assert check(tmp_path, JOBS) == {"missing": 0, "twice": 0, "wrong_pictures": 0}
+    assert len(lines) == JOBS
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "MapWorker" in " ".join(process.cmdline())
+
+
+def deadly(seconds, faults, jobs):
+    """A worker that dies of one job, as of a crash in a driver."""
+    chosen = load(seconds, faults, jobs)
+
+    def choose(rows):
+        task, requests = chosen(rows)
+        if any(request.id == "job-0000005" for request in requests):
+            os._exit(1)
+        return task, requests
+
+    return choose
+
+
+def test_a_job_that_kills_its_workers_is_given_up_alone(cluster, tmp_path):
+    made = sleeping(tmp_path, tmp_path, jobs=16, load=deadly)
+    assert list(made.errors) == ["job-0000005"]
+    assert check(tmp_path, 16) == {"missing": 1, "twice": 0, "wrong_pictures": 0}
+
+
+def broken(seconds, faults, jobs):
+    raise RuntimeError("no weights here")
+
+
+def test_workers_that_cannot_start_say_why(cluster, tmp_path):
+    with pytest.raises(UserError, match="no weights here"):
+        sleeping(tmp_path, tmp_path, jobs=2, load=broken)
+
+
+@pytest.mark.parametrize("fault", ["memory", "disk"])
+def test_what_fails_once_is_done_again(cluster, tmp_path, fault):
+    (tmp_path / f"{fault}-job-0000003").touch()
+    made = sleeping(tmp_path, tmp_path, jobs=12)
+    assert made.errors == {}
+    assert check(tmp_path, 12) == {"missing": 0, "twice": 0, "wrong_pictures": 0}
+
+
+def test_a_dataset_of_records_from_a_dataset_of_inputs(cluster, tmp_path):
+    ids = [f"job-{number:07d}" for number in range(6)]
+    inputs = ray.data.from_items([{"id": id} for id in ids])
+    found = fd.scale.map(
+        inputs, partial(load, 0.0, str(tmp_path), 6), out=tmp_path, workers=1
+    ).take_all()
+    assert sorted(row["id"] for row in found) == ids
+    lines = {record["id"]: record for record in records(tmp_path)}
+    for row in found:
+        assert row["status"] == "done" and row["image"] == lines[row["id"]]["image"]
+        assert json.loads(row["history"]) == lines[row["id"]]["history"]
+
+
+def test_a_command_on_ray_gives_what_it_gives_alone(cluster, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a", "b", "c"):
+        save_copy(photos / f"{name}.png")
+    (photos / "broken.png").write_text("no picture")
+    arguments = [*CF, photos, "--target", TARGET, *QUICK, "--slots", 2, "--json"]
+    assert run(*arguments, "--out", tmp_path / "alone") == 1
+    alone = {line["id"]: line for line in printed(capsys)}
+    assert run(*arguments, "--out", tmp_path / "ray", "--ray", "--workers", 1) == 1
+    together = printed(capsys)
+    assert sorted(line["id"] for line in together) == sorted(alone)
+    for line in together:
+        same = alone[line["id"]]
+        assert line["status"] == same["status"] and line.get("error") == same.get("error")
+        if line["status"] == "done":
+            pictures = [
+                np.asarray(Image.open(tmp_path / out / r["image"]), dtype=float)
+                for out, r in (("ray", line), ("alone", same))
+            ]
+            # Another number of threads changes the last bits.
+            assert np.abs(pictures[0] - pictures[1]).max() <= 2
+    assert run(*arguments, "--out", tmp_path / "ray", "--ray", "--limit", 3) == 0
+    assert printed(capsys) == []  # nothing was left to do
+
+
+def test_a_pool_that_is_silent_ends_the_run(cluster, tmp_path):
+    """The last test: the pool keeps its place on the cluster."""
+    with pytest.raises(UserError, match="no worker has been heard"):
+        sleeping(tmp_path, tmp_path, jobs=1, seconds=60, patience=3)
+
+
+def printed(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
