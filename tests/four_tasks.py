@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from tiny import IMAGE_SHAPE, build_classifier, uniform
 
 from fastdigin.engine.job import Settings
@@ -18,29 +19,35 @@ from fastdigin.tasks.neurons import NeuronSettings, visualise_neurons
 OPTIMISATION, CUTOUTS = Settings(steps=3, iterations=1), Cutouts(count=2)
 
 
-def four_tasks(engine):
-    """Two jobs of each, run; those of photos inject attention and blend."""
+def four_tasks(engine, optimisation=OPTIMISATION):
+    """Two jobs of each, run; those of photos inject attention and blend, one by a mask of its own.
+
+    Of the two classifiers the second looks at another size.
+    """
     classifier, other = build_classifier(), build_classifier(seed=1, name="other")
+    other.size = 10
+    mask = torch.zeros(16, 16)
+    mask[4:12, 3:11] = 1
     photos = [
         ImageInput("one", uniform(*IMAGE_SHAPE, seed=1), "a photo of a sneaker", "sneaker", "boot"),
-        ImageInput("two", uniform(*IMAGE_SHAPE, seed=2), "a blue bag", "bag", "sneaker"),
+        ImageInput("two", uniform(*IMAGE_SHAPE, seed=2), "a blue bag", "bag", "sneaker", mask),
     ]
     yield from counterfactuals(
         engine, photos, classifier,
         settings=CounterfactualSettings(
-            OPTIMISATION, null_text_steps=1, injection_fractions=(0.5,), blending_fractions=(0.3,),
+            optimisation, null_text_steps=1, injection_fractions=(0.5,), blending_fractions=(0.3,),
             cutouts=CUTOUTS,
         ),
     )  # fmt: skip
     yield from disagreements(
         engine, classifier, other, ["boot", "bag"],
-        settings=DisagreementSettings(OPTIMISATION, cutouts=CUTOUTS),
+        settings=DisagreementSettings(optimisation, cutouts=CUTOUTS),
     )  # fmt: skip
     yield from visualise_neurons(
         engine, classifier, [1, 4], ["red boot", "bag"], [uniform(*IMAGE_SHAPE)],
-        settings=NeuronSettings(OPTIMISATION, samples_per_word=1, cutouts=CUTOUTS),
+        settings=NeuronSettings(optimisation, samples_per_word=1, cutouts=CUTOUTS),
     )  # fmt: skip
     yield from neuron_counterfactuals(
         engine, photos, classifier, [2, 5], ["max", "min"],
-        settings=NeuronCounterfactualSettings(OPTIMISATION, null_text_steps=1),
+        settings=NeuronCounterfactualSettings(optimisation, null_text_steps=1),
     )  # fmt: skip

@@ -46,7 +46,7 @@ from fastdigin.engine.footprint import (
     state_bytes,
     unet_pass,
 )
-from fastdigin.engine.live_bytes import LiveBytes
+from fastdigin.hardware import LiveBytes
 from fastdigin.models.frozen import freeze_aware
 from fastdigin_bench.counters import FlopCounter, SavedBytes
 from fastdigin_bench.plain_model import checkpoint_blocks

@@ -26,11 +26,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from fastdigin.engine.batch import Batch
-from fastdigin.engine.decoding import decode_one
+from fastdigin.engine import batch
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result
-from fastdigin.engine.slot import Slot
+from fastdigin.engine.judging import Prediction
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin_bench.text_jobs import run_all
@@ -93,14 +92,16 @@ def variants(
 @contextmanager
 def separate_decode() -> Iterator[None]:
     """Decodes the last x0 once more for the history, as the plain loop does."""
-    losses = Batch.losses
+    judge = batch.judge
 
-    def decode_twice(batch: Batch, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
+    def decode_twice(model: LatentDiffusion, predictions: Sequence[Prediction]) -> list[Tensor]:
         with torch.no_grad():
-            decode_one(slot.model, x0s[-1])
-        return losses(batch, slot, x0s)
+            for each in predictions:
+                if each.last:
+                    model.decode(each.x0_chw[None])
+        return judge(model, predictions)
 
-    with patch.object(Batch, "losses", decode_twice):
+    with patch.object(batch, "judge", decode_twice):
         yield
 
 

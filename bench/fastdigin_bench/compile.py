@@ -87,4 +87,4 @@ def _call(role: str, functions: StepFunctions, inputs: tuple) -> Callable[[], tu
         return lambda: functions.forward(*inputs)
     if role == "joint":
         return lambda: functions.joint(*inputs, *incoming)
-    return lambda: functions.pull_back(functions.record(*inputs), *incoming)
+    return lambda: functions.vjp(functions.forward_with_graph(*inputs), *incoming)

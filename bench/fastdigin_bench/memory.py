@@ -4,7 +4,7 @@
 
 The peak by steps, slots and kept steps, predicted and measured; the plans for a grid of budgets,
 with what they really took; a count with fake tensors for Stable Diffusion (account.py); and the
-figures that have a limit. Measured bytes are those of live tensors (engine/live_bytes.py): the
+figures that have a limit. Measured bytes are those of live tensors (hardware.py): the
 model, which lives before, is not among them. state_bytes are the part of the prediction that grows
 with the steps: the variables themselves, one text embedding a step, and their optimiser's moments.
 Beside them stands the resident size of a fresh process, Python, libraries and model included.
@@ -24,9 +24,10 @@ from fastdigin.commands.task import load_engine
 from fastdigin.engine.architectures import ARCHITECTURES, RESOLUTIONS
 from fastdigin.engine.costs import state_bytes
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.live_bytes import LiveBytes
 from fastdigin.engine.memory import show_bytes
+from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
+from fastdigin.hardware import LiveBytes
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin_bench import account
@@ -94,7 +95,8 @@ def measured_row(
         "kept_steps": kept,
         "predicted_bytes": engine.plan.predicted,
         "measured_bytes": peak,
-        "state_bytes": state_bytes(model, slots, steps, model.text_length),
+        "state_bytes": len(whole_blocks(range(slots), copies=2))
+        * state_bytes(model, steps, model.text_length),
     }
 
 

@@ -64,9 +64,9 @@ class RandomLengths(Counterfactuals):
         ]
 
 
-def idle_places(engine: Engine) -> int:
+def idle_iterations(engine: Engine) -> int:
     """How often a slot took part in an iteration without a job."""
-    return engine._places - engine._advanced
+    return engine.slot_iterations - engine.job_iterations
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def measure_occupancy(jobs: int) -> Occupancy:
     found = Occupancy(jobs)
     with counted_rows(model, found):
         none_failed(task.run())
-    # No step is computed twice, so an iteration's calls are its steps, of two rows a place.
-    found.ended = 2 * STEPS * idle_places(engine)
+    # No step is computed twice, so an iteration's calls are its steps, of two rows a slot.
+    found.ended = 2 * STEPS * idle_iterations(engine)
     return found
 
 

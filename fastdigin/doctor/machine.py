@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from fastdigin.engine.memory import free_memory
+from fastdigin import hardware
 from fastdigin.storage import cache_folder
 from fastdigin_kernels.common import native
 
@@ -27,7 +27,7 @@ EXTRAS = {
     "torchvision": ("torchvision",),
     "datasets": ("pyarrow", "scipy"),
     "segment": ("segment-anything-hq", "timm", "torchvision"),
-    "train": ("scikit-image", "torchvision"),
+    "train": ("scikit-image", "scipy"),
     "bench": ("matplotlib",),
 }
 """The optional dependencies of pyproject.toml, but for those of the tests."""
@@ -54,12 +54,12 @@ def devices() -> list[dict[str, Any]]:
     found = []
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        free = free_memory(torch.device("cuda", index))
+        free = hardware.of(f"cuda:{index}").free_memory()
         found.append({"name": about.name, "kind": "cuda", "total": about.total_memory,
                       "free": free, "capability": f"{about.major}.{about.minor}"})  # fmt: skip
     cpu = {"name": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", "kind": "cpu"}
     cpu["total"] = psutil.virtual_memory().total
-    cpu["free"] = free_memory(torch.device("cpu"))
+    cpu["free"] = hardware.of("cpu").free_memory()
     cpu["native library"] = str(native.library_path() or "") or None
     return [*found, cpu]
 

@@ -10,7 +10,7 @@ import torch
 
 from fastdigin.engine.architectures import SD_1_4, SD_2_1, SDXL, Architecture
 from fastdigin.engine.footprint import footprint
-from fastdigin.engine.memory import SHARE_OF_FREE
+from fastdigin.engine.memory import SHARE_OF_FREE, SHARE_OF_GPU
 from fastdigin.errors import UserError
 from fastdigin.models.missing import kept_offline
 from fastdigin.models.model_files import NETWORKS, ModelFiles, find_model
@@ -41,7 +41,8 @@ def estimate(model: str, device: dict[str, Any]) -> dict[str, Any] | None:
     dtype = choose_dtype("auto", torch.device(device["kind"]))
     needed = footprint(architecture, side, dtype=dtype)
     # The engine's "auto" plans with a share of what is free once the weights are loaded.
-    room = needed.weights + SHARE_OF_FREE * (device["free"] - needed.weights)
+    share = SHARE_OF_GPU if device["kind"] == "cuda" else SHARE_OF_FREE
+    room = needed.weights + share * (device["free"] - needed.weights)
     return {
         "model": model,
         "side": side,

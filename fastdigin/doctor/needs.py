@@ -30,8 +30,8 @@ class Need:
 def check_needs(options: Mapping[str, Any]) -> list[Need]:
     """A Need for every network that options of a command line (without dashes) name.
 
-    Networks are loaded to see that they can be, but for diffusion models and segmenters, whose
-    files are looked for; nothing tries the network.
+    Networks are loaded to see that they can be. Of diffusion models the headers of the files are
+    read, and segmenters are looked for; nothing tries the network.
     """
     with kept_offline():
         return [_check(option, name) for option, name in _named(options)]
@@ -57,9 +57,10 @@ def _check(option: str, name: str) -> Need:
 
 def _find(option: str, name: str) -> None:
     if option == "model":
+        from fastdigin.models.headers import check_headers
         from fastdigin.models.model_files import find_model
 
-        find_model(name)
+        check_headers(name, find_model(name))
     elif option == "segmenter":
         from fastdigin.models.segmenter import find_segmenter
 

@@ -22,6 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.sampler import (
     Step,
     StepFunctions,
@@ -29,7 +30,7 @@ from fastdigin.engine.sampler import (
     latents_of,
     solver_step,
 )
-from fastdigin.engine.steps import padded
+from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
@@ -148,7 +149,7 @@ def invert(
     inversions = []
     for start in range(0, len(images), batch):
         part = list(zip(images, prompts, strict=True))[start : start + batch]
-        rows, words = zip(*padded(part, batch), strict=True)
+        rows, words = zip(*whole_blocks(part, batch), strict=True)
         found = _invert_batch(functions, rows, words, settings, len(part), on_step)
         inversions += found[: len(part)]
     return inversions
@@ -321,7 +322,7 @@ def null_text_optimisation(
         # The prediction after the last update is accepted whatever it is: it needs no gradient.
         for left in reversed(range(settings.null_text_steps + 1)):
             if left:
-                graph = functions.record(z, null, None, null_step)
+                graph = functions.forward_with_graph(z, null, None, null_step)
                 null_output = graph.z_prev.detach().requires_grad_()
             else:
                 null_output, _ = functions.forward(z, null, None, null_step)
@@ -331,10 +332,11 @@ def null_text_optimisation(
                 losses = (z_prev - upward[:, i + 1]).square().flatten(1).mean(1)
             near = near | (losses.detach().double() < settings.tolerance * (1 + 2 * i))
             # Elsewhere than on the CPU the host would wait for the answer.
-            if not left or (near.device.type == "cpu" and near.all()):
+            waits = near.device.type != "cpu" or hardware.of(near.device).is_gpu
+            if not left or (not waits and near.all()):
                 break
             (on_output,) = torch.autograd.grad(losses.sum(), null_output)
-            _, gradient = functions.pull_back(graph, on_output, None)
+            _, gradient = functions.vjp(graph, on_output, None)
             null = torch.where(near[:, None, None], null, adam.update(null, gradient))
         z, previous_x0 = z_prev.detach(), x0.detach()
         trajectory.append(z)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdigin.editing.inversion import Inversion, InversionSettings, invert
 from fastdigin.engine.sampler import StepFunctions
-from fastdigin.engine.steps import padded
+from fastdigin.engine.steps import whole_blocks
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.storage import (
     LIMIT,
@@ -61,7 +61,7 @@ class InversionCache:
     ) -> list[Inversion]:
         """As ``fastdigin.editing.inversion.invert``; only what is not kept is computed."""
         functions = functions or StepFunctions(self.model)
-        rows, steps = len(padded([None], batch)), type(functions).__name__
+        rows, steps = len(whole_blocks([None], batch)), type(functions).__name__
         last_bits = rows, arithmetic(self.model.device), steps
         keys = [
             cache_key(FORMAT, self._fingerprint, image, prompt, settings, last_bits)

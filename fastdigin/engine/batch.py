@@ -18,15 +18,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.compile_choice import CompileChoice, work_ahead
-from fastdigin.engine.decoding import decode_one, loss_gradient
+from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import VARIABLES, Job, Result
-from fastdigin.engine.memory import is_out_of_memory, release
+from fastdigin.engine.judging import Prediction, judge, predictions_of
+from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage
 from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
-from fastdigin.engine.steps import BatchSteps, padded
+from fastdigin.engine.steps import BatchSteps, whole_blocks
 from fastdigin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,15 @@ class Batch:
     are jobs for; until it is drained it keeps its width.
     """
 
-    def __init__(self, planner: Planner, choice: CompileChoice, queue: Queue):
+    def __init__(
+        self, planner: Planner, choice: CompileChoice, queue: Queue, graphs: Graphs | None = None
+    ):
         self.queue = queue
         self.slots: list[Slot] = []
         self.plan: Plan | None = None
         self._planner, self._choice, self._model = planner, choice, planner.model
         self._key: tuple | None = None
+        self._graphs, self._width, self._full = graphs, 1, False
 
     @property
     def advancing(self) -> int:
@@ -66,16 +71,19 @@ class Batch:
         while self._has_room and (job := self.queue.head(run_stage)) is not None:
             if isinstance(job, Result):
                 failed.append(job)
-            elif self._key_of(job) == self._key:
-                failed += self._take(job)
-            elif not self.advancing:
-                self._key, self.slots, self.plan = self._key_of(job), [], None
-                failed += self._take(job)
-            else:
+            elif self.advancing and self._key_of(job) != self._key:
                 break
+            else:
+                if self._key_of(job) != self._key:
+                    self._key, self.slots, self.plan = self._key_of(job), [], None
+                taken = self._take(job)
+                if taken is None:
+                    break
+                failed += taken
             self.queue.pop()
         if self.slots and self.plan is None:
             self.plan = self._planned()
+            self._width = self.plan.width
             log.info("%s", self.plan)
         return failed
 
@@ -93,7 +101,7 @@ class Batch:
             start += len(part)
             for i, slot in enumerate(part):
                 if slot.active and slot.updates_left and gradients is not None:
-                    with _failing_alone(slot):
+                    with _failing_alone(slot, of_memory=True):
                         slot.update(
                             {
                                 name: None if g is None else g[i]
@@ -102,6 +110,7 @@ class Batch:
                         )
         _settle(self.slots)
         finished = [slot for slot in self.slots if not (slot.active or slot.reported)]
+        self._full = self._full and not finished
         for slot in finished:
             slot.reported = True
         return [slot.result() for slot in finished]
@@ -109,18 +118,37 @@ class Batch:
     @property
     def _has_room(self) -> bool:
         """Whether a slot is free, or one may be added: until the batch has been planned."""
+        if self._full:
+            return False
         free = self.advancing < len(self.slots)
         return free or self.plan is None and len(self.slots) < self._planner.slots
 
-    def _take(self, job: Job) -> list[Result]:
-        """Puts a job into the first free slot; its Result if it fails."""
+    def _take(self, job: Job) -> list[Result] | None:
+        """Puts a job into the first free slot; its Result if it fails.
+
+        None where memory will not hold it before another job has left.
+        """
         place = next((i for i, slot in enumerate(self.slots) if not slot.active), len(self.slots))
         try:
             self.slots[place : place + 1] = [Slot(job, self._model)]
         except UserError as error:
             log.warning("job %s failed: %s", job.id, error)
             return [Result.failure(job, str(error))]
-        return []
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            return []
+        self._full = self.advancing > 0
+        if not self._full and self.slots:
+            self.slots, self.plan = [], None  # of jobs that have finished
+            return self._take(job)
+        self._release()
+        if self._full:
+            log.warning("out of memory with job %s beside %d others", job.id, self.advancing)
+            return None
+        return [Result.failure(job, f"out of memory even alone: {reason}")]
 
     def _key_of(self, job: Job) -> tuple:
         """Jobs with equal keys fit into one batch."""
@@ -131,7 +159,7 @@ class Batch:
         """How the batch is run."""
         slots = self.slots
         plan = self._planner.plan(slots)
-        rows = self._choice.rows(len(slots), self._guided)
+        rows = self._choice.rows(len(slots), self._guided, compiled=True)
         work = work_ahead(slots, plan.kept_steps, rows, self._guided, self.queue.waiting)
         if not self._choice.compiles(work):
             return plan
@@ -155,10 +183,12 @@ class Batch:
                 raise
             reason = str(error)
         # Outside of the handler: there the exception would keep the graphs alive.
-        release(self._model.device)
+        self._release()
         smaller = plan.halved()
         if smaller is not None and smaller.compiled and not plan.kept_steps:
-            before, after = (self._choice.rows(p.slots, self._guided) for p in (plan, smaller))
+            before, after = (
+                self._choice.rows(p.slots, self._guided, compiled=True) for p in (plan, smaller)
+            )
             smaller = replace(smaller, compiled=after < before)  # there is no smaller graph
         if smaller is None:
             part[0].fail(f"out of memory even alone: {reason}")
@@ -172,9 +202,11 @@ class Batch:
         A slot that is not active keeps its place with its last state, so that shapes stay as
         they are; whatever it computes is dropped.
         """
+        if self._graphs is not None:
+            self._graphs.begin()
         guided = self._guided
-        width = self._choice.rows(len(slots), guided) if plan.compiled else 1
-        rows = padded(slots, width, copies=2 if guided else 1)
+        width = self._choice.rows(len(slots), guided, plan.compiled)
+        rows = whole_blocks(slots, width, copies=2 if guided else 1)
         z = torch.stack([slot.z.detach() for slot in rows])
         cond = torch.stack([slot.conditioning for slot in rows])
         null = torch.stack([slot.null_text for slot in rows]) if guided else None
@@ -185,43 +217,58 @@ class Batch:
         functions = self._choice.of(plan.compiled)
         run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
 
-        grad_x0s = [torch.zeros_like(x0) for x0 in run.x0s]
-        for i, slot in enumerate(slots):
-            if slot.active:
-                x0s = [x0[i] for x0 in run.x0s]
-                with _failing_alone(slot):
-                    for grad_x0, grad in zip(grad_x0s, self.losses(slot, x0s), strict=True):
-                        grad_x0[i] = grad
+        grad_x0s = self._judged(slots, run.x0s)
         if not any(slot.active and slot.updates_left for slot in slots):
             return None
         return unrolled_backward(functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
 
-    def losses(self, slot: Slot, x0s: Sequence[Tensor]) -> list[Tensor]:
-        """Records the plain image of the last x0; returns the gradient for each x0.
+    def _judged(self, slots: Sequence[Slot], x0s: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the losses for each x0 (B, C, h, w); records the plain images.
 
-        Each x0 is decoded, judged and reduced to its gradient before the next, one slot at a
-        time: memory is that of one decode, and no other job can change a bit or break this one.
-        One decode of the last x0 serves its loss and the history.
+        As many images at a time as the plan says, from now on half as many where memory runs out.
         """
-        settings = slot.job.settings
-        count = min(settings.last_steps, len(x0s))
-        weights = [2 * (k + 1) / (count * (count + 1)) for k in range(count)]
-        gradients = [torch.zeros_like(x0) for x0 in x0s[: len(x0s) - count]]
-        for k, (weight, x0) in enumerate(zip(weights, x0s[-count:], strict=True)):
-            last = k == count - 1
-            if not last and not slot.updates_left:
-                gradients.append(torch.zeros_like(x0))
+        gradients = [torch.zeros_like(x0) for x0 in x0s]
+        left = predictions_of(slots, x0s)
+        while left:
+            part = [each for each in left[: self._width] if each[-1].slot.active]
+            try:
+                found = self._judged_apart([prediction for *_, prediction in part])
+            except Exception as error:
+                if self._width == 1 or not is_out_of_memory(error):
+                    raise
+                found = None
+            if found is None:  # outside of the handler, which keeps the graphs alive
+                self._release()
+                log.warning("out of memory with %d images at a time", self._width)
+                self._width //= 2
                 continue
-            with torch.set_grad_enabled(slot.updates_left):
-                x0 = x0.detach().requires_grad_(slot.updates_left)
-                decoded = decode_one(self._model, x0)
-            if last:
-                slot.record(decoded.detach(), x0.detach())
-                if not slot.updates_left:
-                    return [torch.zeros_like(x) for x in x0s]
-            key = slot.job.seed, slot.iteration, k
-            gradients.append(loss_gradient(slot, decoded, x0, weight, key))
+            left = left[self._width :]
+            for (k, b, _), gradient in zip(part, found, strict=True):
+                gradients[k][b] = gradient
         return gradients
+
+    def _release(self) -> None:
+        """Gives back what is held for later: graphs are recorded anew, for what fits."""
+        device = hardware.of(self._model.device)
+        if device.advice:
+            log.warning("%s", device.advice)
+        if self._graphs is not None:
+            self._graphs.clear()
+        device.release()
+
+    def _judged_apart(self, predictions: Sequence[Prediction]) -> Sequence[Tensor]:
+        """All together; where one of them fails, each by itself."""
+        if len(predictions) == 1:
+            with _failing_alone(predictions[0].slot):
+                return judge(self._model, predictions, self._width, self._graphs)
+            return [torch.zeros_like(predictions[0].x0_chw)]
+        try:
+            return judge(self._model, predictions, self._width, self._graphs) if predictions else []
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            log.info("%d images failed together; each again by itself", len(predictions))
+        return [self._judged_apart([each])[0] for each in predictions]
 
 
 def _settle(slots: Sequence[Slot]) -> None:
@@ -230,17 +277,20 @@ def _settle(slots: Sequence[Slot]) -> None:
     values = torch.cat(figures).tolist()
     for slot, own in zip(slots, figures, strict=True):
         mine, values = values[: len(own)], values[len(own) :]
-        with _failing_alone(slot):
+        with _failing_alone(slot, of_memory=True):
             slot.settle(mine)
 
 
 @contextmanager
-def _failing_alone(slot: Slot) -> Iterator[None]:
-    """Turns whatever a job's own losses raise into that job's failure."""
+def _failing_alone(slot: Slot, of_memory: bool = False) -> Iterator[None]:
+    """Turns whatever a job's own losses raise into that job's failure.
+
+    of_memory: whether running out of memory fails it too, as nothing could be made smaller.
+    """
     try:
         yield
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) and not of_memory:
             raise
         log.warning(
             "job %s failed", slot.job.id, exc_info=not isinstance(error, FloatingPointError)

@@ -20,6 +20,7 @@ region. A kept step is an ordinary compiled autograd graph.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastdigin.engine.graphs import Graphs, recorded
 from fastdigin.engine.sampler import (
     Step,
     StepFunctions,
@@ -52,32 +54,32 @@ class GraphKey:
     injected_self: bool = False
 
 
-class CompiledStepFunctions(StepFunctions):
-    """Compiles what ``StepFunctions`` does, for batches of ``rows`` samples.
+class DeclaredStepFunctions(StepFunctions, ABC):
+    """Does what ``StepFunctions`` does by a function of its own for each GraphKey.
 
-    backend: of torch.compile. ``graphs`` counts the graphs that were compiled for each key: one,
-    if all is well; a second one is logged as a warning.
+    Args:
+        rows: how many samples a batch may have; others are left to ``StepFunctions``. None is any.
     """
 
-    def __init__(
-        self, model: LatentDiffusion, rows: Collection[int], backend: str | Callable = "inductor"
-    ):
+    def __init__(self, model: LatentDiffusion, rows: Collection[int] | None = None):
         super().__init__(model)
-        self.rows = frozenset(rows)
-        self.graphs: Counter[GraphKey] = Counter()
-        self._backend = backend
-        self._compiled: dict[GraphKey, Callable] = {}
+        self.rows = None if rows is None else frozenset(rows)
+        self._made: dict[GraphKey, Callable] = {}
+
+    @abstractmethod
+    def make(self, key: GraphKey) -> Callable:
+        """The function for a key: of the model, z, cond, null, Step and, if joint, gradients."""
 
     def forward(self, z, cond, null, step: Step) -> tuple[Tensor, Tensor]:
-        if len(z) not in self.rows:
+        if self._undeclared(z):
             return super().forward(z, cond, null, step)
         function = self._function("forward", z, null, step)
         with torch.no_grad():
             return function(self.model, *_plain(z, cond, null), _filled(step, z))
 
-    def record(self, z, cond, null, step: Step) -> StepGraph:
-        if len(z) not in self.rows:
-            return super().record(z, cond, null, step)
+    def forward_with_graph(self, z, cond, null, step: Step) -> StepGraph:
+        if self._undeclared(z):
+            return super().forward_with_graph(z, cond, null, step)
         function = self._function("kept", z, null, step)
         z, cond, null = _plain(z, cond, null)
         variables = tuple(x.requires_grad_() for x in (z, cond, null) if x is not None)
@@ -86,7 +88,7 @@ class CompiledStepFunctions(StepFunctions):
         return StepGraph(variables, z_prev, x0)
 
     def joint(self, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
-        if len(z) not in self.rows:
+        if self._undeclared(z):
             return super().joint(z, cond, null, step, grad_z_prev, grad_x0)
         function = self._function("joint", z, null, step)
         outputs = (z, grad_z_prev), (latents_of(z, step), grad_x0)
@@ -98,17 +100,41 @@ class CompiledStepFunctions(StepFunctions):
 
     def _function(self, role, z: Tensor, null: Tensor | None, step: Step) -> Callable:
         injected = step.injected is not None, step.injected_self is not None
-        key = GraphKey(role, len(z), null is not None, *injected)
-        if key not in self._compiled:
-            # Of its own, so that no key's guards are looked through for another's.
-            self._compiled[key] = torch.compile(
-                _ROLES[role],
-                fullgraph=True,
-                dynamic=False,
-                backend=self._counting(key),
-                isolate_recompiles=True,
-            )
-        return self._compiled[key]
+        return self.function(GraphKey(role, len(z), null is not None, *injected))
+
+    def function(self, key: GraphKey) -> Callable:
+        """What ``make`` made, once."""
+        if key not in self._made:
+            self._made[key] = self.make(key)
+        return self._made[key]
+
+    def _undeclared(self, z: Tensor) -> bool:
+        return self.rows is not None and len(z) not in self.rows
+
+
+class CompiledStepFunctions(DeclaredStepFunctions):
+    """Compiles what ``StepFunctions`` does, for batches of ``rows`` samples.
+
+    backend: of torch.compile. ``graphs`` counts the graphs that were compiled for each key: one,
+    if all is well; a second one is logged as a warning.
+    """
+
+    def __init__(
+        self, model: LatentDiffusion, rows: Collection[int], backend: str | Callable = "inductor"
+    ):
+        super().__init__(model, rows)
+        self.graphs: Counter[GraphKey] = Counter()
+        self._backend = backend
+
+    def make(self, key: GraphKey) -> Callable:
+        # Of its own, so that no key's guards are looked through for another's.
+        return torch.compile(
+            _ROLES[key.role],
+            fullgraph=True,
+            dynamic=False,
+            backend=self._counting(key),
+            isolate_recompiles=True,
+        )
 
     def _counting(self, key: GraphKey) -> Callable:
         """The backend, with a note of what it compiles."""
@@ -127,6 +153,25 @@ class CompiledStepFunctions(StepFunctions):
         return compile_graph
 
 
+class RecordedStepFunctions(DeclaredStepFunctions):
+    """Replays what ``StepFunctions`` does, or what ``compiled`` made of it (graphs.py)."""
+
+    def __init__(
+        self, model: LatentDiffusion, graphs: Graphs, compiled: CompiledStepFunctions | None = None
+    ):
+        super().__init__(model, None if compiled is None else compiled.rows)
+        self._graphs, self.compiled = graphs, compiled
+
+    def make(self, key: GraphKey) -> Callable:
+        if self.compiled is None:
+            return recorded(self._graphs, ("step", key), _EAGER[key.role])
+        return recorded(self._graphs, ("compiled", key), self.compiled.function(key))
+
+
+def _eager_joint(model, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
+    return StepFunctions(model).joint(z, cond, null, step, grad_z_prev, grad_x0)
+
+
 def _joint(model, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
     """Gradients of z, cond and, with guidance, null."""
     variables = (z, cond) if null is None else (z, cond, null)
@@ -141,6 +186,7 @@ def _joint(model, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tens
 
 
 _ROLES = {"forward": guided_step, "kept": guided_step, "joint": _joint}
+_EAGER = {**_ROLES, "joint": _eager_joint}
 
 
 def _filled(step: Step, z: Tensor) -> Step:

@@ -14,6 +14,7 @@ From a photo to its record there are these forms. Each is made once and adds wha
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -21,15 +22,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.checks import check_pooled
 from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.compiled import GraphKey
+from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage, checked
-from fastdigin.engine.sampler import Step, StepFunctions, UnrolledSampler
-from fastdigin.engine.steps import scaled_noise, step_vector
+from fastdigin.engine.sampler import StepFunctions, UnrolledSampler
+from fastdigin.engine.steps import Steps
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
@@ -38,9 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Optimises Jobs through a frozen latent diffusion model.
+    """Optimises Jobs through a frozen latent diffusion model (DiG-IN, section 3.2).
 
-    ``plan`` is that of the latest batch.
+    ``plan`` is that of the latest batch. ``job_iterations`` are those that a job took part in so
+    far, ``slot_iterations`` those of all slots.
 
     Args:
         model: the frozen model.
@@ -48,7 +53,7 @@ class Engine:
             "auto" for most of what is free.
         slots: how many jobs share a U-Net batch; planned from the memory when None. A queue
             shorter than that is run in fewer slots. The batch is filled up to whole blocks of rows
-            (``padded``), so an even number wastes nothing.
+            (``whole_blocks``), so an even number wastes nothing.
         kept_steps: how many steps of an iteration keep their graphs from the forward instead of
             being recomputed; planned when None, for each batch of jobs.
         compile: "on" runs the steps of the diffusion model through torch.compile, "auto" where
@@ -56,6 +61,7 @@ class Engine:
             differs in its last bits, and a compiled batch is filled up to as many rows as ``slots``
             or half of them make, so that there are two shapes. ``sample`` and inversions are
             compiled by "on" alone, for such batches.
+        graphs: "auto" has a GPU replay steps, decodes and classifiers (CUDA graphs, graphs.py).
 
     Raises:
         UserError: a network of the model is trainable or in training mode, or an argument is
@@ -74,6 +80,7 @@ class Engine:
         slots: int | None = None,
         kept_steps: int | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
+        graphs: Literal["auto", "off"] = "auto",
     ):
         for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
             if value is not None and value < least:
@@ -82,10 +89,13 @@ class Engine:
         self.model: LatentDiffusion = model
         self.plan: Plan | None = None
         self._kept_steps = kept_steps or 0
-        self._advanced = self._places = 0
-        self._stepping = False
-        self._planner = Planner(model, memory, slots, kept_steps)
-        self._choice = CompileChoice(model, compile, lambda: self.slots)
+        self.job_iterations = self.slot_iterations = 0
+        self._stepping, self._lock = False, threading.Lock()
+        self._graphs = Graphs(hardware.of(model.device)) if graphs == "auto" else None
+        if not hardware.of(model.device).has_graphs:
+            self._graphs = None
+        self._planner = Planner(model, memory, slots, kept_steps, self._graphs)
+        self._choice = CompileChoice(model, compile, lambda: self.slots, self._graphs)
         self._batch = self._new_batch(Queue())
 
     @property
@@ -100,12 +110,12 @@ class Engine:
         A slot idles when no job is left that fits into its batch: towards the end of a queue. The
         batch is not made smaller then: another size would change the last bits of the results.
         """
-        return self._advanced / max(self._places, 1)
+        return self.job_iterations / max(self.slot_iterations, 1)
 
     @property
     def functions(self) -> StepFunctions:
         """Of the model's steps, for work outside of jobs; compiled where compile is "on"."""
-        return self._choice.for_sampling
+        return self._choice.for_stages
 
     @property
     def graphs(self) -> dict[GraphKey, int]:
@@ -131,15 +141,30 @@ class Engine:
     ) -> Tensor:
         """Samples images' latents, differentiably (once): bring your own loss.
 
-        latents: (B, C, h, w). conditioning, null_text: (B, L, D), or (B, T, L, D) per timestep;
-        null_text defaults to the empty prompt. pooled: (B, 2, P), those of prompt and null text,
-        for SDXL. noise: (B, T, C, h, w), what a stochastic solver adds after each step; None draws
-        it from torch's default generator. steps and guidance_scale: None takes the model's usual
-        ones. Returns the predicted x0 (B, C, h, w), or with
-        ``last_steps=K`` the last K of them, (K, B, C, h, w), earliest first. Gradients reach
-        latents, conditioning and null_text; memory does not grow with ``steps`` but for the
-        latents, unless the engine was given ``kept_steps``. Differentiating twice raises
-        RuntimeError.
+        Memory does not grow with ``steps`` but for the latents, unless the engine was given
+        ``kept_steps``.
+
+        Args:
+            latents: z_T (B, C, h, w).
+            conditioning: (B, L, D), or (B, T, L, D) per timestep.
+            null_text: likewise; None takes the empty prompt.
+            pooled: (B, 2, P), those of prompt and null text, for SDXL.
+            noise: (B, T, C, h, w), standard normal, for stochastic solvers; None draws it from
+                torch's default generator.
+            steps, guidance_scale: None takes the model's usual ones.
+            last_steps: K.
+
+        Returns:
+            The predicted x0 (B, C, h, w), or with K > 1 the last K of them, (K, B, C, h, w),
+            earliest first. Gradients reach latents, conditioning and null_text; differentiating
+            twice raises RuntimeError.
+
+        Raises:
+            UserError: for shapes that do not fit the model.
+
+        Example:
+            >>> x0 = engine.sample(latents, conditioning)
+            >>> my_loss(engine.model.decode(x0)).backward()
         """
         _check_frozen(self.model)
         steps = self.model.usual_steps if steps is None else steps
@@ -156,27 +181,13 @@ class Engine:
         check_pooled(self.model, pooled, (batch,), "pooled")
         if guided and null_text is None:
             null_text = self.model.encode_prompts([""]).to(latents.dtype).expand(batch, -1, -1)
-        table = self.model.ddim_table(steps)
-        place = {"device": latents.device, "dtype": latents.dtype}
-        coefficients = table.step.to(**place)
-        guidance = torch.full((batch,), guidance_scale, **place)
-        vector = step_vector(self.model, pooled, guidance, guided)
-        added = _sample_noise(table, noise, latents)
-        constants = [
-            Step(
-                timestep=table.timesteps[i].to(latents.device).expand(batch),
-                coefficients=coefficients[i].expand(batch, -1),
-                guidance=guidance if guided else None,
-                vector=vector,
-                noise=None if added is None else added[:, i],
-            )
-            for i in range(steps)
-        ]
+        guidance = torch.full((batch,), guidance_scale, device=latents.device, dtype=latents.dtype)
+        noise = _drawn(noise, self.model.ddim_table(steps), latents)
         cond = _with_steps(conditioning, "conditioning", batch, steps)
         null = _with_steps(null_text, "null_text", batch, steps) if guided else None
         _, x0s = UnrolledSampler.apply(
-            self.functions,
-            constants,
+            self._choice.for_sampling,
+            Steps(self.model, steps, guidance, guided, pooled, noise),
             min(last_steps, steps),
             min(self._kept_steps, steps),
             latents,
@@ -186,12 +197,14 @@ class Engine:
         return x0s if last_steps > 1 else x0s[-1]
 
     def submit(self, jobs: Iterable[Job | Stage]) -> None:
-        """Appends jobs and stages to the queue that ``step`` works through.
+        """Appends jobs and stages to the queue that ``step`` works through; from any thread.
 
         Raises:
             UserError: for anything else among them; nothing is appended then.
         """
-        self._batch.queue.submit(jobs)
+        jobs = list(jobs)  # outside of the lock, as it may be a generator's work
+        with self._lock:
+            self._batch.queue.submit(jobs)
 
     def step(self, on_progress: Callable[[float], None] | None = None) -> list[Result]:
         """Fills free slots from the queue, then advances every job in a slot by one iteration.
@@ -207,10 +220,10 @@ class Engine:
             The Results of the jobs that have finished, failed ones included; often none.
 
         Example:
-            engine.submit(jobs)
-            while engine.busy:
-                for result in engine.step():
-                    print(result.id, result.history[-1]["total"])
+            >>> engine.submit(jobs)
+            >>> while engine.busy:
+            ...     for result in engine.step():
+            ...         print(result.id, result.history[-1]["total"])
         """
         if self._stepping:
             raise RuntimeError(
@@ -222,8 +235,9 @@ class Engine:
             results = self._step(self._batch, on_progress)
         finally:
             self._stepping = False
-        if not self._batch.busy:  # the next batch is as wide as its jobs are many
-            self._batch = self._new_batch(Queue())
+        with self._lock:  # or what another thread submits meanwhile would go with the old batch
+            if not self._batch.busy:  # the next batch is as wide as its jobs are many
+                self._batch = self._new_batch(Queue())
         return results
 
     @property
@@ -263,7 +277,7 @@ class Engine:
         return [by_job[id(job)] for job in jobs]
 
     def _new_batch(self, queue: Queue) -> Batch:
-        return Batch(self._planner, self._choice, queue)
+        return Batch(self._planner, self._choice, queue, self._graphs)
 
     def _results(self, batch: Batch, on_progress) -> Iterator[Result]:
         while batch.busy:
@@ -275,20 +289,28 @@ class Engine:
         advancing = batch.advancing
         if advancing:
             results += batch.iterate()
-            self._advanced += advancing
-            self._places += len(batch.slots)
+            self.job_iterations += advancing
+            self.slot_iterations += len(batch.slots)
             self.plan = batch.plan
             advance(advancing)
         return results
 
     def _run_stage(self, stage: Stage, advance: Callable[[float], None]) -> Sequence:
         """What takes the stage's place in the queue."""
+        name = type(stage).__name__
         try:
             return list(checked(stage.run(self, advance), (Job, Stage, Result), "a stage's jobs"))
         except Exception as error:
-            known = isinstance(error, UserError)
-            log.warning("%s failed: %s", type(stage).__name__, error, exc_info=not known)
-            return stage.failed(str(error) if known else f"{type(error).__name__}: {error}")
+            known, smaller = isinstance(error, UserError), ()
+            if is_out_of_memory(error) and hasattr(stage, "halves"):
+                smaller = stage.halves()
+            if not smaller:
+                log.warning("%s failed: %s", name, error, exc_info=not known)
+                return stage.failed(str(error) if known else f"{type(error).__name__}: {error}")
+        # Outside of the handler: there the exception would keep what it holds alive.
+        hardware.of(self.model.device).release()
+        log.warning("out of memory in %s of %d jobs; going on in halves", name, stage.count)
+        return smaller
 
 
 def _check_frozen(model: LatentDiffusion) -> None:
@@ -305,8 +327,8 @@ def _check_frozen(model: LatentDiffusion) -> None:
             )
 
 
-def _sample_noise(table: DDIMTable, noise: Tensor | None, latents: Tensor) -> Tensor | None:
-    """What the solver adds, (B, T, C, h, w); None where it is deterministic."""
+def _drawn(noise: Tensor | None, table: DDIMTable, latents: Tensor) -> Tensor | None:
+    """The noise that was given, or else some, (B, T, C, h, w); None where the solver adds none."""
     shape = (len(latents), len(table), *latents.shape[1:])
     if noise is not None and (table.noise is None or tuple(noise.shape) != shape):
         wanted = "none: the model's solver is deterministic" if table.noise is None else str(shape)
@@ -314,8 +336,8 @@ def _sample_noise(table: DDIMTable, noise: Tensor | None, latents: Tensor) -> Te
     if table.noise is None:
         return None
     if noise is None:
-        noise = torch.randn(shape, device=latents.device, dtype=latents.dtype)
-    return scaled_noise(table, noise.to(latents))
+        return torch.randn(shape, device=latents.device, dtype=latents.dtype)
+    return noise.to(latents)
 
 
 def _with_steps(text: Tensor, name: str, batch: int, steps: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdigin.engine.architectures import Architecture
 from fastdigin.engine.costs import slot_state_bytes
-from fastdigin.engine.memory import measure
+from fastdigin.hardware import measure
 from fastdigin.models.frozen import freeze_aware
 
 STEPS = 20

@@ -1,22 +1,21 @@
-"""Memory: what a budget like "12GiB" means, what is free, and what a function needs."""
+"""Memory: what a budget like "12GiB" means, and how running out of it looks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 
-import psutil
 import torch
 
-from fastdigin.engine.live_bytes import LiveBytes
+from fastdigin import hardware
 from fastdigin.errors import UserError
 
 SHARE_OF_FREE = 0.7
 """Of what is free, "auto" takes this much: other programs, and the allocator's waste, need some."""
 
+SHARE_OF_GPU = 0.9
+"""Likewise of a GPU, which is usually one program's alone."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def parse_memory(memory: str | int, device: torch.device) -> int:
@@ -25,7 +24,8 @@ def parse_memory(memory: str | int, device: torch.device) -> int:
     Raises UserError for anything else.
     """
     if memory == "auto":
-        return int(SHARE_OF_FREE * free_memory(device))
+        where = hardware.of(device)
+        return int((SHARE_OF_GPU if where.is_gpu else SHARE_OF_FREE) * where.free_memory())
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMG]I?)?B?\s*", str(memory).upper())
     try:
         size = int(float(found[1]) * _UNITS[found[2] or ""])
@@ -44,77 +44,22 @@ def show_bytes(size: float) -> str:
     return f"{size / 2**10:.0f} KiB"
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on the device.
-
-    CPU: the smaller of what the system calls available and what the process's control groups
-    (containers, batch systems) leave. CUDA: what is free, and what torch holds but does not use.
-    """
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    return min([psutil.virtual_memory().available, *_cgroup_rests()])
+_SIGNS = (
+    "can't allocate memory", "CUDA error: out of memory",
+    # cuBLAS fails to make its handle or workspace, cuDNN to find an algorithm that fits.
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+)  # fmt: skip
 
 
-def measure(function: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """(bytes held by the result of ``function``, most bytes alive while it ran)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = function()
-        held = torch.cuda.memory_allocated(device) - before
-        peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        with LiveBytes() as live:
-            result = function()
-            held, peak = live.now, live.peak
-    del result
-    return held, peak
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch (on CUDA or on the CPU) or Python could not get memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def release(device: torch.device) -> None:
-    """Gives what torch holds but does not use back to the device."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _cgroup_rests() -> list[int]:
-    """What every enclosing control group, version 1 or 2, leaves."""
-    try:
-        lines = (_PROC / "self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    rests = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, limit, used = _CGROUP, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root, limit, used = _CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        # In a container the path may be the host's: the group's own files are then at the root.
-        folder = root / path.lstrip("/")
-        for each in (folder, *folder.parents):
-            rest = _read_rest(each / limit, each / used)
-            if rest is not None:
-                rests.append(rest)
-            if each == root:
-                break
-    return rests
-
-
-def _read_rest(limit: Path, used: Path) -> int | None:
-    try:
-        most, now = limit.read_text().strip(), used.read_text().strip()
-    except OSError:
-        return None
-    return None if most == "max" else max(int(most) - int(now), 0)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch (on CUDA or on the CPU), a library of CUDA's or Python could not get memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    # Without enough memory cuDNN may also say that it supports nothing of the kind.
+    unsupported = "CUDNN_STATUS_NOT_SUPPORTED" in text and "memory" in text
+    return unsupported or any(sign in text for sign in _SIGNS)

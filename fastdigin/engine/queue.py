@@ -23,6 +23,9 @@ class Stage(Protocol):
     The slots keep their jobs meanwhile and do not advance.
 
     count: how many jobs the stage will become.
+
+    A stage may have a method ``halves()`` as well: stages that do the same with half of the memory.
+    They take its place when ``run`` runs out of it; where there are none, it has failed.
     """
 
     count: int
@@ -111,7 +114,7 @@ class Queue:
     @property
     def waiting(self) -> int:
         """How many jobs are known to follow."""
-        return sum(map(_jobs_of, self._items)) + max(self._expected, 0)
+        return sum(map(_jobs_of, list(self._items))) + max(self._expected, 0)
 
     def __bool__(self) -> bool:
         """Whether anything is left; reads one more if it must."""

@@ -130,18 +130,36 @@ class StepFunctions:
         with torch.no_grad():
             return guided_step(self.model, z, cond, null, step)
 
-    def record(self, z, cond, null, step: Step) -> StepGraph:
-        """The same with a graph, for ``pull_back``."""
-        return record_step(self.model, z, cond, null, step)
+    @torch.enable_grad()
+    def forward_with_graph(self, z, cond, null, step: Step) -> StepGraph:
+        """The same with a graph, for ``vjp``."""
+        variables = [x.detach().requires_grad_() for x in (z, cond, null) if x is not None]
+        z_prev, x0 = guided_step(self.model, *variables, *([None] if null is None else []), step)
+        return StepGraph(tuple(variables), z_prev, x0)
 
-    def pull_back(self, graph: StepGraph, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
-        """Consumes the graph: gradients of z, cond and, with guidance, null."""
-        rescale = self.model.dtype != graph.variables[0].dtype
-        return pull_back(graph, grad_z_prev, grad_x0, rescale)
+    def vjp(
+        self, graph: StepGraph, grad_z_prev: Tensor | None, grad_x0: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The vector-Jacobian product: gradients of z, cond and, with guidance, null.
+
+        Consumes the graph. Where the network computes in another precision, the gradient is near 1
+        on its way through it (``rescaled``).
+        """
+        pairs = [
+            (output, gradient)
+            for output, gradient in ((graph.z_prev, grad_z_prev), (graph.x0, grad_x0))
+            if gradient is not None
+        ]
+        outputs, gradients = zip(*pairs, strict=True)
+        if self.model.dtype == graph.variables[0].dtype:
+            return torch.autograd.grad(outputs, graph.variables, gradients)
+        return rescaled(
+            lambda scaled: torch.autograd.grad(outputs, graph.variables, scaled), *gradients
+        )
 
     def joint(self, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
-        """The gradients of a step that kept no graph: recompute and vector-Jacobian product."""
-        return self.pull_back(self.record(z, cond, null, step), grad_z_prev, grad_x0)
+        """The gradients of a step that kept no graph: a recompute and its ``vjp``."""
+        return self.vjp(self.forward_with_graph(z, cond, null, step), grad_z_prev, grad_x0)
 
 
 @dataclass(frozen=True)
@@ -178,7 +196,7 @@ def unrolled_forward(
         inputs.append(z_bchw)
         step_inputs = z_bchw, cond_btld[:, i], _at(null_btld, i), step
         if i >= len(steps) - kept_steps:
-            graph = functions.record(*step_inputs)
+            graph = functions.forward_with_graph(*step_inputs)
             kept.append(graph)
             z_bchw, x0 = graph.z_prev.detach(), graph.x0.detach()
         else:
@@ -210,7 +228,7 @@ def unrolled_backward(
     for i in reversed(range(len(steps))):
         grad_x0 = grad_x0s[i - first_loss_step] if i >= first_loss_step else None
         if i >= first_kept_step:
-            found = functions.pull_back(kept[i - first_kept_step], grad_z, grad_x0)
+            found = functions.vjp(kept[i - first_kept_step], grad_z, grad_x0)
         else:
             step_inputs = forward_inputs[i], cond_btld[:, i], _at(null_btld, i), steps[i]
             found = functions.joint(*step_inputs, grad_z, grad_x0)
@@ -220,42 +238,14 @@ def unrolled_backward(
     return latents_of(grad_z, steps[0]), grad_cond, grad_null
 
 
-@torch.enable_grad()
-def record_step(model, z, cond, null, step: Step) -> StepGraph:
-    """Runs one step with a graph."""
-    variables = [x.detach().requires_grad_() for x in (z, cond, null) if x is not None]
-    z_prev, x0 = guided_step(model, *variables, *([None] if null is None else []), step)
-    return StepGraph(tuple(variables), z_prev, x0)
-
-
-def pull_back(
-    graph: StepGraph, grad_z_prev: Tensor | None, grad_x0: Tensor | None, rescale: bool = False
-) -> tuple[Tensor, ...]:
-    """The vector-Jacobian product of a recorded step, for each of its variables.
-
-    rescale: brings each sample's incoming gradient near 1 and undoes it, so that a network in
-    half precision neither underflows nor overflows on the way. Both are exact: the product is
-    linear, the factor a power of two.
-    """
-    pairs = [
-        (output, gradient)
-        for output, gradient in ((graph.z_prev, grad_z_prev), (graph.x0, grad_x0))
-        if gradient is not None
-    ]
-    outputs, gradients = zip(*pairs, strict=True)
-    if not rescale:
-        return torch.autograd.grad(outputs, graph.variables, gradients)
-    return rescaled(
-        lambda scaled: torch.autograd.grad(outputs, graph.variables, scaled), *gradients
-    )
-
-
 def rescaled(
     product: Callable[[list[Tensor]], Sequence[Tensor]], *gradients: Tensor
 ) -> tuple[Tensor, ...]:
     """``product(gradients)``, a linear one, of gradients that are near 1 on the way.
 
-    Each sample has a factor of its own, so both have its batch as their leading dimension.
+    So a network in half precision neither underflows nor overflows. The factors are powers of two,
+    which change no other bit. Each sample has its own, so all tensors have the batch as their
+    leading dimension.
     """
     scale = power_of_two_near(*gradients)
     found = product([g * over(scale, g) for g in gradients])

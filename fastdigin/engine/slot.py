@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
-from fastdigin.engine.steps import job_constants
+from fastdigin.engine.steps import on_device
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -29,7 +29,7 @@ class Slot:
         check_job(job, model)
         settings = job.settings
         self.job, self.model, self.iteration = job, model, 0
-        self.constants = job_constants(job, model)
+        self.constants = on_device(job, model)
         self.history: tuple[dict[str, float], ...] = ()
         self.reported = False
         self.error: str | None = None
@@ -40,7 +40,7 @@ class Slot:
         self._finite: dict[str, Tensor] = {}  # of the gradients of the latest update
         self._stopped = False  # by the early-stop rule
 
-        place = {"device": model.device, "dtype": model.state_dtype}
+        place = {"device": model.device, "dtype": model.state_dtype, "non_blocking": True}
         self.z = job.latents.detach().to(**place, copy=True)
         self._norm = self.z.norm()
         self._base = {"conditioning": _per_step(job.conditioning, settings.steps).to(**place)}
@@ -88,7 +88,7 @@ class Slot:
         return total, terms
 
     @torch.no_grad()
-    def record(self, image_3hw: Tensor, x0_chw: Tensor) -> None:
+    def evaluate(self, image_3hw: Tensor, x0_chw: Tensor) -> None:
         """Evaluates the plain image of this iteration. ``settle`` reads what came of it."""
         total, terms = self.loss(Candidate(image_3hw, x0_chw))
         figures = {"total": total, **terms}
@@ -167,15 +167,16 @@ class Slot:
 
     def result(self) -> Result:
         """The Result so far."""
-        best = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in (self.best or {}).items()}
+        found = {"initial_image": self.initial_image, **(self.best or {})}
+        best = _on_host({k: v for k, v in found.items() if isinstance(v, Tensor)})
         return Result(
             job=self.job,
             status="done" if self.error is None else "failed",
             error=self.error,
             image=best.get("image"),
-            initial_image=None if self.initial_image is None else self.initial_image.cpu(),
+            initial_image=best.get("initial_image"),
             history=self.history,
-            best_iteration=best.get("iteration"),
+            best_iteration=found.get("iteration"),
             seconds=time.perf_counter() - self._started,
             latents=best.get("latents"),
             conditioning=best.get("conditioning"),
@@ -196,6 +197,16 @@ class _Evaluation:
 
     figures: dict[str, Tensor]
     state: dict[str, Tensor | None]
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, of which the device makes one."""
+    if not tensors:
+        return {}
+    flat = torch.cat([x.flatten() for x in tensors.values()]).cpu()
+    parts = flat.split([x.numel() for x in tensors.values()])
+    pairs = zip(tensors.items(), parts, strict=True)
+    return {name: part.view(x.shape).clone() for (name, x), part in pairs}
 
 
 def _per_step(text: Tensor, steps: int) -> Tensor:

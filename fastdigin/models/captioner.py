@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastdigin.models.missing import is_folder, loading
+from fastdigin.models.missing import is_folder, loading, without_bars
 from fastdigin.models.weights import check_weights
 from fastdigin.storage import weights_fingerprint
 
@@ -62,7 +62,7 @@ class Captioner:
         where = (f"a hub id or a folder with {files} of an image-to-text model", None)
         if source.count("/") == 1 and not is_folder(source):
             where = (f"{files} of {source}", f"hf download {source}")
-        with loading(owner, *where):
+        with loading(owner, *where), without_bars():
             # First, because it knows best what is wrong with a model.
             network, info = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False

@@ -7,17 +7,17 @@ normalisation are part of the classifier and differentiable.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdigin.errors import UserError, check_choice
-from fastdigin.models.classifiers.names import folded, synonyms, word_classes
+from fastdigin.models.classifiers.names import folded, not_a_class, synonyms, word_classes
 from fastdigin.models.classifiers.outputs import (
     ACTIVATIONS,
     CHANNELS,
@@ -25,11 +25,14 @@ from fastdigin.models.classifiers.outputs import (
     Channels,
     Named,
     both_names,
+    find_logits,
     in_channels,
     probabilities,
     read_logits,
 )
+from fastdigin.models.classifiers.through_relu import ThroughRelu
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
+from fastdigin.models.passes import called, once, view_of
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.storage import text_hash
 
@@ -108,6 +111,7 @@ class Classifier:
         self.layer = layer
         self.name = name
         self.named: Named = "own"  # or guessed, or mere numbers
+        self.through_relu = False
         self._said: set[str] = set()
         self._mean_c11, self._std_c11 = (
             torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (mean, std)
@@ -179,6 +183,15 @@ class Classifier:
         other.layer = layer
         return other
 
+    def passing_relu(self) -> Classifier:
+        """The same classifier for neurons that are off: the gradient goes through their ReLU.
+
+        Shares the network; values are the same (:mod:`fastdigin.models.classifiers.through_relu`).
+        """
+        other = copy.copy(self)
+        other.through_relu = True
+        return other
+
     def with_classes(self, classes: Sequence[str]) -> Classifier:
         """The same classifier with other names for its K classes; shares the network.
 
@@ -230,8 +243,11 @@ class Classifier:
         Raises:
             UserError: The network does not give one logit per class.
         """
-        output = self.network(self._normalise(images_b3hw, prepared))
-        return read_logits(output, len(self.classes), self.name).to(images_b3hw.dtype)
+        views_b3hw = self._views(images_b3hw, prepared)
+        logits, _ = self.look(views_b3hw, features=False)
+        if logits is None:  # a pass for the neurons does not mind
+            logits, _ = self._run(False, views_b3hw)
+        return logits.to(images_b3hw.dtype)
 
     def probabilities(self, images_b3hw: Tensor) -> Tensor:
         """(B,K), the ``activation`` of the logits of images in [0,1]; differentiable."""
@@ -257,19 +273,11 @@ class Classifier:
         Raises:
             UserError: The layer gives no such tensor.
         """
-        inputs = self._normalise(images_b3hw, prepared)
-
-        def run() -> object:
-            return self.network(inputs)
-
-        if self.layer is not None:
-            features = layer_output(self.network, self.layer, run)
-        elif self._head is not None:
-            features = layer_input(self.network, self._head, run)
-        else:
+        if self.layer is None and self._head is None:
             raise UserError(
                 f"{self.name} has no nn.Linear whose input could be its neurons: name a layer."
             )
+        _, features = self.look(self._views(images_b3hw, prepared), features=True)
         if features is None:
             raise UserError(
                 f"{self._layer_name} of {self.name} does not give a tensor (B,F), (B,L,C) or "
@@ -283,45 +291,6 @@ class Classifier:
         black = torch.zeros(1, 3, self.size, self.size, dtype=self.dtype, device=self.device)
         with torch.no_grad():
             return self.activations(black, prepared=True).shape[1]
-
-    def check(self, differentiable: Literal["logits", "activations"] | None = None) -> None:
-        """Runs one image of noise, so that a network that cannot be explained is refused at once.
-
-        Args:
-            differentiable: What has to have a gradient in the image.
-
-        Raises:
-            UserError: The network does not give one logit per class, gives probabilities instead of
-                logits, or no gradient reaches the image.
-        """
-        noise = torch.rand(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
-        image = noise.to(self.device).requires_grad_(differentiable is not None)
-        with torch.set_grad_enabled(differentiable is not None):
-            logits = self.logits(image, prepared=True)
-            found = (
-                self.activations(image, prepared=True)
-                if differentiable == "activations"
-                else logits
-            )
-        p = logits.detach()
-        if self.activation == "softmax" and (p >= 0).all() and abs(float(p.sum()) - 1) < 1e-4:
-            raise UserError(
-                f"{self.name} returns probabilities, which add up to 1: give its network without "
-                "the softmax at its end."
-            )
-        if differentiable is None:
-            return
-        # Weighted at random, because a sum over all may not depend on the image.
-        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(found)
-        gradient = None
-        if found.requires_grad:
-            (gradient,) = torch.autograd.grad((weights * found).sum(), image, allow_unused=True)
-        if gradient is None or not gradient.isfinite().all() or not gradient.any():
-            raise UserError(
-                f"no gradient of the {differentiable} of {self.name} reaches the image, so nothing "
-                "can be optimised: its forward must not run under torch.no_grad() or "
-                "inference_mode(), detach, round, or go through numpy."
-            )
 
     def check_neuron(self, neuron: int | str) -> int:
         """The neuron's index as int, if the layer has it; UserError with the range otherwise."""
@@ -353,16 +322,7 @@ class Classifier:
                 self._said.add(name_or_index)
         if len(found) == 1:
             return found[0]
-        if found:
-            choices = "; ".join(f"{index} ({self.classes[index]})" for index in found)
-            raise UserError(
-                f"class {name_or_index!r} of {self.name} is ambiguous: give one of the indices "
-                f"{choices}."
-            )
-        close = difflib.get_close_matches(folded(name_or_index), self._names, n=3)
-        hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else "."
-        known = f" Its classes: {', '.join(self.classes)}." if len(self.classes) <= 20 else ""
-        raise UserError(f"class {name_or_index!r} is not a class of {self.name}{hint}{known}")
+        raise not_a_class(name_or_index, found, self._names, self.classes, self.name)
 
     @functools.cached_property
     def _names(self) -> dict[str, list[int]]:
@@ -377,9 +337,54 @@ class Classifier:
     def _layer_name(self) -> str:
         return f"layer {self.layer}" if self.layer else f"the input of {self._head}"
 
-    def _normalise(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
-        pixels = images_b3hw if prepared else self.prepare(images_b3hw)
-        pixels = in_channels(pixels, self.channels)
+    @property
+    def view_key(self) -> tuple:
+        """Classifiers with equal keys look at an image in the same way."""
+        return self.resizing, self.size
+
+    @property
+    def pass_key(self) -> tuple:
+        """Classifiers with equal keys find the same in what they look at."""
+        mean, std = (tuple(x.flatten().tolist()) for x in (self._mean_c11, self._std_c11))
+        how = mean, std, self.channels, len(self.classes), self.through_relu
+        return id(self.network), self.layer, self._head, *how
+
+    def look(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
+        """One pass over prepared images: the network's output, and its neurons where wanted."""
+        return once(
+            self.pass_key,
+            views_b3hw,
+            lambda: self._pass(views_b3hw, features),
+            enough=lambda found: found[1] is not None or not features,
+        )
+
+    def _views(self, images_b3hw: Tensor, prepared: bool) -> Tensor:
+        if prepared:
+            return images_b3hw
+        return once(view_of(self), images_b3hw, lambda: (self.prepare(images_b3hw),))[0]
+
+    def _pass(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
+        return called((self.pass_key, features), functools.partial(self._run, features), views_b3hw)
+
+    def _run(self, features: bool, views_b3hw: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        inputs, outputs, found = self._inputs(views_b3hw), [], None
+
+        def run() -> None:
+            with ThroughRelu() if self.through_relu else nullcontext():
+                outputs.append(self.network(inputs))
+
+        if not features:
+            run()
+            return read_logits(outputs[0], len(self.classes), self.name), None
+        if self.layer is not None:
+            found = layer_output(self.network, self.layer, run)
+        else:
+            found = layer_input(self.network, self._head, run)
+        return find_logits(outputs[0], len(self.classes)), found
+
+    def _inputs(self, views_b3hw: Tensor) -> Tensor:
+        """What the network takes in: its channels, normalised."""
+        pixels = in_channels(views_b3hw, self.channels)
         mean, std = self._mean_c11.to(pixels), self._std_c11.to(pixels)
         return ((pixels - mean) / std).to(self.dtype)
 

@@ -75,6 +75,10 @@ class DDIMTable:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def is_multistep(self) -> bool:
+        return self.step.shape[1] == 5
+
 
 def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
     """The solver that stands for a scheduler of diffusers.

@@ -87,6 +87,7 @@ class LatentDiffusion:
         dtype: str | torch.dtype = "auto",
         size: int | None = None,
         attention: str = "auto",
+        lora: str | Sequence[str] = (),
     ) -> LatentDiffusion:
         """Loads a model from its files (safetensors only; no code of others runs).
 
@@ -103,6 +104,8 @@ class LatentDiffusion:
             size: Side of the images in pixels, for example 256 to run Stable Diffusion 1.4 on a
                 small machine; models draw best at the size they were trained for.
             attention: As for the constructor.
+            lora: PATH or PATH:SCALE of LoRA weights, or several, which are added to the model's:
+                a safetensors file (of diffusers, PEFT or kohya), a folder or a hub id.
 
         Returns:
             The model, ready for ``Engine``.
@@ -118,8 +121,10 @@ class LatentDiffusion:
         """
         from fastdigin.models.loading import load_parts
 
-        parts = load_parts(source, device, dtype)
-        return cls(**parts, size=size, name=source, attention=attention)
+        loras = [lora] if isinstance(lora, str) else list(lora)
+        parts = load_parts(source, device, dtype, loras)
+        name = " + ".join([source, *loras])
+        return cls(**parts, size=size, name=name, attention=attention)
 
     load = from_pretrained
 

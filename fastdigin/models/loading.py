@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 
 from fastdigin.errors import UserError
 from fastdigin.models.frozen import freeze_aware
-from fastdigin.models.missing import loading
+from fastdigin.models.lora import add_lora
+from fastdigin.models.missing import loading, without_bars
 from fastdigin.models.model_files import NETWORKS, ModelFiles, components, find_model
 from fastdigin.models.precision import choose_device, choose_dtype
 from fastdigin.models.weights import check_weights
@@ -27,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def load_parts(
-    source: str, device: str | torch.device | None, dtype: str | torch.dtype
+    source: str,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype,
+    loras: Sequence[str] = (),
 ) -> dict[str, Any]:
     """LatentDiffusion's arguments, from files.
 
@@ -37,9 +41,11 @@ def load_parts(
     dtype = choose_dtype(dtype, device)
     files = find_model(source, half=dtype in (torch.float16, torch.bfloat16))
     wanted = "the files of a Stable Diffusion, whole, with safetensors weights"
-    with loading(owner, wanted), warnings.catch_warnings():
+    with loading(owner, wanted), without_bars(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         parts = _read(files, dtype, owner)
+    for lora in loras:
+        add_lora(parts, lora)
     for name in files.variants:
         parts[name].to(device)
     return _finished(owner, parts, files.index)

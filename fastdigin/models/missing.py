@@ -82,6 +82,25 @@ def cannot_load(
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """Hides the bars with which transformers shows that it reads a file; downloads keep theirs."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as theirs
+
+    shown, fetching = theirs.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    theirs.disable_progress_bar()  # also hides those of downloads
+    if fetching:
+        hub.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
+        if not fetching:
+            hub.disable_progress_bars()
+
+
+@contextmanager
 def kept_offline() -> Iterator[None]:
     """Nothing that is loaded within tries the network; for a look at what is on this machine."""
     from huggingface_hub import constants

@@ -13,6 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
 from fastdigin.errors import UserError
 from fastdigin.models.missing import cannot_load, is_folder, loading, offline
 
@@ -32,7 +34,7 @@ PIPELINES = {
 }
 """``_class_name`` in model_index.json of what can be loaded -> its components that are used."""
 
-_ENDINGS = {  # variant: of one file, or of the index of shards
+ENDINGS = {  # variant: of one file, or of the index of shards
     None: (".safetensors", ".safetensors.index.json"),
     "fp16": (".fp16.safetensors", ".safetensors.index.fp16.json"),
 }
@@ -75,6 +77,14 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
             f"fetch it again with `hf download OWNER/NAME --local-dir {shlex.quote(source)}`, or "
             "save it with pipeline.save_pretrained()"
         )
+    elif path.is_file():
+        kind = "StableDiffusionXLPipeline" if _is_xl(path) else "StableDiffusionPipeline"
+        code = f"from diffusers import {kind} as P; P.from_single_file({source!r})"
+        code += f".save_pretrained({str(path.with_suffix(''))!r})"
+        raise UserError(
+            f"model {source!r} is a single file, and only folders of diffusers are read; convert "
+            f"it once: python -c {shlex.quote(code)}"
+        )
     elif source.count("/") != 1 or is_folder(source):
         similar = difflib.get_close_matches(source, [EMBEDDED])
         hint = " (did you mean 'embedded'?)" if similar else ""
@@ -92,6 +102,14 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
         )
     _check_folders(source, found)
     return found
+
+
+def _is_xl(checkpoint: Path) -> bool:
+    """Whether a single file holds SDXL; of what is not safetensors nothing is read."""
+    if checkpoint.suffix != ".safetensors":
+        return False
+    with loading(f"'{checkpoint}'", "a file that is whole"), safe_open(checkpoint, "pt") as file:
+        return any(name.startswith("conditioner.") for name in file.keys())  # noqa: SIM118
 
 
 def components(owner: str, pipeline: str) -> tuple[str, ...]:
@@ -161,7 +179,7 @@ def _check_folders(source: str, files: ModelFiles) -> None:
                 f"model {source!r} is not supported: its {part} is a {found} in "
                 f"{part}/config.json, and only {kind} can be used"
             )
-        one, many = (f"{part}/{stem}{ending}" for ending in _ENDINGS[variant])
+        one, many = (f"{part}/{stem}{ending}" for ending in ENDINGS[variant])
         if library == "diffusers" and all((files.folder / name).is_file() for name in (one, many)):
             # diffusers would follow it, here to shards that may be absent or older.
             raise UserError(
@@ -211,7 +229,7 @@ def _choose(
         else:
             stem = f"{part}/{NETWORKS[part][2]}"
             order = ("fp16", None) if half else (None, "fp16")
-            choices = [(stem + ending, v) for v in order for ending in _ENDINGS[v]]
+            choices = [(stem + ending, v) for v in order for ending in ENDINGS[v]]
             missing = (f"{stem}.safetensors", None)
             file, variants[part] = next((c for c in choices if c[0] in names), missing)
             required += [f"{part}/config.json", file]

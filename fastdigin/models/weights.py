@@ -35,16 +35,26 @@ def check_weights(
     Raises:
         UserError: A tensor is missing, foreign or not finite; the message names some of them.
     """
-    _refuse(owner, "its weights lack", missing)
-    modules = dict(network.named_modules())
-    foreign = [name for name in unexpected if _belongs(name, modules)]
-    _refuse(owner, "its config.json has no place for", foreign)
+    check_names(owner, network, missing, unexpected)
     broken = (
         name
         for name, tensor in network.state_dict().items()
         if tensor.is_floating_point() and not _is_finite(tensor)
     )
     _refuse(owner, "its weights are not finite in", broken)
+
+
+def check_names(
+    owner: str, network: nn.Module, missing: Iterable[str], unexpected: Iterable[str]
+) -> None:
+    """``check_weights`` without a look at the weights: the network may be on "meta"."""
+    missing, unexpected = sorted(missing), list(unexpected)
+    _refuse(owner, "its weights lack", missing, _prefix_hint(missing, unexpected))
+    modules = dict(network.named_modules())
+    foreign = [name for name in unexpected if _belongs(name, modules)]
+    lora = any("lora" in name for name in foreign)
+    hint = " They are LoRA weights beside the model's own: merge them (pipe.fuse_lora()) first."
+    _refuse(owner, "its config.json has no place for", foreign, hint if lora else "")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -62,13 +72,25 @@ def _belongs(name: str, modules: Mapping[str, nn.Module]) -> bool:
     return depth > 0 and not list(parent.children())
 
 
-def _refuse(owner: str, problem: str, names: Iterable[str]) -> None:
+def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
+    """What to do where a file names every tensor by what the network was wrapped in."""
+    for name in unexpected:
+        if missing and name.endswith(f".{missing[0]}"):
+            prefix = name.removesuffix(missing[0])
+            return (
+                f" In the file all names begin with {prefix!r}: it was saved from a wrapper (a "
+                "compiled or parallel module); save the network within it."
+            )
+    return ""
+
+
+def _refuse(owner: str, problem: str, names: Iterable[str], hint: str = "") -> None:
     names = sorted(names)
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UserError(
-            f"{owner} cannot be loaded: {problem} {', '.join(names[:3])}{more}. Fetch or save its "
-            "files again, or name the model they belong to."
+            f"{owner} cannot be loaded: {problem} {', '.join(names[:3])}{more}."
+            + (hint or " Fetch or save its files again, or name the model they belong to.")
         )
 
 

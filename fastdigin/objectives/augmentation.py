@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastdigin.configuration import check_settings, setting
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import called, once, view_of
 from fastdigin.models.resampling import resample_crops
+from fastdigin.objectives import philox
 
 Key = tuple[int, int, int]
+_BOXES, _NOISE = 0, 1  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,6 @@ class Cutouts:
     def __call__(self, image_3hw: Tensor, size: int, key: Key) -> Tensor:
         """The crops of this key; differentiable in the image.
 
-        All randomness is drawn on the CPU from a generator that ``key`` alone seeds, in one
-        precision, and cast: crops do not depend on device, dtype, batch or what was drawn before.
-        Losses with the same key and size see the same crops.
-
         Args:
             image_3hw: (3,H,W) in [0,1].
             size: side of the crops in pixels.
@@ -70,19 +70,33 @@ class Cutouts:
         Returns:
             (count,3,size,size), in the image's dtype.
         """
-        generator = torch.Generator().manual_seed(_stable_hash(key))
-        height, width = image_3hw.shape[-2:]
+        return self.many(image_3hw[None], size, [key])[0]
+
+    def many(self, images_b3hw: Tensor, size: int, keys: Sequence[Key]) -> Tensor:
+        """The crops of several images, (B,count,3,size,size), each those of its own key.
+
+        All randomness is drawn on the images' device, in one precision, from a generator that the
+        key alone determines, and cast: crops do not depend on device (but for the last bits of
+        functions like sin), dtype, batch or what was drawn before. Losses with the same key and
+        size see the same crops.
+        """
+        words = philox.key_words(keys, images_b3hw.device)
+        return called(("crops", self, size), partial(self._crops, size), images_b3hw, words)[0]
+
+    def _crops(self, size: int, images_b3hw: Tensor, key_words: Tensor) -> tuple[Tensor]:
+        height, width = images_b3hw.shape[-2:]
         full = min(height, width)
         smallest = min(size, self.min_fraction * full)
-        u, v, w = torch.rand(3, self.count, generator=generator, dtype=torch.float64)
+        drawn = philox.uniform(key_words, 3 * self.count, _BOXES)
+        u, v, w = drawn.unflatten(1, (3, -1)).unbind(1)
         sides = smallest + (full - smallest) * u**self.power
         tops, lefts = v * (height - sides), w * (width - sides)
-        crops = resample_crops(image_3hw, tops, lefts, sides, size)
+        boxes = zip(images_b3hw, tops, lefts, sides, strict=True)
+        crops = torch.stack([resample_crops(*box, size) for box in boxes])
         if self.noise == 0:
-            return crops
-        # float32: four times faster to draw than float64, and exact when cast up.
-        noise = torch.randn(crops.shape, generator=generator, dtype=torch.float32)
-        return crops + self.noise * noise.to(crops, non_blocking=True)
+            return (crops,)
+        noise = philox.normal(key_words, crops[0].numel(), _NOISE)
+        return (crops + self.noise * noise.view(crops.shape).to(crops),)
 
 
 def views(
@@ -94,12 +108,10 @@ def views(
         (count,3,size,size) crops, or (1,3,size,size) if there is no key or no cutouts. Crops are
         neither resized nor cropped again.
     """
-    if cutouts is None or key is None:
-        return classifier.prepare(image_3hw.unsqueeze(0))
-    return cutouts(image_3hw, classifier.size, key)
 
+    def make() -> tuple[Tensor]:
+        if cutouts is None or key is None:
+            return (classifier.prepare(image_3hw.unsqueeze(0)),)
+        return (cutouts(image_3hw, classifier.size, key),)
 
-def _stable_hash(key: Key) -> int:
-    """63 bits of a key, the same in every process and on every machine."""
-    text = ",".join(str(int(part)) for part in key)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return once(view_of(classifier, cutouts, key), image_3hw, make)[0]

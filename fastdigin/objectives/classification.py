@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from fastdigin.errors import check_choice
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import Look
 from fastdigin.objectives.augmentation import Cutouts, views
 
 FORMS = ("conf", "log_conf", "logits")
@@ -61,6 +62,12 @@ class ClassConfidence:
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
         object.__setattr__(self, "index", self.classifier.class_index(self.index))
+
+    def look(self, candidate: Any) -> Look:
+        """What it will ask its classifier, so that the engine can ask for many images at once."""
+        return Look(
+            self.classifier, candidate.image, self.cutouts, candidate.key
+        )
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""

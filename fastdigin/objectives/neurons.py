@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import Look
 from fastdigin.objectives.augmentation import Cutouts, views
 
 
@@ -30,7 +28,7 @@ class NeuronActivation:
         weight: of this loss in the total.
         cutouts: the crops; None looks at the plain image, as the paper does for neurons.
         through_relu: where every ReLU in front of the neuron is off for an image, so that no
-            gradient would reach it, the gradient goes through (see :class:`ThroughRelu`).
+            gradient would reach it, the gradient goes through.
         name: in the history.
 
     Raises:
@@ -53,61 +51,23 @@ class NeuronActivation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "neuron", self.classifier.check_neuron(self.neuron))
+        if self.through_relu:
+            object.__setattr__(self, "classifier", self.classifier.passing_relu())
         if not self.scale > 0:
             raise UserError(
                 f"scale of neuron {self.neuron} must be above 0, got {self.scale}: give its "
                 "largest activation over a data set, or 1."
             )
 
+    def look(self, candidate: Any) -> Look:
+        """What it will ask its classifier, so that the engine can ask for many images at once."""
+        return Look(
+            self.classifier, candidate.image, self.cutouts, candidate.key, features=True
+        )
+
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""
         images = views(candidate.image, self.classifier, self.cutouts, candidate.key)
-        if self.through_relu:
-            with ThroughRelu():
-                activations = self.classifier.activations(images, prepared=True)
-        else:
-            activations = self.classifier.activations(images, prepared=True)
+        activations = self.classifier.activations(images, prepared=True)
         activation = activations[:, self.neuron].mean() / self.scale
         return -activation if self.maximise else activation
-
-
-class ThroughRelu(TorchFunctionMode):
-    """Within it, a ReLU that would let no gradient of an image through lets pass what raises it.
-
-    Values are a ReLU's, and so is the gradient of an image wherever any of it passes. Source: the
-    redirected ReLU of lucid (Olah et al., "Feature Visualization", Distill 2017).
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in _RELUS:
-            return _Redirected.apply(args[0], _RELUS[func])
-        return func(*args, **(kwargs or {}))
-
-
-_RELUS = {
-    **dict.fromkeys(
-        (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), torch.inf
-    ),
-    F.relu6: 6.0,
-}
-"""Function -> where it stops rising."""
-
-
-class _Redirected(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, most: float) -> Tensor:
-        return x.clamp(0, most)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        x, ctx.most = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        ordinary = gradient * ((x > 0) & (x < ctx.most))
-        on = ordinary.flatten(1).any(dim=1).view(-1, *[1] * (x.ndim - 1))
-        # A descent along a negative gradient raises x.
-        upwards = gradient * ((x <= 0) & (gradient < 0))
-        return torch.where(on, ordinary, upwards), None

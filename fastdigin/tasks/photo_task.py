@@ -124,8 +124,17 @@ class PhotoTask(Task):
         return CheckedPhoto(request, read_photo(self.model, self.classifier, request.item))
 
     def jobs(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
-        ids = [one.request.id for one in checked]
-        return [Preparation(ids, partial(self._searches, checked, width))]
+        """A stage that prepares ``width`` photos at a time."""
+        ids, work = [one.request.id for one in checked], (checked, width)
+        halves = partial(self._halves, *work)
+        return [Preparation(ids, partial(self._searches, *work), halves)]
+
+    def _halves(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
+        if width == 1:
+            return []
+        half = (width + 1) // 2
+        parts = [checked[start : start + half] for start in range(0, len(checked), half)]
+        return [stage for part in parts for stage in self.jobs(part, half)]
 
     def preparation(self, requests: Sequence[Request]) -> float:
         return PREPARATION * len(requests)

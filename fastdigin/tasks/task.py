@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from fastdigin.configuration import plain
 from fastdigin.engine.engine import Engine
@@ -22,6 +22,7 @@ from fastdigin.engine.job import Job, Result, Unmade
 from fastdigin.engine.queue import Stage
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.classifiers.checks import Differentiable, check_classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import Record
 from fastdigin.storage import fingerprint
@@ -49,7 +50,7 @@ class Input:
     metavar: str | None = None
     embedded: str | None = None
     layer: bool = False
-    optimised: Literal["logits", "activations"] | None = "logits"
+    optimised: Differentiable | None = "logits"
     affects: bool = True
 
 
@@ -116,7 +117,7 @@ class Task(ABC):
         for known in inputs_of(type(self)):
             value = getattr(self, known.name)
             if isinstance(value, Classifier):
-                value.to(self.model.device).check(known.optimised)
+                check_classifier(value.to(self.model.device), known.optimised)
         self.model.ddim_table(self.settings.optimisation.steps)  # raises where there are too many
         self.prepare()
         self.requests: Sequence[Request] = self.make_requests()
@@ -283,11 +284,13 @@ class Task(ABC):
 class Preparation:
     """The stage that makes the jobs of some requests.
 
-    ids: of the requests. make: takes what tells progress, as a stage's ``advance``.
+    ids: of the requests. make: takes what tells progress, as a stage's ``advance``. halves: makes
+    the stages that do the same with half of the memory; none by default.
     """
 
     ids: Sequence[str]
     make: Callable[[Callable[[float], None]], Sequence[Job | Stage]]
+    halves: Callable[[], Sequence[Stage]] = tuple
 
     @property
     def count(self) -> int:

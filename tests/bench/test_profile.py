@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.live_bytes import LiveBytes
+from fastdigin.hardware import LiveBytes
 from fastdigin_bench.profile import report, stages
 from fastdigin_bench.profile.gpus import GPUS
 from fastdigin_bench.profile.ledger import Counts, Ledger

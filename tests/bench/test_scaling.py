@@ -11,7 +11,7 @@ from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, InjectedAttention, SourceAttention
 from fastdigin_bench import compile, occupancy, scaling
-from fastdigin_bench.occupancy import Occupancy, counted_rows, idle_places
+from fastdigin_bench.occupancy import Occupancy, counted_rows, idle_iterations
 from fastdigin_bench.scaling import Point
 
 
@@ -95,7 +95,7 @@ def test_slots_without_a_job_are_counted(tiny):
     with counted_rows(tiny.model, found):
         list(engine.run(jobs))
     # a: iterations 0-1, then c: 2-4; b: 0-3; so one place is idle in iteration 4.
-    assert idle_places(engine) == 1
+    assert idle_iterations(engine) == 1
     assert found.rows == 5 * 4 * 4
 
 

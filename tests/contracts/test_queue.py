@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -223,3 +225,23 @@ def test_runs_side_by_side_do_not_mix(tiny):
     left, right = engine.run([job(tiny, "a")]), engine.run([job(tiny, "b")])
     assert [(a.id, b.id) for a, b in zip(left, right, strict=True)] == [("a", "b")]
     assert [r.id for r in drain(engine)] == ["submitted"]
+
+
+def test_threads_may_submit_while_another_steps(tiny):
+    """200 jobs of four threads, in batches that are drained and begun anew all the time."""
+    engine, threads = Engine(tiny.model, slots=4, kept_steps=0, compile="off"), []
+    evaluated = make_job(tiny.model, iterations=0, steps=1)
+
+    def submit(thread):
+        for n in range(0, 50, 5):
+            engine.submit([replace(evaluated, id=f"{thread} {n + k}") for k in range(5)])
+            time.sleep(0.001 * thread)
+
+    threads = [threading.Thread(target=submit, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    found = []
+    while engine.busy or any(thread.is_alive() for thread in threads):
+        assert engine.waiting >= 0
+        found += engine.step()
+    assert sorted(r.id for r in found) == sorted(f"{k} {n}" for k in range(4) for n in range(50))

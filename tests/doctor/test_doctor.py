@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from captioners import save_captioner
 from families import save_family
-from loaders import LOADERS, hub_snapshot
+from loaders import LOADERS, hub_snapshot, read, write
 
 from fastdigin import cli
 from fastdigin.doctor import machine, memory
 from fastdigin.doctor.needs import check_needs
-from fastdigin.engine.costs import measure_costs
+from fastdigin.embedded import model_folder
+from fastdigin.engine.costs import measure_step
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.models.missing import kept_offline
 from fastdigin.presets import load_preset, preset_names
@@ -82,6 +85,49 @@ def test_packages_that_a_network_needs(monkeypatch):
         assert found[name] == ("missing", f"pip install 'fastdigin[{extra}]'")
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text encoder", "second text encoder"])
+@pytest.mark.parametrize("change", ["none", "missing", "foreign", "shape", "old names"])
+def test_the_headers_of_a_model_are_read(tmp_path, monkeypatch, part, change):
+    """Without a weight: what a file lacks is wrong here as it is in a run."""
+    loader = LOADERS[part]
+    source = loader.save(tmp_path)
+    state = read(tmp_path / loader.weights)
+    name = sorted(name for name in state if name.endswith(".weight"))[-1]
+    if change == "missing":
+        del state[name]
+    elif change == "foreign":
+        name = name.replace(".weight", ".lora_A.weight")
+        state[name] = torch.ones(2, 2)
+    elif change == "shape":
+        state[name] = torch.ones(3)
+    elif change == "old names":  # of Stable Diffusion 1.4's own files
+        for new, old in (("to_q", "query"), ("to_out.0", "proj_attn")):
+            state = {key.replace(f"mid_block.attentions.0.{new}", f"mid_block.attentions.0.{old}")
+                     if part == "vae" else key: value for key, value in state.items()}  # fmt: skip
+    write(tmp_path / loader.weights, state)
+    monkeypatch.setattr("safetensors.torch.load_file", None)
+    (need,) = check_needs({"model": source})
+    right = change in ("none", "old names")
+    assert need.status == ("here" if right else "wrong")
+    assert right or name.removeprefix("text_model.") in need.problem
+
+
+def test_the_headers_of_shards_are_read(tmp_path, embedded):
+    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    embedded.unet.save_pretrained(folder / "unet", max_shard_size="2MB")
+    assert [need.status for need in check_needs({"model": str(folder)})] == ["here"]
+    shard = sorted((folder / "unet").glob("*-of-*"))[1]
+    state = read(shard)
+    name = sorted(state)[0]
+    write(shard, {key: value for key, value in state.items() if key != name})
+    (need,) = check_needs({"model": str(folder)})
+    assert need.status == "wrong" and f"its weights lack {name}" in need.problem
+    shard.write_bytes(shard.read_bytes()[:50])
+    (need,) = check_needs({"model": str(folder)})
+    assert need.status == "wrong" and "cannot be loaded" in need.problem
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_looking_leaves_the_network_as_it_was(monkeypatch, offline):
     from huggingface_hub import constants
@@ -102,8 +148,8 @@ def test_memory_is_that_of_the_loaded_model(tmp_path, family):
     assert found["side"] == model.image_size
     parameters = sum(p.numel() for n in model.networks for p in n.parameters())
     assert found["weights"] == pytest.approx(4 * parameters, rel=1e-4)
-    costs = measure_costs(model, True, 77)
-    assert 0.7 < found["step"] / costs.step < 1.4
+    peak = measure_step(model, True, 77).peak
+    assert 0.7 < found["step"] / peak < 1.4
     assert found["least"] >= found["weights"] + found["slot"]
     assert found["slots"] > 100
     assert memory.estimate(source, ROOM | {"free": found["weights"]})["slots"] == 0

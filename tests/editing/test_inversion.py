@@ -24,7 +24,7 @@ from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Settings
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
-from fastdigin.engine.steps import BatchSteps, padded
+from fastdigin.engine.steps import BatchSteps, whole_blocks
 from fastdigin.errors import UserError
 from fastdigin.objectives import Distance
 from fastdigin_bench import plain_photo
@@ -82,8 +82,10 @@ def test_null_text_optimisation_equals_the_plain_loop(tiny, images):
     ids=str,
 )
 def test_unet_calls(tiny, images, calls, monkeypatch, options, expected, graphs):
-    kept, record = [], StepFunctions.record
-    monkeypatch.setattr(StepFunctions, "record", lambda *given: kept.append(1) or record(*given))
+    kept, original = [], StepFunctions.forward_with_graph
+    monkeypatch.setattr(
+        StepFunctions, "forward_with_graph", lambda *given: kept.append(1) or original(*given)
+    )
     (inversion,) = invert(
         tiny.model, images[:1], PROMPTS[:1], InversionSettings(STEPS, **options), batch=1
     )
@@ -166,7 +168,7 @@ def test_direct_inversion_by_diffusers_network(tiny, images):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_compiled_steps_give_the_same_inversion(tiny, images, batch):
     """By the aot_eager backend, one graph each of a step forward and of one with its gradients."""
-    rows = len(padded(range(batch)))
+    rows = len(whole_blocks(range(batch)))
     functions = CompiledStepFunctions(tiny.model, [rows], "aot_eager")
     found, expected = (
         invert(tiny.model, images[:batch], PROMPTS[:batch], PACED, batch=batch, functions=each)

@@ -1,4 +1,4 @@
-"""When "auto" compiles: from scripted times, without compiling anything."""
+"""When "auto" compiles: from scripted times, and from those of a backend that compiles nothing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import logging
 from dataclasses import replace
 
 import pytest
+from pretended import PretendedGpu
 from tiny import build_tiny, make_job
 
+from fastdigin import hardware
 from fastdigin.engine import compile_choice
-from fastdigin.engine.compile_choice import CompileChoice, Measured, Work, work_ahead
-from fastdigin.engine.compiled import GraphKey
+from fastdigin.engine.compile_choice import BatchKind, CompileChoice, Gain, Work, work_ahead
+from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
+from fastdigin.engine.costs import step_inputs
 from fastdigin.engine.engine import Engine
+from fastdigin.engine.graphs import Graphs
+from fastdigin.engine.sampler import StepFunctions
 from fastdigin.engine.slot import Slot
 from fastdigin.errors import UserError
+from fastdigin.hardware import Hardware
 
-KEYS = frozenset({GraphKey("forward", 2, True, False), GraphKey("joint", 2, True, False)})
-WORK = Work(KEYS, slots=2, guided=True, text_length=16, passes=1000.0)
+FORWARD, JOINT = (GraphKey(role, 2, True, False) for role in ("forward", "joint"))
+WORK = Work(BatchKind(2, guided=True, text_length=16), frozenset({FORWARD, JOINT}), passes=1000.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,88 +36,109 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(compile_choice, "cannot_compile", lambda device: None)
 
 
-@pytest.fixture
-def choice_of(model, monkeypatch):
-    """choice_of(eager step, first compiled one, compiled step) in seconds: an "auto" choice.
+class Clock:
+    """Scripted seconds of a step: uncompiled, compiled for the first time, and compiled.
 
-    None for the compiled ones: nobody may ask for them.
+    A step that has no time may not be asked for. The first compiled one makes a graph.
     """
 
-    def build(eager, first=None, compiled=None):
-        choice, calls = CompileChoice(model, "auto", lambda: 2), []
+    def __init__(self, uncompiled, first=None, compiled=None):
+        self.uncompiled, self.first, self.compiled = uncompiled, first, compiled
 
-        def times(function, device):
-            calls.append(name := function())
-            if name == "eager":
-                return eager
-            assert first is not None, "it was compiled"
-            if calls.count("compiled") == 1:
-                choice.functions.graphs[GraphKey("joint", 2, True, False)] += 1
-                if isinstance(first, Exception):
-                    raise first
-                return first
-            return compiled
+    def __call__(self, functions, inputs, kept):
+        assert not kept and len(inputs[0]) == 2
+        functions = getattr(functions, "compiled", functions)
+        if not isinstance(functions, CompiledStepFunctions):
+            return self._told(self.uncompiled)
+        if functions.graphs[JOINT]:
+            return self._told(self.compiled)
+        functions.graphs[JOINT] += 1
+        return self._told(self.first)
 
-        monkeypatch.setattr(compile_choice, "_seconds", times)
-        monkeypatch.setattr(
-            choice,
-            "_there_and_back",
-            lambda compiled, joint, place: lambda: "compiled" if compiled else "eager",
-        )
-        return choice
+    def _told(self, seconds):
+        assert seconds is not None, "nobody may time this"
+        if isinstance(seconds, Exception):
+            raise seconds
+        return seconds
 
-    return build
+
+def choice_of(model, *seconds):
+    return CompileChoice(model, "auto", lambda: 2, timer=Clock(*seconds))
 
 
 def test_a_saving_must_exceed_its_price():
-    assert Measured(seconds=10, speedup=2).pays(graphs=4, seconds_of_work=81)
-    assert not Measured(seconds=10, speedup=2).pays(graphs=4, seconds_of_work=79)
-    assert not Measured(seconds=10, speedup=0.9).pays(graphs=0, seconds_of_work=1e9)
+    assert Gain(seconds=10, speedup=2).pays(graphs=4, seconds_of_work=81)
+    assert not Gain(seconds=10, speedup=2).pays(graphs=4, seconds_of_work=79)
+    assert not Gain(seconds=10, speedup=0.9).pays(graphs=0, seconds_of_work=1e9)
 
 
-def test_short_work_is_not_even_timed(choice_of):
+def test_short_work_is_not_even_timed(model):
     short = replace(WORK, passes=compile_choice.FEWEST_PASSES - 1)
-    assert not choice_of(eager=None).compiles(short)
+    assert not choice_of(model, None).compiles(short)
 
 
-def test_long_work_is_compiled_once_and_the_figures_are_remembered(choice_of, caplog):
+def test_long_work_is_compiled_once_and_the_figures_are_remembered(model, caplog):
     with caplog.at_level(logging.INFO, "fastdigin"):
-        choice = choice_of(eager=60.0, first=100.0, compiled=20.0)
-        assert choice.compiles(WORK)
-    assert "(assumed)" in caplog.text and "3.00x as fast" in caplog.text
-    assert choice._expected((2, True, 16)) == Measured(80.0, 3.0)
+        assert choice_of(model, 60.0, 100.0, 20.0).compiles(WORK)
+    assert "(assumed)" in caplog.text and "3.00x as fast, after 80 s" in caplog.text
 
     # Another process: 2 graphs of 80 s for two thirds of 1000 steps.
     caplog.clear()
     with caplog.at_level(logging.INFO, "fastdigin"):
-        assert not choice_of(eager=0.2).compiles(WORK)
-        assert choice_of(eager=0.3, first=90.0, compiled=0.1).compiles(WORK)
+        assert not choice_of(model, 0.2).compiles(WORK)
+        assert choice_of(model, 0.3, 90.0, 0.1).compiles(WORK)
     assert "(measured)" in caplog.text
 
 
-def test_what_is_compiled_already_serves_short_work_too(choice_of):
-    choice = choice_of(eager=60.0, first=100.0, compiled=20.0)
-    assert choice.compiles(replace(WORK, keys=frozenset({GraphKey("joint", 2, True, False)})))
-    assert choice.compiles(
-        replace(WORK, keys=frozenset({GraphKey("joint", 2, True, False)}), passes=1.0)
-    )
-    assert not choice.compiles(replace(WORK, passes=1.0))  # its forward is not compiled
+@pytest.mark.parametrize("device", [Hardware(), PretendedGpu(), PretendedGpu(graphs=False)])
+def test_gpus_have_assumptions_of_their_own(model, device):
+    """Of 2.5 s of work a module two graphs take 0.3 s, for a fifth of it; on CPUs 0.6 s for 1/6."""
+    clock = Clock(2.5e-3 * len(list(model.unet.modules())), 0.2, 0.1)
+    with hardware.pretend(device):
+        graphs = Graphs(device) if device.has_graphs else None
+        choice = CompileChoice(model, "auto", lambda: 2, graphs, timer=clock)
+        assert choice.compiles(WORK) == device.is_gpu
+        compiled, functions = choice.of(True), choice.of(False)
+    assert (graphs is None) == isinstance(compiled, CompiledStepFunctions)
+    assert (graphs is None) == (type(functions) is StepFunctions)
+
+
+def test_what_is_compiled_already_serves_short_work_too(model):
+    choice, joint = choice_of(model, 60.0, 100.0, 20.0), replace(WORK, graphs=frozenset({JOINT}))
+    assert choice.compiles(joint)
+    assert choice.compiles(replace(joint, passes=1.0))
+    assert not choice.compiles(replace(WORK, passes=1.0)), "its forward is not compiled"
 
 
 @pytest.mark.parametrize("first", [100.0, RuntimeError("internal compiler error")], ids=str)
-def test_what_is_no_faster_or_fails_is_given_up(choice_of, first, caplog):
-    choice = choice_of(eager=60.0, first=first, compiled=61.0)
+def test_what_is_no_faster_or_fails_is_given_up(model, first, caplog):
+    clock = Clock(60.0, first, 61.0)
+    choice = CompileChoice(model, "auto", lambda: 2, timer=clock)
     with caplog.at_level(logging.WARNING, "fastdigin"):
         assert not choice.compiles(WORK)
     assert ("internal compiler error" in caplog.text) == isinstance(first, Exception)
-    choice_of(eager=None)  # from now on nobody may time anything
+    clock.uncompiled = None
     assert not choice.compiles(replace(WORK, passes=1e9))
 
 
-def test_where_nothing_can_be_compiled(model, choice_of, monkeypatch, caplog):
+def test_a_real_step_is_timed_and_its_graph_is_made(model, monkeypatch):
+    """With a backend that compiles nothing, whatever it then decides."""
+    monkeypatch.setattr(compile_choice, "BACKEND", "eager")
+    monkeypatch.setattr(compile_choice, "ASSUMED_SECONDS_A_MODULE", {"cpu": 0})
+    choice = CompileChoice(model, "auto", lambda: 2)
+    first = choice.compiles(WORK)
+    assert choice.graphs == {JOINT: 1}
+    assert choice.compiles(replace(WORK, graphs=frozenset({JOINT}))) == first
+    assert choice.graphs == {JOINT: 1}
+    for kept in (False, True):
+        inputs = step_inputs(model, 2, True, 16)
+        assert compile_choice.step_seconds(choice.of(False), inputs, kept) > 0
+
+
+def test_where_nothing_can_be_compiled(model, monkeypatch, caplog):
     monkeypatch.setattr(compile_choice, "cannot_compile", lambda device: "there is no compiler")
     with caplog.at_level(logging.INFO, "fastdigin"):
-        assert not choice_of(eager=None).compiles(WORK)
+        assert not choice_of(model, None).compiles(WORK)
     assert "no compiler" in caplog.text
     with pytest.raises(UserError, match="compile='on'.*no compiler"):
         Engine(model, compile="on")
@@ -121,9 +148,8 @@ def test_where_nothing_can_be_compiled(model, choice_of, monkeypatch, caplog):
 def test_recompiles_are_the_graphs_beyond_one_a_key(model):
     engine = Engine(model, slots=2)
     assert engine.graphs == {} and engine.recompiles == 0
-    one, other = GraphKey("joint", 2, True, False), GraphKey("forward", 2, True, False)
-    engine._choice.functions.graphs.update({one: 1, other: 3})
-    assert engine.graphs == {one: 1, other: 3} and engine.recompiles == 2
+    engine._choice.functions.graphs.update({JOINT: 1, FORWARD: 3})
+    assert engine.graphs == {JOINT: 1, FORWARD: 3} and engine.recompiles == 2
 
 
 def test_bad_modes(model):
@@ -135,11 +161,11 @@ def test_the_work_ahead_counts_updates_of_the_batch_and_of_announced_jobs(model)
     slots = [Slot(make_job(model, iterations=n, steps=4), model) for n in (2, 6)]
     work = work_ahead(slots, 0, 2, True, jobs_left=4)
     assert work.passes == (2 + 6 + 4 * 4) / 2 * 4
-    assert work.keys == KEYS
+    assert work.graphs == {FORWARD, JOINT}
     kept = work_ahead(slots, 4, 2, True, jobs_left=0)
-    assert {key.role for key in kept.keys} == {"kept"} and kept.passes == 16
+    assert {key.role for key in kept.graphs} == {"kept"} and kept.passes == 16
     evaluated = [Slot(make_job(model, iterations=0), model)]
-    assert {key.role for key in work_ahead(evaluated, 0, 2, True, 0).keys} >= {"forward"}
+    assert {key.role for key in work_ahead(evaluated, 0, 2, True, 0).graphs} >= {"forward"}
 
 
 @pytest.mark.parametrize(("as_list", "expected"), [(True, 2), (False, 0)])

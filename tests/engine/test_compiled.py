@@ -78,9 +78,9 @@ def assert_same(actual, expected):
 
 
 def kept(functions, inputs, incoming):
-    graph = functions.record(*inputs)
+    graph = functions.forward_with_graph(*inputs)
     outputs = graph.z_prev.detach(), graph.x0.detach()
-    return *outputs, *functions.pull_back(graph, *incoming)
+    return *outputs, *functions.vjp(graph, *incoming)
 
 
 @pytest.mark.parametrize("missing", [None, 0, 1])
@@ -138,8 +138,8 @@ def test_no_graph_depends_on_the_step_the_job_or_the_layout(compiled, model):
             for inputs in (step_inputs(model), step_inputs(model, steps=steps + 1)):
                 compiled.forward(*inputs, step)
                 compiled.joint(*inputs, step, *gradients(model))
-                graph = compiled.record(*inputs, step)
-                compiled.pull_back(graph, *gradients(model))
+                graph = compiled.forward_with_graph(*inputs, step)
+                compiled.vjp(graph, *gradients(model))
     z, cond, null = step_inputs(model)
     other = (z.to(memory_format=torch.channels_last), cond.clone().requires_grad_(), null)
     other_gradient = gradients(model)[0][..., :1].expand_as(z)

@@ -7,13 +7,13 @@ import torch
 from tiny import build_classifier, build_tiny, make_job, normal
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.sampler import Step, power_of_two_near, pull_back, record_step
+from fastdigin.engine.sampler import Step, StepFunctions, power_of_two_near, rescaled
 from fastdigin.objectives import ClassConfidence
 from fastdigin_bench.gradients import cosine, in_precision
 
 
-def gradients(model, incoming, rescale):
-    """Of one guided step with respect to z, text and null text, for two samples."""
+def step_graph(model):
+    """Of one guided step of two samples."""
     text = model.encode_prompts(["a photo of a red boot", ""]).to(model.state_dtype)
     z = normal(2, *model.latent_shape).to(text)
     step = Step(
@@ -21,8 +21,20 @@ def gradients(model, incoming, rescale):
         torch.tensor([[1.0, -0.1, 1.2, -0.3]] * 2).to(z),
         torch.tensor([3.0, 1.5]).to(z),
     )
-    graph = record_step(model, z, *text[:, None].expand(-1, 2, -1, -1), step)
-    return pull_back(graph, incoming.to(z), None, rescale)
+    texts = text[:, None].expand(-1, 2, -1, -1)
+    return StepFunctions(model).forward_with_graph(z, *texts, step)
+
+
+def gradients(model, incoming):
+    """With respect to z, text and null text."""
+    graph = step_graph(model)
+    return StepFunctions(model).vjp(graph, incoming.to(graph.z_prev), None)
+
+
+def unscaled(model, incoming):
+    """The same, whatever the precision of the network."""
+    graph = step_graph(model)
+    return torch.autograd.grad(graph.z_prev, graph.variables, incoming.to(graph.z_prev))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -44,8 +56,8 @@ def test_the_scale_is_exact_and_brings_samples_near_one(dtype):
 @pytest.mark.parametrize("size", [1.0, 1e-9, 1e9])
 def test_a_step_in_half_precision_agrees_with_fp32(embedded, dtype, least, size):
     incoming = size * normal(2, *embedded.latent_shape, seed=3)
-    expected = gradients(embedded, incoming, rescale=False)
-    actual = gradients(in_precision(embedded, dtype), incoming, rescale=True)
+    expected = gradients(embedded, incoming)
+    actual = gradients(in_precision(embedded, dtype), incoming)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype is torch.float32
         assert cosine(a, e) >= least
@@ -55,15 +67,19 @@ def test_a_step_in_half_precision_agrees_with_fp32(embedded, dtype, least, size)
 def test_without_the_scale_fp16_loses_small_gradients(embedded):
     """Or the test above would prove nothing."""
     model = in_precision(embedded, torch.float16)
-    lost = gradients(model, 1e-9 * normal(2, *model.latent_shape, seed=3), rescale=False)
+    lost = unscaled(model, 1e-9 * normal(2, *model.latent_shape, seed=3))
     assert lost[1].abs().max() == 0
 
 
 def test_the_scale_changes_nothing_in_fp32(embedded):
     """Powers of two commute with every operation of a backward, bit for bit."""
     incoming = 1e-5 * normal(2, *embedded.latent_shape, seed=3)
-    plain, scaled = (gradients(embedded, incoming, rescale) for rescale in (False, True))
-    assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
+    graph = step_graph(embedded)
+    scaled = rescaled(
+        lambda given: torch.autograd.grad(graph.z_prev, graph.variables, given), incoming.float()
+    )
+    pairs = zip(gradients(embedded, incoming), scaled, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -64,11 +64,44 @@ def assert_same_path(actual, expected):
             torch.testing.assert_close(a[name], e[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_sgd(tiny):
-    slot, path = updated(tiny.model, optimiser="sgd")
-    assert_same_path(
-        path, expected_path(slot.job, lambda name, n, x: x - RATES[name] * gradient(name, n))
-    )
+def scaled_to(bound, g):
+    """As torch clips by the infinity norm."""
+    return g * min(1.0, bound / (float(g.abs().max()) + 1e-6))
+
+
+GRADIENTS = {
+    "plain": ({}, lambda name, g: g),
+    "normalised": ({"normalise_gradients": True}, lambda name, g: g / g.square().sum().sqrt()),
+    "clipped": ({"clip_gradients": 0.5}, lambda name, g: scaled_to(0.5, g)),
+    "below the bound": ({"clip_gradients": 100.0}, lambda name, g: scaled_to(100.0, g)),
+    "normalised, then clipped": (
+        {"normalise_gradients": True, "clip_gradients": 0.01},
+        lambda name, g: scaled_to(0.01, g / g.norm()),
+    ),
+    "shared deltas": (
+        {"shared_deltas": True}, lambda name, g: g if name == "latents" else g.sum(0, keepdim=True)
+    ),
+    **{
+        f"only {names}": (
+            {"variables": names}, lambda name, g, names=names: g if name in names else 0 * g
+        )
+        for names in (("latents",), ("conditioning",), ("null_text", "latents"), NAMES[1:])
+    },
+}  # fmt: skip
+"""Settings -> what becomes of a variable's gradient."""
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_sgd(tiny, case):
+    settings, changed = GRADIENTS[case]
+    slot, path = updated(tiny.model, optimiser="sgd", **settings)
+
+    def change(name, n, x):
+        return x - RATES[name] * changed(name, gradient(name, n))
+
+    assert_same_path(path, expected_path(slot.job, change))
+    if "latents" not in settings.get("variables", NAMES):
+        assert torch.equal(slot.z, slot.job.latents)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
@@ -105,76 +138,11 @@ def test_cosine_by_hand(tiny, iterations, factors):
         assert_same_path([after], [expected])
 
 
-def test_gradient_normalisation(tiny):
-    slot, path = updated(tiny.model, optimiser="sgd", normalise_gradients=True)
-
-    def change(name, n, x):
-        g = gradient(name, n)
-        return x - RATES[name] * g / g.square().sum().sqrt()
-
-    assert_same_path(path, expected_path(slot.job, change))
-
-
 def test_normalising_a_zero_gradient(tiny):
     slot = Slot(make_job(tiny.model, normalise_gradients=True, optimiser="sgd"), tiny.model)
     before = variables(slot)
     slot.update({name: 0 * gradient(name, 0) for name in NAMES})
     assert_same_path([variables(slot)], [before])
-
-
-@pytest.mark.parametrize("bound", [0.5, 100.0])
-def test_clipping_bounds_the_largest_element_by_scaling(tiny, bound):
-    slot, path = updated(tiny.model, optimiser="sgd", clip_gradients=bound)
-
-    def change(name, n, x):
-        g = gradient(name, n)
-        return x - RATES[name] * g * min(1.0, bound / (float(g.abs().max()) + 1e-6))
-
-    assert_same_path(path, expected_path(slot.job, change))
-
-
-def test_normalisation_comes_before_clipping(tiny):
-    slot, path = updated(tiny.model, optimiser="sgd", normalise_gradients=True, clip_gradients=0.01)
-
-    def change(name, n, x):
-        g = gradient(name, n) / gradient(name, n).norm()
-        return x - RATES[name] * g * min(1.0, 0.01 / (float(g.abs().max()) + 1e-6))
-
-    assert_same_path(path, expected_path(slot.job, change))
-
-
-def test_shared_deltas(tiny):
-    """One delta for all timesteps: its gradient is the sum of theirs."""
-    slot, path = updated(tiny.model, optimiser="sgd", shared_deltas=True)
-
-    def change(name, n, x):
-        g = gradient(name, n)
-        return x - RATES[name] * (g if name == "latents" else g.sum(0, keepdim=True))
-
-    assert_same_path(path, expected_path(slot.job, change))
-
-
-@pytest.mark.parametrize(
-    "names",
-    [("latents",), ("conditioning",), ("null_text",), ("null_text", "latents"), NAMES[1:]],
-    ids=str,
-)
-def test_subsets_of_the_variables(tiny, names):
-    slot, path = updated(tiny.model, optimiser="sgd", variables=names)
-
-    def change(name, n, x):
-        return x - RATES[name] * gradient(name, n) if name in names else x
-
-    assert_same_path(path, expected_path(slot.job, change))
-    if "latents" not in names:
-        assert torch.equal(slot.z, slot.job.latents)
-
-
-def test_latents_keep_their_norm(tiny):
-    slot, path = updated(tiny.model)
-    for values in path:
-        torch.testing.assert_close(values["latents"].norm(), slot.job.latents.norm())
-    assert (path[-1]["latents"] - path[0]["latents"]).abs().max() > 1e-3
 
 
 def test_a_latent_rate_of_zero(tiny):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastdigin.engine.job import Candidate
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.classifiers.checks import check_classifier
 from fastdigin.models.resampling import resample
 from fastdigin.objectives import ClassConfidence, NeuronActivation
 
@@ -64,7 +65,7 @@ def test_objectives_of_classes_that_stand_for_themselves(form, maximise):
 def test_a_single_logit_tells_two_classes_apart(classes, squeezed):
     network = Network(1, (lambda x: x.squeeze(1)) if squeezed else (lambda x: x))
     classifier = made(network, classes)
-    z = network(classifier._normalise(images(), False)).view(-1)
+    z = network(classifier._inputs(classifier.prepare(images()))).view(-1)
     expected = torch.stack([1 - z.sigmoid(), z.sigmoid()], dim=1)
     torch.testing.assert_close(classifier.probabilities(images()), expected)
     assert classifier.class_index("hot dog") == 1
@@ -106,7 +107,7 @@ def test_logits_are_found_in_what_a_network_returns(wrap):
 )
 def test_outputs_that_are_no_logits_are_refused_at_once(wrap, words):
     with pytest.raises(UserError, match=words):
-        made(Network(3, wrap)).check()
+        check_classifier(made(Network(3, wrap)))
 
 
 def through_numpy(x):
@@ -120,13 +121,13 @@ def through_numpy(x):
 )
 def test_without_a_gradient_nothing_can_be_explained(wrap):
     classifier = made(Network(3, wrap))
-    classifier.check()  # it may still be asked
+    check_classifier(classifier)  # it may still be asked
     with pytest.raises(
         UserError, match="no gradient of the logits of classifier reaches the image"
     ):
-        classifier.check("logits")
-    classifier.check("activations")  # those before it have one
-    made().check("logits")
+        check_classifier(classifier, "logits")
+    check_classifier(classifier, "activations")  # those before it have one
+    check_classifier(made(), "logits")
 
 
 def test_a_forward_without_gradient_is_refused_before_any_work():
@@ -137,7 +138,7 @@ def test_a_forward_without_gradient_is_refused_before_any_work():
 
     for what in ("logits", "activations"):
         with pytest.raises(UserError, match=f"no gradient of the {what} of classifier"):
-            made(Frozen()).check(what)
+            check_classifier(made(Frozen()), what)
 
 
 def test_a_classifier_under_autocast():
@@ -209,7 +210,7 @@ def test_neurons_are_those_that_were_named(layer):
     module = plain.eval().get_submodule(name)
     module.register_forward_hook(lambda _, i, o: seen.append(o if layer else i[0]))
     with torch.no_grad():
-        plain(classifier._normalise(images(), False))
+        plain(classifier._inputs(classifier.prepare(images())))
         found = classifier.activations(images())
     expected = seen[int(number or 1) - 1]
     assert torch.equal(found, expected.mean((2, 3)) if layer else expected)
@@ -228,7 +229,7 @@ def test_neurons_of_a_residual_network():
     truth.eval().layer4[1].bn1.register_forward_hook(lambda m, i, o: seen.append(o))
     x = images(side=40)
     with torch.no_grad():
-        truth(classifier._normalise(x, False))
+        truth(classifier._inputs(classifier.prepare(x)))
     found = classifier.activations(x)
     assert torch.equal(found, seen[0].mean((2, 3))) and found.min() < 0
 
@@ -237,7 +238,7 @@ def test_a_module_that_runs_twice_is_named_with_its_run():
     with pytest.raises(UserError, match="'relu' runs 2 times .* name one run, relu:1, relu:2"):
         made(InPlace(True), "ab", layer="relu").activations(images())
     with pytest.raises(UserError, match="'relu:3' runs 2 times"):
-        made(InPlace(True), "ab", layer="relu:3").check("activations")
+        check_classifier(made(InPlace(True), "ab", layer="relu:3"), "activations")
 
 
 class Off(nn.Module):

@@ -53,6 +53,23 @@ def test_loaded_networks_hold_the_weights_of_the_file_and_are_frozen(saved):
     assert not any(p.requires_grad for network in loaded for p in network.parameters())
 
 
+@pytest.mark.parametrize("saved", ["text encoder", "hf", "captioner"], indirect=True)
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_shows_no_bars_and_leaves_the_users_as_they_were(saved, shown, capfd):
+    from transformers.utils import logging
+
+    loader, spec, _ = saved
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        capfd.readouterr()
+        loader.load(spec)
+        assert "Loading weights" not in capfd.readouterr().err
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
 @every_loader
 @pytest.mark.parametrize("position", [0, -1])
 def test_a_file_without_a_tensor_is_refused(saved, position):
@@ -83,6 +100,14 @@ def test_a_tensor_beside_those_of_a_layer_is_refused(saved):
     layer = sorted(name for name in state if name.endswith(".weight"))[0].removesuffix(".weight")
     write(weights, state | {f"{layer}.lora_A.weight": torch.ones(2, 2)})
     assert f"{layer}.lora_A.weight" in refused(loader.load, spec)
+
+
+@pytest.mark.parametrize("saved", ["unet", "text encoder", "hf", "captioner"], indirect=True)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.model."])
+def test_weights_of_a_wrapped_network_are_named_as_such(saved, prefix):
+    loader, spec, weights = saved
+    write(weights, {prefix + name: tensor for name, tensor in read(weights).items()})
+    assert f"In the file all names begin with '{prefix}" in refused(loader.load, spec)
 
 
 @every_loader

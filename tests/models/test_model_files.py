@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -189,6 +190,22 @@ def test_an_unknown_model(source):
     message = refused(source)
     assert "neither 'embedded', nor an existing folder, nor a hub id" in message
     assert ("did you mean 'embedded'?" in message) == (source == "embeded")
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor", "kind"),
+    [
+        ("my model.safetensors", "model.diffusion_model.out.0.weight", "StableDiffusionPipeline"),
+        ("xl.safetensors", "conditioner.embedders.1.logit_scale", "StableDiffusionXLPipeline"),
+        ("old.ckpt", "anything", "StableDiffusionPipeline"),
+    ],
+)
+def test_a_single_file_gets_the_command_that_converts_it(tmp_path, file, tensor, kind):
+    save_file({tensor: torch.ones(1)}, tmp_path / file)
+    command = refused(tmp_path / file).partition("convert it once: ")[2]
+    program = shlex.split(command)[2]
+    assert f"import {kind} as P; P.from_single_file('{tmp_path / file}')" in program
+    assert program.endswith(f".save_pretrained('{(tmp_path / file).with_suffix('')}')")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "not json"])

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastdigin.engine.live_bytes import LiveBytes
+from fastdigin.hardware import LiveBytes
 from fastdigin_bench.counters import flops_of
 from fastdigin_bench.profile.gpus import Rates
 

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.live_bytes import LiveBytes
 from fastdigin.engine.queue import Search
+from fastdigin.hardware import LiveBytes
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import Record

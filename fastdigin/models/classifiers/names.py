@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
+
+from fastdigin.errors import UserError
 
 WORDS = (
     ("tshirt", "t-shirt", "tee shirt", "t-shirt/top", "jersey"),
@@ -40,3 +43,25 @@ def word_classes(name: str, names: Sequence[str]) -> list[str]:
 def same_name(a: str, b: str) -> bool:
     """Whether two class names share a synonym, or are words for the same."""
     return bool(synonyms(a) & synonyms(b)) or bool(set(other_words(a)) & set(other_words(b)))
+
+
+def not_a_class(
+    name: str,
+    found: Sequence[int],
+    known: Collection[str],
+    classes: Sequence[str],
+    owner: str,
+) -> UserError:
+    """The error for a name that no class, or that several classes have.
+
+    found: those that have it. known: all folded names.
+    """
+    if found:
+        choices = "; ".join(f"{index} ({classes[index]})" for index in found)
+        return UserError(
+            f"class {name!r} of {owner} is ambiguous: give one of the indices {choices}."
+        )
+    close = difflib.get_close_matches(folded(name), known, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    all_of_them = f" Its classes: {', '.join(classes)}." if len(classes) <= 20 else ""
+    return UserError(f"class {name!r} is not a class of {owner}{hint}{all_of_them}")

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastdigin.errors import UserError
 
@@ -19,38 +20,43 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue, as Pillow and torchvision make gray images (ITU-R 601)."""
 
 
-def read_logits(output: object, count: int, owner: str) -> Tensor:
-    """The logits (B,K) in what a network returns.
+def find_logits(output: object, count: int) -> Tensor | None:
+    """The logits (B,K) in what a network returns, or None.
 
     That is a tensor, an object or a dict with ``logits`` (transformers), or a tuple, list or dict
     that holds one tensor of this shape. A single logit per image says whether it shows the second
     of two classes: it stands beside a zero, for softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)).
-
-    Raises UserError where there is no such tensor, or more than one.
     """
-    if isinstance(output, Mapping):
-        named = dict(output)
-    elif isinstance(output, (tuple, list)):
-        named = {f"[{n}]": value for n, value in enumerate(output)}
-    else:
-        named = {"logits": getattr(output, "logits", output)}
-    logits = named.get("logits")
-    if logits is None:
-        fitting = [x for x in named.values() if _fits(x, count)]
-        logits = fitting[0] if len(fitting) == 1 else None
+    named = _named(output)
+    fitting = [value for value in named.values() if _fits(value, count)]
+    logits = named.get("logits", fitting[0] if len(fitting) == 1 else None)
     if not _fits(logits, count):
+        return None
+    logits = logits.reshape(len(logits), -1)
+    return pad(logits, (1, 0)) if logits.shape[1] < count else logits
+
+
+def read_logits(output: object, count: int, owner: str) -> Tensor:
+    """The same; UserError where there is no such tensor, or more than one."""
+    logits = find_logits(output, count)
+    if logits is None:
         shapes = ", ".join(
             f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {type(value)}"
-            for name, value in named.items()
+            for name, value in _named(output).items()
         )
         raise UserError(
             f"classes of {owner} has {count} names, but its network returns {shapes}: give one "
             "name per logit, or a module whose forward returns the logits (B,K)."
         )
-    logits = logits.reshape(len(logits), -1)
-    if logits.shape[1] < count:
-        logits = torch.nn.functional.pad(logits, (1, 0))
     return logits
+
+
+def _named(output: object) -> dict[str, object]:
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, (tuple, list)):
+        return {f"[{n}]": value for n, value in enumerate(output)}
+    return {"logits": getattr(output, "logits", output)}
 
 
 def _fits(value: object, count: int) -> bool:

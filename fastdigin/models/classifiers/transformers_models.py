@@ -15,7 +15,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, first_convolution, numbered, square
 from fastdigin.models.classifiers.outputs import Activation, in_channels
 from fastdigin.models.layers import find_head
-from fastdigin.models.missing import is_folder, loading
+from fastdigin.models.missing import is_folder, loading, without_bars
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.models.resampling import resample
 from fastdigin.models.weights import check_weights
@@ -61,7 +61,7 @@ def _load(source: str) -> tuple[LoadedNetwork, list[str]]:
     where = (f"a folder with {files}an image classifier", None)
     if not is_folder(source):
         where = (files + source, f"hf download {source}")
-    with loading(owner, *where):
+    with loading(owner, *where), without_bars():
         processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         network, info = AutoModelForImageClassification.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False

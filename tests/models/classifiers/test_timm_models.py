@@ -29,7 +29,7 @@ def test_names_guessed_and_neurons(tmp_path, caplog):
     images = torch.rand(2, 3, classifier.size, classifier.size)
     with torch.no_grad():
         features = classifier.activations(images, prepared=True)
-        pixels = classifier._normalise(images, True)
+        pixels = classifier._inputs(images)
         expected = model.forward_head(model.forward_features(pixels), True)
     torch.testing.assert_close(features, expected)
 

@@ -7,32 +7,14 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
-from tiny import (
-    IMAGE_SHAPE,
-    LATENT_SHAPE,
-    assert_near,
-    build_classifier,
-    make_job,
-    reference_editing,
-    uniform,
-)
+from four_tasks import four_tasks
+from tiny import LATENT_SHAPE, assert_near, make_job, reference_editing
 
 from fastdigin.engine import batch
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Candidate, Settings
 from fastdigin.engine.slot import Slot
-from fastdigin.objectives import Cutouts
-from fastdigin.photos import ImageInput
-from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
-from fastdigin.tasks.disagreement import DisagreementSettings, disagreements
-from fastdigin.tasks.neuron_counterfactual import (
-    NeuronCounterfactualSettings,
-    neuron_counterfactuals,
-)
-from fastdigin.tasks.neurons import NeuronSettings, visualise_neurons
-
-OPTIMISATION = Settings(steps=5, iterations=3)
-CUTOUTS = Cutouts(count=4)
+from fastdigin.objectives import ClassConfidence
 
 
 @pytest.fixture
@@ -98,79 +80,22 @@ def assert_follows_reference(pipe, job, images, result, source=None):
     assert_near(result.initial_image, trace[0][1][0], 1e-8)
 
 
-def photos():
-    """Two images, one with a mask of its own."""
-    mask = torch.zeros(16, 16)
-    mask[4:12, 3:11] = 1
-    return [
-        ImageInput("one", uniform(*IMAGE_SHAPE, seed=1), "a photo of a red sneaker on grass",
-                   "sneaker", "boot"),
-        ImageInput("two", uniform(*IMAGE_SHAPE, seed=2), "a blue bag", "bag", "sneaker", mask),
-    ]  # fmt: skip
-
-
-def test_counterfactuals(either, seen):
-    """Inversion, injection of another prompt's attention, background blending and distances."""
+def test_all_tasks(either, seen):
+    """Two jobs of each task, inversion and search included, side by side."""
     engine = Engine(either.model, slots=2)
-    settings = CounterfactualSettings(
-        OPTIMISATION, null_text_steps=2, injection_fractions=(0.5,), blending_fractions=(0.3,),
-        cutouts=CUTOUTS,
-    )  # fmt: skip
-    explanations = list(
-        counterfactuals(engine, photos(), build_classifier(), settings=settings, seed=5)
-    )
-    assert len(explanations) == len(seen) == 2
+    explanations = list(four_tasks(engine, Settings(steps=5, iterations=3)))
+    assert len(explanations) == len(seen) == 8
+    edited = 0
     for (job, images), explanation in zip(seen, explanations, strict=True):
-        assert job.injection.weights == (1.0, 1.0, 1.0, 0.0, 0.0)
-        assert job.blending.weights == (1.0, 1.0, 0.0, 0.0, 0.0)
-        assert len(job.losses) == 3
-        source = job.info.source.inversion
+        source = None
+        if job.injection is not None:
+            edited += 1
+            injected = 3 if isinstance(job.losses[0], ClassConfidence) else 2  # 50% or 30%
+            assert job.injection.weights == (1.0,) * injected + (0.0,) * (5 - injected)
+            assert job.blending.weights == (1.0, 1.0, 0.0, 0.0, 0.0)
+            source = job.info.source.inversion
         assert_follows_reference(either.pipe, job, images, explanation.result, source)
-
-
-def test_disagreements(tiny, seen):
-    """Two classifiers, one of them on crops of its own size."""
-    engine = Engine(tiny.model, slots=3)
-    g = build_classifier(seed=1, name="other")
-    g.size = 10
-    settings = DisagreementSettings(OPTIMISATION, cutouts=CUTOUTS)
-    explanations = list(
-        disagreements(engine, build_classifier(), g, ["boot", "bag"], settings=settings, seed=3)
-    )
-    assert len(explanations) == len(seen) == 2
-    for (job, images), explanation in zip(seen, explanations, strict=True):
-        assert_follows_reference(tiny.pipe, job, images, explanation.result)
-
-
-def test_neurons(tiny, seen):
-    engine = Engine(tiny.model, slots=2)
-    settings = NeuronSettings(OPTIMISATION, samples_per_word=2, cutouts=CUTOUTS)
-    dataset = [uniform(*IMAGE_SHAPE, seed=s) for s in range(3)]
-    explanations = list(
-        visualise_neurons(
-            engine, build_classifier(), [1, 4], ["red boot", "bag"], dataset, settings=settings
-        )
-    )
-    assert len(explanations) == len(seen) == 2
-    for (job, images), explanation in zip(seen, explanations, strict=True):
-        assert_follows_reference(tiny.pipe, job, images, explanation.result)
-
-
-def test_neuron_counterfactuals(tiny, seen):
-    """Injection of the unchanged prompt's attention and blending of the foreground."""
-    engine = Engine(tiny.model, slots=2)
-    settings = NeuronCounterfactualSettings(OPTIMISATION, null_text_steps=2)
-    explanations = list(
-        neuron_counterfactuals(
-            engine, photos(), build_classifier(), [2, 5], ["max", "min"], settings=settings
-        )
-    )
-    assert len(explanations) == len(seen) == 2
-    for (job, images), explanation in zip(seen, explanations, strict=True):
-        assert torch.equal(job.injection.mapping, torch.eye(16, dtype=torch.float64))
-        assert job.injection.weights == job.blending.weights == (1.0, 1.0, 0.0, 0.0, 0.0)
-        source = job.info.source.inversion
-        assert_follows_reference(tiny.pipe, job, images, explanation.result, source)
+    assert edited == 4
 
 
 @pytest.mark.parametrize(

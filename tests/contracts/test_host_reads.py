@@ -14,10 +14,12 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 from four_tasks import four_tasks
+from pretended import PretendedGpu
 from tiny import build_classifier, build_tiny, make_job
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdigin import hardware
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
@@ -69,25 +71,32 @@ def meta_model():
     return model
 
 
-def iterate(model, jobs, monkeypatch):
-    """An iteration of the jobs in one batch: how often figures were read, and the slots."""
+def iterate(model, jobs, monkeypatch, gpu=None):
+    """An iteration of the jobs in one batch: how often figures were read, and the slots.
+
+    gpu: as which it shall decide, judging together and replaying graphs; None is a CPU.
+    """
     reads = []
 
     def read(figures):
         reads.append(figures)
         return [0.5] * figures.numel()
 
-    engine = Engine(model, slots=len(jobs), kept_steps=1, compile="off")
-    engine.submit(jobs)
-    batch = engine._batch
-    assert batch.refill(run_stage=None) == []
-    monkeypatch.setattr(Tensor, "tolist", read)
-    with BlockingCopies():
-        batch.iterate()
+    with hardware.pretend(gpu or hardware.Hardware()):
+        engine = Engine(model, slots=len(jobs), kept_steps=1, compile="off")
+        engine.submit(jobs)
+        batch = engine._batch
+        assert batch.refill(run_stage=None) == []
+        monkeypatch.setattr(Tensor, "tolist", read)
+        with BlockingCopies():
+            batch.iterate()
     return reads, batch.slots
 
 
-def test_an_iteration_of_all_tasks_reads_once(jobs, meta_model, monkeypatch):
+@pytest.mark.parametrize(
+    "gpu", [None, PretendedGpu(graphs=False), PretendedGpu()], ids=["cpu", "gpu", "graphs"]
+)
+def test_an_iteration_of_all_tasks_reads_once(jobs, meta_model, monkeypatch, gpu):
     moved = []
     for job in jobs:
         constants = on_meta(job)
@@ -96,7 +105,7 @@ def test_an_iteration_of_all_tasks_reads_once(jobs, meta_model, monkeypatch):
             constants = replace(constants, injection=replace(constants.injection, mapping=mapping))
         moved.append(constants)
     assert sum(job.injection is not None and job.blending is not None for job in moved) == 4
-    reads, slots = iterate(meta_model, moved, monkeypatch)
+    reads, slots = iterate(meta_model, moved, monkeypatch, gpu)
     assert [slot.error for slot in slots] == [None] * 8
     assert all(slot.iteration == 1 for slot in slots), "nobody was updated"
     assert len(reads) == 1 and reads[0].device.type == "meta"

@@ -1,0 +1,199 @@
+"""Functions that a GPU replays in one launch (CUDA graphs).
+
+A step of the U-Net is about a thousand kernels, which Python launches more slowly than a GPU runs
+them. A graph records them once for one kind of call, with tensors that never move; from then on a
+call copies its inputs there and launches once. What records and replays is the hardware's business
+(hardware.py): on CPUs nothing is recorded, and a pretended GPU may run the function instead.
+
+A function that needs a gradient has a second graph, of its backward. It is recorded with the first,
+whose activations it reads, so between the two the function cannot be replayed for others: whoever
+asks meanwhile is served without a graph (kept steps, but for one of them).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastdigin.engine.memory import is_out_of_memory
+from fastdigin.hardware import Hardware
+
+log = logging.getLogger(__name__)
+
+Tensors = Sequence[Tensor | None]
+
+
+class Graphs:
+    """Calls functions, by their graphs where the hardware has any.
+
+    A function may read nothing but its inputs and frozen weights, nor ask for a value, and it does
+    the same whenever it is called with the same key and inputs of the same shapes.
+    """
+
+    def __init__(self, hardware: Hardware):
+        self._hardware = hardware
+        self._recorded: dict[Hashable, _Recorded | None] = {}
+
+    def __call__(self, key: Hashable, function: Callable[..., Tensors], *inputs: Tensor | None):
+        """``tuple(function(*inputs))``, differentiable where an input is."""
+        kinds = tuple(None if x is None else (x.shape, x.dtype, _moves(x)) for x in inputs)
+        with_gradient = any(kind is not None and kind[-1] for kind in kinds)
+        key = key, kinds
+        if key not in self._recorded:
+            self._recorded[key] = self._record(key, function, inputs)
+        recorded = self._recorded[key]
+        if recorded is None or recorded.pending:
+            return tuple(function(*inputs))
+        if with_gradient:
+            return _Replay.apply(recorded, *inputs)
+        return recorded.forward(inputs)
+
+    def begin(self) -> None:
+        """No gradient that was not asked for so far will be asked for."""
+        for recorded in filter(None, self._recorded.values()):
+            recorded.pending = False
+
+    def clear(self) -> None:
+        """Gives the graphs and their memory up."""
+        self._recorded.clear()
+
+    def _record(self, key: Hashable, function, inputs: Tensors) -> _Recorded | None:
+        if not self._hardware.has_graphs:
+            return None
+        try:
+            return _Recorded(self._hardware, function, inputs)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            log.warning("no graph of %s: %s", key[0], error)
+            return None
+
+
+class _Recorded:
+    """The graph of a function and, where an input wants a gradient, that of its backward."""
+
+    def __init__(self, hardware: Hardware, function: Callable[..., Tensors], inputs: Tensors):
+        self.pending = False
+        self._function = function
+        self._inputs = [
+            None if x is None else x.detach().clone().requires_grad_(_moves(x)) for x in inputs
+        ]
+        self._moving = [x for x in self._inputs if x is not None and x.requires_grad]
+        self._outputs: tuple[Tensor | None, ...] = ()
+        self._forward = hardware.record(self._run)
+        if self._moving:
+            # Before anything is copied into the inputs, which autograd would take for a change; and
+            # after a first replay, which fills the activations.
+            self._forward()
+            self._incoming = [None if x is None else torch.zeros_like(x) for x in self._outputs]
+            self._found: Tensors = ()
+            self._backward = hardware.record(self._run_backward)
+
+    def forward(self, inputs: Tensors) -> tuple[Tensor | None, ...]:
+        """The outputs, which nothing will change."""
+        _copy(inputs, self._inputs)
+        self._forward()
+        return tuple(None if x is None else x.detach().clone() for x in self._outputs)
+
+    def backward(self, incoming: Tensors) -> Iterator[Tensor]:
+        """Gradients of the inputs that want one, of the latest forward."""
+        _copy(incoming, self._incoming)
+        self._backward()
+        return iter([x.clone() for x in self._found])
+
+    def wanted(self) -> list[bool]:
+        return [x is not None and x.requires_grad for x in self._inputs]
+
+    def _run(self) -> None:
+        with torch.set_grad_enabled(bool(self._moving)):
+            self._outputs = tuple(self._function(*self._inputs))
+
+    def _run_backward(self) -> None:
+        pairs = [
+            (x, gradient)
+            for x, gradient in zip(self._outputs, self._incoming, strict=True)
+            if x is not None and x.requires_grad
+        ]
+        outputs, incoming = zip(*pairs, strict=True)
+        self._found = torch.autograd.grad(
+            outputs, self._moving, incoming, retain_graph=True, materialize_grads=True
+        )
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, recorded: _Recorded, *inputs):
+        ctx.recorded, recorded.pending = recorded, True
+        return recorded.forward(inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *incoming):
+        found = ctx.recorded.backward(incoming)
+        ctx.recorded.pending = False
+        return None, *(next(found) if wanted else None for wanted in ctx.recorded.wanted())
+
+
+def recorded(graphs: Graphs, key: Hashable, function: Callable[..., Tensors]) -> Callable:
+    """``function(model, *arguments)`` by its graph; arguments are trees of tensors, like Step."""
+
+    def call(model, *arguments):
+        tensors = list(_leaves(arguments))
+        skeleton = _mapped(arguments, lambda _: _HOLE)
+
+        def run(*given: Tensor) -> Tensors:
+            left = iter(given)
+            return function(model, *_mapped(skeleton, lambda _: next(left)))
+
+        return graphs((key, _paths(arguments)), run, *tensors)
+
+    return call
+
+
+_HOLE = object()
+
+
+def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """The tree with its tensors, or the holes where they were, changed; in a fixed order."""
+    if tree is _HOLE or isinstance(tree, Tensor):
+        return change(tree)
+    if is_dataclass(tree):
+        parts = {f.name: _mapped(getattr(tree, f.name), change) for f in fields(tree)}
+        return replace(tree, **parts)
+    if isinstance(tree, Mapping):
+        return {name: _mapped(value, change) for name, value in tree.items()}
+    return tuple(_mapped(x, change) for x in tree) if isinstance(tree, tuple) else tree
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(tree, found.append)
+    return found
+
+
+def _paths(tree: Any) -> Hashable:
+    """What a tree consists of beside its tensors."""
+    if isinstance(tree, Tensor):
+        return _HOLE
+    if is_dataclass(tree):
+        return type(tree), tuple(_paths(getattr(tree, f.name)) for f in fields(tree))
+    if isinstance(tree, Mapping):
+        return tuple((name, _paths(value)) for name, value in tree.items())
+    return tuple(map(_paths, tree)) if isinstance(tree, tuple) else tree
+
+
+def _moves(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+@torch.no_grad()
+def _copy(source: Tensors, target: Tensors) -> None:
+    for x, own in zip(source, target, strict=True):
+        if own is not None:
+            own.copy_(x, non_blocking=True)

@@ -1,0 +1,174 @@
+"""What a GPU replays: the same results, one graph a kind of call, and nothing overwritten."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pretended import PretendedGpu
+from tiny import (
+    build_classifier,
+    build_tiny,
+    make_blending,
+    make_injection,
+    make_job,
+    make_source,
+    normal,
+)
+
+from fastdigin import hardware
+from fastdigin.engine.engine import Engine
+from fastdigin.engine.graphs import Graphs
+from fastdigin.objectives import ClassConfidence, Cutouts, NeuronActivation
+
+STEPS, ITERATIONS, SLOTS = 4, 2, 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_tiny(levels=1).model
+
+
+@pytest.fixture(scope="module")
+def queue(model):
+    """Plain and edited jobs, with crops and without."""
+    f, prompt = build_classifier(), "a photo of a red boot"
+    source = make_source(model, "a photo of a red sneaker", STEPS)
+    edits = {
+        "injection": make_injection(model, source, prompt, (1.0, 0.5, 0.0, 0.0)),
+        "blending": make_blending(source, (1.0, 0.0, 0.0, 0.0)),
+    }
+    losses = [ClassConfidence(f, 1, cutouts=Cutouts(2))], [NeuronActivation(f, 2)]
+    return [
+        make_job(
+            model, str(n), seed=n, prompt=prompt, iterations=ITERATIONS, losses=losses[n % 2],
+            **(edits if n % 3 else {}),
+        )
+        for n in range(6)
+    ]  # fmt: skip
+
+
+def run(model, queue, gpu, kept_steps=0, **options):
+    with hardware.pretend(gpu):
+        engine = Engine(model, slots=SLOTS, kept_steps=kept_steps, compile="off", **options)
+        return {r.id: r for r in engine.run(queue)}
+
+
+@pytest.mark.parametrize("kept_steps", [0, 3])
+def test_replayed_optimisations_are_the_same(model, queue, kept_steps):
+    gpu = PretendedGpu()
+    expected = run(model, queue, PretendedGpu(graphs=False))
+    found = run(model, queue, gpu, kept_steps)
+    off = PretendedGpu()
+    run(model, queue, off, graphs="off")
+    assert gpu.replays > 0 and off.replays == off.recorded == 0
+    for id, result in expected.items():
+        assert found[id].status == "done", found[id].error
+        torch.testing.assert_close(found[id].image, result.image, rtol=0, atol=1e-9)
+
+
+def test_one_graph_a_kind_of_call_and_one_launch_a_call(model, queue):
+    gpu = PretendedGpu()
+    with hardware.pretend(gpu):
+        engine = Engine(model, slots=SLOTS, kept_steps=0, compile="off")
+        list(engine.run(queue))
+        recorded, before = gpu.recorded, gpu.replays
+        # Two forwards and two joints: injected or not. With gradient and without: decode, and the
+        # classifier on plain images, once for its neurons. Crops and the classifier on them.
+        kinds = {"steps": 4, "decode": 2 + 1, "plain": 2 + 1 + 1, "crops": 2, "on crops": 2}
+        assert recorded <= sum(kinds.values())
+        engine.submit(queue[:SLOTS])
+        while engine.busy:
+            engine.step()
+        assert gpu.recorded == recorded, "another queue records nothing"
+    # Of an iteration: T forwards, T joints, and for each of 3 x0 decode, crops, two classifiers
+    # there and back; the last image once more on its own. The last iteration has no way back.
+    each = 2 * STEPS + 3 * 2 * 4 + 1
+    assert gpu.replays - before <= ITERATIONS * each + STEPS + 1 + 2
+
+
+def graph_of(function):
+    """(function called by its graph, the pretended GPU)."""
+    gpu = PretendedGpu()
+    graphs = Graphs(gpu)
+    return lambda *inputs: graphs("f", function, *inputs), gpu
+
+
+def f(x, y=None):
+    return x.sin() * (1 if y is None else y), (x**2).sum(dim=1)
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_results_and_gradients_are_those_of_the_function(inputs):
+    call, gpu = graph_of(f)
+    for seed in range(3):
+        given = [normal(2, 3, seed=seed + k).requires_grad_() for k in range(inputs)]
+        incoming = normal(2, 3, seed=9), normal(2, seed=10)
+        found, expected = call(*given), f(*given)
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+        pairs = (torch.autograd.grad(outputs, given, incoming) for outputs in (found, expected))
+        for a, b in zip(*pairs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    assert gpu.recorded == 2, "the way there and the way back"
+
+
+def test_a_later_call_changes_no_earlier_result():
+    call, _ = graph_of(f)
+    x = normal(2, 3)
+    first = call(x)
+    kept = [y.clone() for y in first]
+    call(normal(2, 3, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+def test_what_waits_for_its_way_back_is_not_overwritten():
+    """The second is served without a graph, and both have their own gradients."""
+    call, gpu = graph_of(f)
+    xs = [normal(2, 3, seed=k).requires_grad_() for k in range(3)]
+    warm = call(xs[2])[0].sum()
+    warm.backward()
+    before = gpu.replays
+    outputs = [call(x)[0].sum() for x in xs[:2]]
+    assert gpu.replays == before + 1
+    for x, output in zip(xs, outputs, strict=False):
+        (gradient,) = torch.autograd.grad(output, x)
+        torch.testing.assert_close(gradient, x.detach().cos())
+    assert gpu.replays == before + 2 and gpu.recorded == 2
+
+
+def test_another_shape_and_another_need_of_gradients_are_other_graphs():
+    call, gpu = graph_of(f)
+    for x in (normal(2, 3), normal(4, 3), normal(2, 3).float(), normal(2, 3).requires_grad_()):
+        call(x)
+    assert gpu.recorded == 3 + 2
+    with torch.no_grad():
+        call(normal(2, 3).requires_grad_())
+    assert gpu.recorded == 5
+
+
+def test_what_cannot_be_recorded_is_run(caplog):
+    class Refuses(PretendedGpu):
+        def record(self, run):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs, x = Graphs(Refuses()), normal(2, 3)
+    for _ in range(2):
+        assert torch.equal(graphs("f", f, x)[0], x.sin())
+    assert caplog.text.count("not permitted") == 1, "told once"
+
+
+def test_graphs_are_given_up_where_memory_runs_out(model, queue, monkeypatch):
+    """And recorded anew for the smaller batch."""
+    predict = model.predict
+
+    def limited(z, *args):
+        if len(z) > 4:
+            raise torch.OutOfMemoryError("pretended")
+        return predict(z, *args)
+
+    expected = run(model, queue, PretendedGpu(graphs=False))
+    monkeypatch.setattr(model, "predict", limited)
+    found = run(model, queue, PretendedGpu())
+    for id, result in expected.items():
+        assert found[id].status == "done", found[id].error
+        torch.testing.assert_close(found[id].image, result.image, rtol=0, atol=1e-6)
