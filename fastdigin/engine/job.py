@@ -17,7 +17,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.attention import SourceAttention
 
 VARIABLES = ("latents", "conditioning", "null_text")
-FALL = 0.01
+FALL = 0.03
 """What a sum of losses falls by, as a share, until it counts as settled (EarlyStop)."""
 
 

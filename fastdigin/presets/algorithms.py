@@ -1,8 +1,9 @@
 """Presets of the algorithm: how results are computed, whatever the experiment.
 
 A file in algorithms/ has what it is ``about``, ``settings`` (task -> field -> value; a dot leads
-into nested settings, a list stands for a tuple) and ``notes``. Fields that it does not name keep
-their values, so that it combines with an experiment's preset and with options.
+into nested settings, a list stands for a tuple, and {"most": 10} lowers what is above 10) and
+``notes``. Fields that it does not name keep their values, so that it combines with an experiment's
+preset and with options.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Algorithm:
     Args:
         name: of the preset, or the file it was read from.
         about: one sentence.
-        settings: task -> field -> value; "optimisation.iterations" is a field of nested settings.
+        settings: task -> field -> value; "optimisation.steps" is a field of nested settings.
         notes: where the values come from.
 
     Example:
@@ -68,6 +69,8 @@ class Algorithm:
             )
         if rest:
             value = self._changed(getattr(settings, name), rest, value)
+        elif isinstance(value, dict):
+            value = min(getattr(settings, name), value["most"])
         return dataclasses.replace(settings, **{name: value})
 
 

@@ -35,6 +35,7 @@ def inverted(folder, dtype=torch.float64, steps=3, **options):
     [
         *[(name, {}) for name in FAMILIES],
         ("sdxl", {"method": "negative-prompt"}),
+        ("sdxl", {"method": "direct"}),
         ("sdxl", {"guidance_scale": 1.0}),
         ("sdxl-turbo", {"guidance_scale": 2.0}),
         ("sdxl-turbo", {"guidance_scale": 2.0, "method": "negative-prompt"}),

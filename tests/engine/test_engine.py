@@ -178,8 +178,8 @@ def test_early_stop_counts_in_a_row(tiny, read, stop, expected):
 @pytest.mark.parametrize(
     ("confidences", "distances", "ends"),
     [
-        ([0.1, 0.95, 0.95, 0.95], [2.0, 1.5, 1.6, 1.5], False),  # it fell within the last three
-        ([0.1, 0.95, 0.95, 0.95], [1.5, 1.6, 1.49, 1.6], True),  # by less than a hundredth
+        ([0.1, 0.95, 0.95, 0.95], [1.6, 1.6, 1.5, 1.5], False),  # it fell within the last three
+        ([0.1, 0.95, 0.95, 0.95], [1.5, 1.6, 1.46, 1.6], True),  # by less than three hundredths
         ([0.95, 0.95, 0.95, 0.8], [1.5, 1.6, 1.6, 1.6], False),  # the confidence did not hold
         ([0.95, 0.95, 0.95], [1.5, 1.6, 1.6], False),  # nothing before to compare with
     ],

@@ -1,6 +1,7 @@
 """Every preset is a command line that its command understands, of models that exist."""
 
 import json
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -8,6 +9,7 @@ import timm
 import torchvision
 
 from fastdigin import cli, presets
+from fastdigin.engine.job import Settings
 from fastdigin.errors import UserError
 from fastdigin.presets import (
     algorithm_names,
@@ -159,13 +161,15 @@ def test_presets_of_the_algorithm_change_nothing_else(name):
 
 
 def test_exact_is_the_published_method():
+    """Which the defaults are."""
     for task, settings in OF_TASKS.items():
-        assert (
-            presets.EXACT.of(presets.FAST.of(settings, task), task).inversion_method == "null-text"
-        )
-    exact = presets.EXACT.of(presets.FAST.of(counterfactual.EMBEDDED))
-    assert exact.engine_settings() == counterfactual.EMBEDDED.optimisation
-    assert presets.FAST.of(counterfactual.EMBEDDED).engine_settings().early_stop.settled
+        exact = presets.EXACT.of(settings, task)
+        assert exact == settings and exact.inversion_method == "null-text"
+    assert presets.EXACT.of(counterfactual.EMBEDDED).engine_settings().early_stop is None
+    fast = presets.FAST.of(counterfactual.EMBEDDED)
+    assert fast.engine_settings().early_stop.settled and fast.optimisation.steps == 10
+    few = replace(counterfactual.EMBEDDED, optimisation=Settings(steps=4))
+    assert presets.FAST.of(few).optimisation.steps == 4, "a few-step model gets no more steps"
 
 
 def test_presets_of_the_algorithm_combine(tmp_path, capsys):
