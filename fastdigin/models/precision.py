@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastdigin import hardware
 from fastdigin.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -16,12 +17,12 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         UserError: There is no such device, or networks cannot run on it.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return hardware.default_device()
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(
-            f"device {device!r} is none of torch's: write cpu, cuda or cuda:1"
+            f"device {device!r} is not one of torch's: write cpu, cuda or cuda:1"
         ) from error
     if chosen.type == "mps":
         raise UserError(
@@ -51,12 +52,9 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         UserError: The text names no type.
     """
     if dtype == "auto":
-        if device.type != "cuda":
-            chosen = torch.float32
-        elif torch.cuda.get_device_capability(device) >= (8, 0):
-            chosen = torch.bfloat16
-        else:
-            chosen = torch.float16
+        here, chosen = hardware.of(device), torch.float32
+        if here.is_gpu:
+            chosen = torch.bfloat16 if here.capability >= (8, 0) else torch.float16
     else:
         chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
