@@ -153,7 +153,13 @@ class Slot:
         at = len(self.history)
         for name in ("total", *(loss.name for loss in self.job.losses)):
             if not math.isfinite(row[name]):
-                raise FloatingPointError(f"loss {name!r} is {row[name]} at iteration {at}")
+                cause = ""
+                if not state["image"].isfinite().all():
+                    cause = (
+                        ": the decoded image is not finite; where the VAE runs in fp16 it "
+                        'overflows, so take dtype "bf16" or "fp32"'
+                    )
+                raise FloatingPointError(f"loss {name!r} is {row[name]} at iteration {at}{cause}")
         self.history += (row,)
         if self.initial_image is None:
             self.initial_image = state["image"]

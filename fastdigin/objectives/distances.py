@@ -38,6 +38,11 @@ class Regional:
         if self.mask is None:
             raise UserError(f"region {self.region!r} needs a mask: give one, or use region 'all'.")
         mask_hw = self.mask.detach().to(self.reference.dtype, copy=True)
+        if not mask_hw.isfinite().all():
+            raise UserError(
+                "mask has values that are not finite: attention or the VAE overflowed in fp16, so "
+                'take dtype "bf16" or "fp32", or give a mask of your own.'
+            )
         if mask_hw.ndim != 2 or not (mask_hw.min() >= 0 and mask_hw.max() <= 1):
             raise UserError(
                 f"mask must be (H,W) with values in [0,1], got {tuple(mask_hw.shape)} with values "

@@ -346,6 +346,29 @@ def test_an_autoencoder_that_overflows_in_fp16_runs_in_fp32(folder_of, dtype, ov
     assert model.decode(normal(1, 4, 8, 8).float()).isfinite().all()
 
 
+@pytest.mark.parametrize("tensor", ["conv_in", "up_blocks.1.resnets.0.conv1"])
+def test_an_autoencoder_that_overflows_later_is_named_as_the_cause(folder_of, tensor):
+    """After the trial at loading; at the start of the decoder, or later in it."""
+    model = LatentDiffusion.from_pretrained(str(folder_of("sd1")), device="cpu", dtype="fp16")
+    with torch.no_grad():
+        weight = model.vae.decoder.get_submodule(tensor).weight
+        weight.copy_(weight.sign() * 6e4)
+    job = generated_job(
+        model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
+        settings=Settings(steps=1, iterations=1), seed=0, monitors={}, info={},
+    )  # fmt: skip
+    (result,) = Engine(model, slots=1, kept_steps=0).run([job])
+    assert "the decoded image is not finite; where the VAE runs in fp16" in result.error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_mask_that_overflowed_says_so(value):
+    mask = torch.zeros(SIZE, SIZE)
+    mask[3, 4] = value
+    with pytest.raises(UserError, match="mask has values that are not finite: .* in fp16"):
+        Distance(torch.zeros(3, SIZE, SIZE), mask=mask, region="foreground")
+
+
 @pytest.mark.parametrize("low", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_pipelines_of_mixed_types(folder_of, name, low):
