@@ -29,6 +29,7 @@ EXTRAS = {
     "segment": ("segment-anything-hq", "timm", "torchvision"),
     "train": ("scikit-image", "scipy"),
     "bench": ("matplotlib",),
+    "ray": ("ray",),
 }
 """The optional dependencies of pyproject.toml, but for those of the tests."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_the_extras_are_those_of_pyproject():
     )["project"]
 
     def names(requirements):
-        return tuple(line.split(">")[0] for line in requirements)
+        return tuple(re.split(r"[>\[]", line)[0] for line in requirements)
 
     extras = {name: names(r) for name, r in project["optional-dependencies"].items()}
     assert {k: v for k, v in extras.items() if k != "test"} == machine.EXTRAS
