@@ -21,27 +21,28 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdigin_kernels.common.devices import SHARED_MEMORY
+
 DTYPES = ("fp16", "bf16")
 
 
 @dataclass(frozen=True)
 class Arch:
-    """What one streaming multiprocessor has, and how much shared memory one block may take (bytes).
+    """What one streaming multiprocessor has: bytes of shared memory, resident warps and blocks.
 
     (CUDA C++ Programming Guide, technical specifications per compute capability.)
     """
 
     shared: int
-    shared_of_block: int
     warps: int
     blocks: int
 
 
 ARCHS = {
-    "sm_80": Arch(164 << 10, 163 << 10, 64, 32),
-    "sm_89": Arch(100 << 10, 99 << 10, 48, 24),
-    "sm_90": Arch(228 << 10, 227 << 10, 64, 32),
-    "sm_100": Arch(228 << 10, 227 << 10, 64, 32),
+    "sm_80": Arch(164 << 10, 64, 32),
+    "sm_89": Arch(100 << 10, 48, 24),
+    "sm_90": Arch(228 << 10, 64, 32),
+    "sm_100": Arch(228 << 10, 64, 32),
 }
 
 
@@ -97,7 +98,7 @@ def compile_one(build, arch: str, dtype: str) -> dict:
         options={"num_warps": build.warps, "num_stages": build.stages},
     )
     registers, stack = _registers_and_stack(compiled.asm["cubin"])
-    shared, limits = compiled.metadata.shared, ARCHS[arch]
+    shared = compiled.metadata.shared
     return {
         "kernel": build.kernel,
         "config": build.config,
@@ -106,8 +107,8 @@ def compile_one(build, arch: str, dtype: str) -> dict:
         "registers": registers,
         "spills": stack // 4,  # registers of a thread that live in local memory
         "shared_bytes": shared,
-        "fits": shared <= limits.shared_of_block,
-        "occupancy": round(occupancy(limits, registers, shared, build.warps), 3),
+        "fits": shared <= SHARED_MEMORY[arch],
+        "occupancy": round(occupancy(ARCHS[arch], registers, shared, build.warps), 3),
         "padded_flops_ratio": round(build.padded_flops_ratio, 4),
         "bytes_ratio": round(build.bytes_ratio, 3),
     }

@@ -1,5 +1,8 @@
 """How an implementation is chosen, remembered and refused; what CUDA would get is pretended."""
 
+import contextlib
+import dataclasses
+import functools
 import json
 import logging
 import threading
@@ -9,7 +12,7 @@ import torch
 from kernel_operations import INTERPRETED
 
 from fastdigin_kernels.attention import attention, unavailable
-from fastdigin_kernels.common import choice, choices, native, registry
+from fastdigin_kernels.common import choice, choices, clocks, native, registry
 from fastdigin_kernels.common.registry import BackendError
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.group_norm_silu import group_norm_silu
@@ -27,25 +30,60 @@ def fresh(tmp_path, monkeypatch):
     return tmp_path / "cache" / "attention.json"
 
 
+MILLISECONDS = {"sdpa": 1.0, "torch": 1.0, "cpp": 0.5, "triton": 0.5, "cudnn": 0.7}
+
+
+class FakeClock:
+    """Says how long an implementation takes; runs nothing."""
+
+    def __init__(self, kind):
+        pass
+
+    def prepare(self, call):
+        return call
+
+    def milliseconds(self, call):
+        return TIMES[call.args[0]]
+
+
+TIMES: dict[str, float] = {}
+
+
 @pytest.fixture
 def timed(monkeypatch):
-    """Every backend can run and takes half of PyTorch's time; returns what was timed."""
-    found = []
+    """Every backend can run, and takes MILLISECONDS; returns what was timed.
 
-    def time(names, run, device):
-        found.append(run)
-        return dict(zip(names, (1.0, 0.5), strict=True))
+    TIMES may be changed; what an implementation gives is 1, or what `found.wrong` says.
+    """
+    TIMES.clear()
+    TIMES.update(MILLISECONDS)
+    found = Timed()
+    for name in SHAPES:
 
-    for operation in SHAPES:
-        declared = choice._operations[operation]
-        pretended = choice.Operation(
-            declared.own, declared.implementations, lambda *what: what, declared.untimed
-        )
-        monkeypatch.setitem(choice._operations, operation, pretended)
+        def prepare(*what):
+            found.append(what)
+            return lambda impl: [torch.tensor(found.wrong.get(impl, 1.0))]
+
+        pretended = dataclasses.replace(choice._operations[name], prepare=prepare)
+        monkeypatch.setitem(choice._operations, name, pretended)
     monkeypatch.setattr(choice, "unavailable", lambda *args: None)
-    monkeypatch.setattr(choice, "_time", time)
+    monkeypatch.setattr(clocks, "clock_of", FakeClock)
     monkeypatch.setattr(choices, "environment", lambda device: f"a {device.type}")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.recording)
     return found
+
+
+class Timed(list):
+    """(shape, batch, dtype, device) of what was timed."""
+
+    def __init__(self):
+        super().__init__()
+        self.wrong, self.recording = {}, False
+
+
+def decide(name, device, batch=None, dtype=torch.float16):
+    return choice._decide(name, "auto", SHAPES[name], batch, dtype, device)
 
 
 def auto(q, k):
@@ -62,29 +100,73 @@ def tensors(batch=2, heads=3, image_tokens=5, tokens=7, size=8, **kwargs):
 @pytest.mark.parametrize("name", SHAPES)
 def test_auto_can_take_every_implementation(name, timed):
     """But the reference. No GPU is needed."""
-    taken = [choice._decide(name, "auto", SHAPES[name], torch.float32, device)
-             for device in (CPU, CUDA, torch.device("meta"))]  # fmt: skip
+    taken = [decide(name, device) for device in (CPU, CUDA, torch.device("meta"))]
     assert taken == ["cpp", "triton", choice.own(name)]
+    TIMES["cudnn"] = 0.4
+    taken += [decide(name, CUDA, batch=3)]
     assert set(taken) == set(choice.implementations(name)) - {"auto", "reference"}
-    assert [device for *_, device in timed] == ([CPU] if name == "attention" else []) + [CUDA]
+    devices = [CPU] if name == "attention" else []
+    assert [device for *_, device in timed] == [*devices, CUDA, CUDA]
 
 
-def test_pytorchs_own_stays_where_the_backend_is_hardly_faster(timed, monkeypatch):
-    def time(names, *_):
-        return dict(zip(names, (1.0, 0.96), strict=True))
+def test_pytorchs_own_stays_where_no_backend_is_clearly_faster(timed):
+    TIMES.update(cpp=0.96, triton=0.96, cudnn=0.95)
+    for name in SHAPES:
+        assert decide(name, CUDA) == choice.own(name)
 
-    monkeypatch.setattr(choice, "_time", time)
-    for name, shape in SHAPES.items():
-        assert choice._decide(name, "auto", shape, torch.float16, CUDA) == choice.own(name)
+
+@pytest.mark.parametrize("wrong", [float("nan"), 0.9, 1.1])
+def test_who_gives_other_results_than_pytorch_is_not_taken(wrong, timed, caplog):
+    TIMES["cudnn"] = 0.1
+    timed.wrong["cudnn"] = wrong
+    assert decide("attention", CUDA, batch=16) == "triton"
+    assert "cudnn is not taken" in caplog.text
+    timed.wrong["triton"] = wrong
+    assert decide("attention", CUDA, batch=8) == "sdpa"
+
+
+def test_on_cuda_the_batch_is_timed_as_it_is(timed):
+    def taken(batch):
+        return choice._choose("attention", "auto", (batch, 3, 5, 7, 8), torch.float16, CUDA)
+
+    assert taken(16) == "triton"
+    TIMES["sdpa"] = 0.1
+    assert (taken(2), taken(16)) == ("sdpa", "triton")
+    assert [batch for _, batch, _, _ in timed] == [16, 2]
+    assert [shape for shape, *_ in timed] == [(3, 5, 7, 8)] * 2
+
+
+def test_while_a_graph_is_recorded_nothing_is_timed_and_nothing_remembered(timed):
+    timed.recording = True
+    long, short = (2, 3, 5, 4096, 8), (2, 3, 5, 77, 8)
+    for shape, expected in ((long, "sdpa"), (short, "triton")):
+        assert choice._choose("attention", "auto", shape, torch.float16, CUDA) == expected
+    assert not timed and not choice._chosen
+    timed.recording = False
+    assert choice._choose("attention", "auto", long, torch.float16, CUDA) == "triton" and timed
+
+
+def test_where_algorithms_must_be_deterministic_ours_are_taken_untimed(timed):
+    TIMES["sdpa"] = TIMES["torch"] = 0.1
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert [decide(name, CUDA, batch=2) for name in SHAPES] == ["triton"] * 3 and not timed
+        assert decide("attention", CPU) == "sdpa", "a CPU's are deterministic: they are timed"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert decide("attention", CUDA, batch=2) == "sdpa"
 
 
 @pytest.mark.skipif(native.library_path() is None, reason="installed without the CPU library")
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_is_timed_runs(name):
     """Each as declared, forward and backward, on the CPU."""
-    run = choice._operations[name].prepare(SHAPES[name], torch.float32, CPU)
-    names = (choice.own(name), "cpp")
-    assert all(ms > 0 for ms in choice._time(names, run, CPU).values())
+    for batch in (None, 3):
+        run = choice._operations[name].prepare(SHAPES[name], batch, torch.float32, CPU)
+        names = [choice.own(name), "cpp"]
+        assert choice._sound(names, run) == names
+        calls = {each: functools.partial(run, each) for each in names}
+        assert all(ms > 0 for ms in clocks.time_in_turns(calls, "cpu").values())
 
 
 @pytest.mark.skipif(native.library_path() is None, reason="installed without the CPU library")
@@ -148,7 +230,8 @@ def test_the_choice_is_made_once_and_remembered(timed, fresh, caplog):
     (remembered,) = json.loads(fresh.read_text()).values()
     assert list(remembered.values()) == ["cpp"]
     choice._chosen.clear()
-    assert auto(*tensors()[:2]) == "cpp" and timed == [((3, 5, 7, 8), torch.float32, CPU)]
+    assert auto(*tensors()[:2]) == "cpp"
+    assert timed == [((3, 5, 7, 8), None, torch.float32, CPU)]
 
 
 def test_neither_batch_nor_strides_nor_gradients_take_part(timed):
@@ -202,7 +285,9 @@ def test_the_first_of_many_decides_for_all():
 
 
 def test_auto_decides_while_a_compiler_traces_and_inside_transforms(timed, monkeypatch):
-    monkeypatch.setattr(choice, "BACKENDS", {})
+    for name in ("attention", "geglu"):
+        nobody = dataclasses.replace(choice._operations[name], rivals={})
+        monkeypatch.setitem(choice._operations, name, nobody)
     q, k, v = tensors()
 
     def step(q):
@@ -218,9 +303,11 @@ def test_auto_decides_while_a_compiler_traces_and_inside_transforms(timed, monke
 
 
 @pytest.mark.skipif(native.library_path() is None, reason="installed without the CPU library")
-def test_shapes_that_a_compiler_does_not_know_are_asked_for_by_a_timed_choice_alone():
+def test_shapes_that_a_compiler_does_not_know(fresh):
+    """A timed choice is for the length that there is, and the same as without a compiler."""
     x, (q, k, v) = torch.randn(2, 6, 5, 8), tensors()
     for function, inputs in [
+        (attention, (q, k, v)),
         (geglu, (x,)),
         (lambda x, w: group_norm_silu(x, w, w, 3), (x, torch.ones(6))),
         (lambda *qkv: attention(*qkv, impl="sdpa"), (q, k, v)),
@@ -236,3 +323,12 @@ def test_shapes_that_a_compiler_does_not_know_are_asked_for_by_a_timed_choice_al
 def test_fake_tensors_have_a_choice_too():
     with torch._subclasses.FakeTensorMode():
         assert attention(*tensors()).shape == (2, 3, 5, 8)
+
+
+@pytest.mark.gpu
+def test_events_time_a_graph_of_calls():
+    """A product of eight times the work takes several times as long, whatever starting it takes."""
+    a, b = (torch.randn(n, n, device="cuda") for n in (1024, 2048))
+    calls = {"small": lambda: a @ a, "large": lambda: b @ b, "waits": lambda: float(a.sum())}
+    taken = clocks.time_in_turns(calls, "cuda")
+    assert 3 < taken["large"] / taken["small"] < 20 and taken["waits"] > 0

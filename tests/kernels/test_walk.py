@@ -1,5 +1,6 @@
 """How many calls lie between an attention layer and the kernel (kernels/README.md)."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from fastdigin.models.attention import (
     SourceAttention,
 )
 from fastdigin_kernels.attention import sdpa
-from fastdigin_kernels.common import native
+from fastdigin_kernels.common import choice, native
 
 OURS = tuple(str(Path(path)) for package in (fastdigin, fastdigin_kernels)
              for path in package.__path__)  # fmt: skip
@@ -81,7 +82,8 @@ def test_an_attention_call_is_short(impl, control, monkeypatch):
         library = SimpleNamespace(fastdigin_attention_forward=kernel)
         monkeypatch.setattr(cpp, "_library", library)
     else:
-        monkeypatch.setattr("fastdigin_kernels.common.choice.BACKENDS", {})
+        nobody = dataclasses.replace(choice._operations["attention"], rivals={})
+        monkeypatch.setitem(choice._operations, "attention", nobody)
         monkeypatch.setattr("fastdigin_kernels.common.choice._chosen", {})
         real_sdpa = sdpa.scaled_dot_product_attention
 

@@ -16,11 +16,10 @@ and device and are differentiable in every argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from fastdigin_kernels.attention import cudnn
 from fastdigin_kernels.attention.operations import (
     differentiable_attention,
     differentiable_injected_attention,
@@ -31,7 +30,7 @@ from fastdigin_kernels.attention.tiles import SHORT_KEYS
 from fastdigin_kernels.common import choice
 from fastdigin_kernels.common.autograd import require_frozen
 
-IMPLEMENTATIONS = ("auto", "sdpa", "triton", "cpp", "reference")
+IMPLEMENTATIONS = ("auto", "sdpa", "triton", "cpp", "cudnn", "reference")
 
 _INJECTING = ("triton", "cpp")
 """Those with a kernel of their own for injected attention; others compute both parts and blend."""
@@ -41,9 +40,9 @@ _TIMED_ROWS = 16384  # of queries, all heads and samples together
 def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto") -> Tensor:
     """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d).
 
-    impl: "sdpa" (PyTorch's own), "triton", "cpp", "reference", or "auto", which takes the fastest
-    for the shape (common/choice.py). "reference" and "sdpa" take any dtype and device and have
-    second derivatives where PyTorch's has; the others have none.
+    impl: "sdpa" (PyTorch's own), "triton", "cpp", "cudnn", "reference", or "auto", which takes the
+    fastest for the shape (common/choice.py). "reference" and "sdpa" take any dtype and device and
+    have second derivatives where PyTorch's has; the others have none.
 
     Raises ValueError for shapes, dtypes or devices that do not belong together, and BackendError
     where the named implementation cannot run: none is put in its place.
@@ -54,6 +53,8 @@ def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto"
         return sdpa(q_bhnd, k_bhtd, v_bhtd)
     if impl == "reference":
         return attention_reference(q_bhnd, k_bhtd, v_bhtd)
+    if impl == "cudnn":
+        return cudnn.attend(q_bhnd, k_bhtd, v_bhtd)
     return differentiable_attention()(q_bhnd, k_bhtd, v_bhtd, impl)
 
 
@@ -119,10 +120,10 @@ def unavailable(impl: str, device: torch.device, dtype: torch.dtype, head_size: 
 
 
 def _to_time(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Callable[[str], None]:
+    shape: choice.Shape, batch: int | None, dtype: torch.dtype, device: torch.device
+) -> choice.Run:
     heads, image_tokens, tokens, size = shape
-    batch = choice.timed_batch(heads * image_tokens, _TIMED_ROWS)
+    batch = batch or choice.timed_batch(heads * image_tokens, _TIMED_ROWS)
     generator = torch.Generator(device).manual_seed(0)
     q, k, v, grad = (
         torch.randn(batch, rows, heads, size, generator=generator, device=device, dtype=dtype)
@@ -131,18 +132,25 @@ def _to_time(
     )  # fmt: skip
     inputs = [x.requires_grad_() for x in (q, k, v)]
 
-    def run(impl: str) -> None:
-        torch.autograd.grad(attention(*inputs, impl), inputs, grad)
+    def run(impl: str) -> list[Tensor]:
+        output = attention(*inputs, impl)
+        return [output.detach(), *torch.autograd.grad(output, inputs, grad)]
 
     return run
 
 
-def _expected(shape: tuple[int, ...]) -> bool:
+def _expected(shape: choice.Shape) -> bool:
     """Ours move less where all keys fit one tile; elsewhere they do 7 products for 5."""
     return shape[2] <= SHORT_KEYS
 
 
-choice.declare("attention", choice.Operation("sdpa", IMPLEMENTATIONS, _to_time, expected=_expected))
+choice.declare(
+    "attention",
+    choice.Operation(
+        "sdpa", IMPLEMENTATIONS, _to_time, expected=_expected,
+        rivals={"cpu": ("cpp",), "cuda": ("triton", "cudnn")},
+    ),
+)  # fmt: skip
 
 
 def _map_values(v_bhtd: Tensor, mapping_bts: Tensor | None) -> Tensor:

@@ -112,7 +112,8 @@ def padded_flops_ratio(head_size: int, keys: int, cols: int, queries: int, rows:
 
 
 # Tensor-core instructions of sm_80 and sm_89 hold their operands in registers, those of sm_90 and
-# sm_100 read shared memory: hence two tables, and below them what sm_100 has for itself.
+# sm_100 read shared memory: hence two tables, and below them what sm_100 has for itself (three of
+# sm_90's tiles spill two registers there with Triton 3.6).
 # {(kernel, few keys): ((widest padded head, tiles))}.
 _TILES = {
     "sm_80": {
@@ -163,6 +164,17 @@ _TILES["sm_100"] = {
         (48, (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3))),
         (64, (Tile(64, 64, 4, 3),)),
         (160, (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3))),
+    ),
+    ("dq", False): (
+        (64, (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3))),
+        (80, (Tile(64, 64, 4, 3), Tile(128, 32, 8, 2))),
+        (160, (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3))),
+    ),
+    ("forward", True): ((48, (Tile(64, 64, 8, 1),)), (160, (Tile(128, 64, 8, 1),))),
+    ("dkv", True): (
+        (64, (Tile(64, 64, 8, 2),)),
+        (80, (Tile(32, 64, 4, 2),)),
+        (160, (Tile(16, 64, 8, 2),)),
     ),
 }
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.attention
 from filelock import FileLock
 
 from fastdigin_kernels.common import devices, native
@@ -75,7 +76,9 @@ def environment(device: torch.device) -> str:
             triton = version("triton")
         except PackageNotFoundError:
             triton = "none"
-        name, kernels = devices.device_of(device).name, f"triton {triton}"
+        # FlashAttention 3 or 4 is behind PyTorch's attention where it was activated there.
+        flash = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)()
+        name, kernels = devices.device_of(device).name, f"triton {triton}, flash {flash}"
     else:
         name, kernels = native.cpu_model(), f"library {native.fingerprint()}"
     return f"torch {torch.__version__}, {kernels}, {name}"

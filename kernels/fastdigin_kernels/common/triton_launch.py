@@ -79,9 +79,10 @@ def fastest(key: Sequence, candidates: Sequence, run: Callable, device: torch.de
     """The candidate that ``run`` is fastest with; timed once per key and device, kept on disk.
 
     Being kept, it stays the same from one process to the next: another tile adds up in another
-    order. While a CUDA graph is recorded nothing can be timed, and the first candidate serves.
+    order. Where algorithms must be deterministic it is the first one on every machine; and while a
+    CUDA graph is recorded, in which nothing can be timed.
     """
-    if len(candidates) == 1 or INTERPRETED:
+    if len(candidates) == 1 or INTERPRETED or torch.are_deterministic_algorithms_enabled():
         return candidates[0]
     names = {str(candidate): candidate for candidate in candidates}
     key = (" ".join(map(str, key)), str(device))

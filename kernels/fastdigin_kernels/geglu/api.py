@@ -6,7 +6,6 @@ Autograd also keeps gelu(b), half as much again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -75,14 +74,14 @@ _geglu = differentiable(_GEGLU, first_output=False)
 
 
 def _to_time(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Callable[[str], None]:
-    batch = choice.timed_batch(math.prod(shape), _TIMED_NUMBERS)
+    shape: choice.Shape, batch: int | None, dtype: torch.dtype, device: torch.device
+) -> choice.Run:
+    batch = batch or choice.timed_batch(math.prod(shape), _TIMED_NUMBERS)
     x = torch.randn(batch, *shape, device=device, dtype=dtype, requires_grad=True)
 
-    def run(impl: str) -> None:
+    def run(impl: str) -> list[Tensor]:
         y = geglu(x, impl)
-        torch.autograd.grad(y, x, y)
+        return [y.detach(), *torch.autograd.grad(y, x, y.detach())]
 
     return run
 

@@ -6,7 +6,6 @@ Autograd also keeps the normalised tensor, for SiLU's derivative. Here the backw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -171,17 +170,17 @@ def _group_norm(x_bchw, weight_c, bias_c, groups, eps) -> tuple[Tensor, Tensor, 
 
 
 def _to_time(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Callable[[str], None]:
+    shape: choice.Shape, batch: int | None, dtype: torch.dtype, device: torch.device
+) -> choice.Run:
     *shape, groups = shape
-    batch = choice.timed_batch(math.prod(shape), _TIMED_NUMBERS)
+    batch = batch or choice.timed_batch(math.prod(shape), _TIMED_NUMBERS)
     x = torch.randn(batch, *shape, device=device, dtype=dtype)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.ones(2, shape[0], device=device, dtype=dtype)
 
-    def run(impl: str) -> None:
+    def run(impl: str) -> list[Tensor]:
         y = group_norm_silu(x, weight, bias, groups, impl=impl)
-        torch.autograd.grad(y, x, y)
+        return [y.detach(), *torch.autograd.grad(y, x, x.detach())]
 
     return run
 
