@@ -15,7 +15,7 @@ from fastdigin.commands.options import add_settings, chosen_settings
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.memory import show_bytes
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.presets import load_preset
+from fastdigin.presets import algorithm_names, load_algorithm, load_preset
 from fastdigin_bench.output import rows_table
 from fastdigin_bench.profile.gpus import GPUS, Rates
 from fastdigin_bench.profile.ledger import Counts
@@ -115,6 +115,8 @@ def _settings(options: Namespace, model: LatentDiffusion) -> Any:
     defaults = task_class(options.task).default_settings(model)
     if options.preset is None:
         return defaults
+    if options.preset in algorithm_names():
+        return load_algorithm(options.preset).of(defaults, options.task)
     parser = argparse.ArgumentParser()
     add_settings(parser, type(defaults))
     chosen, _ = parser.parse_known_args(load_preset(options.preset).arguments())
