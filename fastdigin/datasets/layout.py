@@ -25,14 +25,22 @@ class Photo:
     target: str | None = None
 
 
+def is_image(path: Path) -> bool:
+    """Whether a path below a folder of photos is one, by its name.
+
+    Hidden files are none: "._x.png" is what another system's archive tells about x.png.
+    """
+    return path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in path.parts)
+
+
 def folders_of(folder: Path) -> list[Path]:
-    """The folders in ``folder``, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    """The folders in ``folder``, by name; hidden ones are not among them."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def images_of(folder: Path) -> list[Path]:
     """The images in ``folder``, by name; told by their suffix, none is opened."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in folder.iterdir() if is_image(Path(path.name)))
 
 
 def classes_in_folders(folder: Path) -> list[Photo]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdigin.datasets.layout import SUFFIXES
+from fastdigin.datasets.layout import is_image
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput, collect, distinct, read_any_image
@@ -73,7 +73,7 @@ def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
         if not root.is_dir():
             photos += collect([argument])
             continue
-        files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        files = sorted(f for f in root.rglob("*") if is_image(f.relative_to(root)) and f.is_file())
         if not files:
             raise UserError(f"folder '{root}' and its subfolders hold no images")
         photos += [ImageInput(str(file.relative_to(root)), file) for file in files]

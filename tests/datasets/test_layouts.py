@@ -30,7 +30,7 @@ def facts(argument):
 def test_a_folder_for_each_class(tmp_path, kind, below):
     root = tmp_path / below
     touch(root / "red_fox" / "1.JPG", root / "arctic fox" / "1.png", root / "notes.txt")
-    touch(root / "red_fox" / "readme.md")
+    touch(root / "red_fox" / "readme.md", root / "red_fox" / "._1.JPG", root / ".trash" / "2.png")
     assert facts(f"{kind}:{tmp_path}") == [
         ("arctic fox-1", "arctic fox", "arctic fox", None),
         ("red_fox-1", "red fox", "red fox", None),

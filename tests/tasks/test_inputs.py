@@ -246,7 +246,7 @@ def test_what_a_caller_may_pass():
 
 
 def test_folders_and_limits(tmp_path):
-    for name in ("b.PNG", "a.jpeg", "c.webp", "notes.txt"):
+    for name in ("b.PNG", "a.jpeg", "c.webp", "notes.txt", "._a.jpeg", ".hidden.png", ".png"):
         (tmp_path / name).touch()
     assert [i.id for i in collect([str(tmp_path)])] == ["a", "b", "c"]
     assert [i.id for i in collect([str(tmp_path)], 2)] == ["a", "b"]
