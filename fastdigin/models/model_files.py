@@ -162,7 +162,7 @@ def _look(source: str, folder: Path, half: bool) -> tuple[ModelFiles, list[str]]
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     required, variants = _choose(names, index, half)
     for name in [n for n in required if ".safetensors.index." in n]:
-        shards = json.loads((folder / name).read_text())["weight_map"].values()
+        shards = _read_json(source, folder / name, "weight_map")["weight_map"].values()
         required += sorted({f"{name.split('/')[0]}/{shard}" for shard in shards})
     missing = [name for name in required if name not in names]
     return ModelFiles(folder, index, variants), missing
@@ -172,7 +172,7 @@ def _check_folders(source: str, files: ModelFiles) -> None:
     """Raises UserError where a folder holds another network than the index says, or two."""
     for part, variant in files.variants.items():
         library, kind, stem = NETWORKS[part]
-        config = json.loads((files.folder / part / "config.json").read_text())
+        config = _read_json(source, files.folder / part / "config.json")
         found = config.get("_class_name", kind)
         if library == "diffusers" and found != kind:
             raise UserError(
@@ -186,6 +186,21 @@ def _check_folders(source: str, files: ModelFiles) -> None:
                 f"model {source!r} cannot be loaded: {many} names other files than {one} beside "
                 "it; remove the one that is out of date"
             )
+
+
+def _read_json(source: str, path: Path, *names: str) -> dict:
+    """The object in a file of a model, in which ``names`` are objects too."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(part, dict) for part in (content, *(content[name] for name in names))):
+            return content
+        reason = "it holds no object of names"
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        reason = repr(error)
+    raise UserError(
+        f"model {source!r} cannot be loaded: '{path.parent.name}/{path.name}' is damaged "
+        f"({reason}); fetch it again"
+    )
 
 
 def _read_index(source: str, folder: Path) -> dict:

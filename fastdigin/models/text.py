@@ -32,7 +32,16 @@ def token_ids(
 
 
 def expanded(tokenizer: Any, prompt: str) -> str:
-    """The prompt with every word of textual inversion followed by the rest of its vectors."""
+    """The prompt with every word of textual inversion followed by the rest of its vectors.
+
+    UserError for a prompt with half a character, as a name of a file that is not UTF-8 has.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"prompt {prompt!r} holds a lone surrogate, which is no text: write it anew"
+        ) from None
     return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
 
 

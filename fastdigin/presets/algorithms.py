@@ -84,13 +84,15 @@ def load_algorithm(name: str) -> Algorithm:
     file = FOLDER / f"{name}.json" if name in algorithm_names() else Path(name)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if not all(isinstance(changes, dict) for changes in content["settings"].values()):
+            raise TypeError("settings must be {task: {field: value}}")
         return Algorithm(name, content["about"], content["settings"], tuple(content["notes"]))
     except FileNotFoundError:
         names = ", ".join(algorithm_names())
         raise UserError(
             f"preset {name!r} does not exist: name one of {names}, or a file of settings"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"'{file}' is no preset of the algorithm ({error!r}): it needs about, settings, notes"
         ) from None
