@@ -113,6 +113,7 @@ class Classifier:
         self.named: Named = "own"  # or guessed, or mere numbers
         self.through_relu = False
         self._said: set[str] = set()
+        self._normalisation = tuple(mean), tuple(std)  # numbers: keys wait for no device
         self._mean_c11, self._std_c11 = (
             torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (mean, std)
         )
@@ -345,8 +346,7 @@ class Classifier:
     @property
     def pass_key(self) -> tuple:
         """Classifiers with equal keys find the same in what they look at."""
-        mean, std = (tuple(x.flatten().tolist()) for x in (self._mean_c11, self._std_c11))
-        how = mean, std, self.channels, len(self.classes), self.through_relu
+        how = *self._normalisation, self.channels, len(self.classes), self.through_relu
         return id(self.network), self.layer, self._head, *how
 
     def look(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
