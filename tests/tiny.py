@@ -224,7 +224,7 @@ def make_job(
 def make_source(model: LatentDiffusion, prompt: str, steps: int, seed: int = 0) -> Inversion:
     """Some trajectory to take attention and latents from; no image was inverted."""
     conditioning, null_text = model.encode_prompts([prompt, ""])
-    latents = normal(steps + 2, *LATENT_SHAPE, seed=2000 + seed)
+    latents = normal(steps + 2, *LATENT_SHAPE, seed=2000 + seed).to(model.device)
     return Inversion(
         prompt, latents[:-1], conditioning, null_text.expand(steps, -1, -1), latents[-1]
     )

@@ -202,8 +202,6 @@ class Batch:
         A slot that is not active keeps its place with its last state, so that shapes stay as
         they are; whatever it computes is dropped.
         """
-        if self._graphs is not None:
-            self._graphs.begin()
         guided = self._guided
         width = self._choice.rows(len(slots), guided, plan.compiled)
         rows = whole_blocks(slots, width, copies=2 if guided else 1)
@@ -214,6 +212,9 @@ class Batch:
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
         kept = min(plan.kept_steps, len(steps)) if goes_on else 0
+        if self._graphs is not None:
+            self._graphs.begin()
+            self._graphs.copies = max(kept, 1)
         functions = self._choice.of(plan.compiled)
         run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
 

@@ -6,12 +6,13 @@ call copies its inputs there and launches once. What records and replays is the 
 (hardware.py): on CPUs nothing is recorded, and a pretended GPU may run the function instead.
 
 A function that needs a gradient has a second graph, of its backward. It is recorded with the first,
-whose activations it reads, so between the two the function cannot be replayed for others: whoever
-asks meanwhile is served without a graph (kept steps, but for one of them).
+whose activations it reads, so between the two this pair cannot be replayed for others: whoever asks
+meanwhile gets a pair of its own, as kept steps do, or is served without a graph.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -34,21 +35,21 @@ class Graphs:
 
     A function may read nothing but its inputs and frozen weights, nor ask for a value, and it does
     the same whenever it is called with the same key and inputs of the same shapes.
+
+    copies: how many pairs of graphs a function may have, each with its own activations.
     """
 
-    def __init__(self, hardware: Hardware):
-        self._hardware = hardware
-        self._recorded: dict[Hashable, _Recorded | None] = {}
+    def __init__(self, hardware: Hardware, copies: int = 1):
+        self._hardware, self.copies = hardware, copies
+        self._recorded: dict[Hashable, list[_Recorded] | None] = {}
 
     def __call__(self, key: Hashable, function: Callable[..., Tensors], *inputs: Tensor | None):
         """``tuple(function(*inputs))``, differentiable where an input is."""
         kinds = tuple(None if x is None else (x.shape, x.dtype, _moves(x)) for x in inputs)
         with_gradient = any(kind is not None and kind[-1] for kind in kinds)
         key = key, kinds
-        if key not in self._recorded:
-            self._recorded[key] = self._record(key, function, inputs)
-        recorded = self._recorded[key]
-        if recorded is None or recorded.pending:
+        recorded = self._free(key, function, inputs)
+        if recorded is None:
             return tuple(function(*inputs))
         if with_gradient:
             return _Replay.apply(recorded, *inputs)
@@ -56,23 +57,30 @@ class Graphs:
 
     def begin(self) -> None:
         """No gradient that was not asked for so far will be asked for."""
-        for recorded in filter(None, self._recorded.values()):
+        for recorded in itertools.chain(*filter(None, self._recorded.values())):
             recorded.pending = False
 
     def clear(self) -> None:
         """Gives the graphs and their memory up."""
         self._recorded.clear()
 
-    def _record(self, key: Hashable, function, inputs: Tensors) -> _Recorded | None:
-        if not self._hardware.has_graphs:
+    def _free(self, key: Hashable, function, inputs: Tensors) -> _Recorded | None:
+        """What was recorded and waits for no backward; recorded now where there may be one more."""
+        known = self._recorded.setdefault(key, [] if self._hardware.has_graphs else None)
+        if known is None:
             return None
-        try:
-            return _Recorded(self._hardware, function, inputs)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            log.warning("no graph of %s: %s", key[0], error)
-            return None
+        free = next((each for each in known if not each.pending), None)
+        if free is None and len(known) < self.copies:
+            try:
+                free = _Recorded(self._hardware, function, inputs)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                log.warning("no graph of %s: %s", key[0], error)
+                self._recorded[key] = None
+                return None
+            known.append(free)
+        return free
 
 
 class _Recorded:

@@ -86,10 +86,10 @@ def test_one_graph_a_kind_of_call_and_one_launch_a_call(model, queue):
     assert gpu.replays - before <= ITERATIONS * each + STEPS + 1 + 2
 
 
-def graph_of(function):
+def graph_of(function, copies=1):
     """(function called by its graph, the pretended GPU)."""
     gpu = PretendedGpu()
-    graphs = Graphs(gpu)
+    graphs = Graphs(gpu, copies)
     return lambda *inputs: graphs("f", function, *inputs), gpu
 
 
@@ -121,19 +121,20 @@ def test_a_later_call_changes_no_earlier_result():
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
 
 
-def test_what_waits_for_its_way_back_is_not_overwritten():
-    """The second is served without a graph, and both have their own gradients."""
-    call, gpu = graph_of(f)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_what_waits_for_its_way_back_is_not_overwritten(copies):
+    """The second has its own graphs, or is served without one, and both their own gradients."""
+    call, gpu = graph_of(f, copies)
     xs = [normal(2, 3, seed=k).requires_grad_() for k in range(3)]
     warm = call(xs[2])[0].sum()
     warm.backward()
     before = gpu.replays
     outputs = [call(x)[0].sum() for x in xs[:2]]
-    assert gpu.replays == before + 1
     for x, output in zip(xs, outputs, strict=False):
         (gradient,) = torch.autograd.grad(output, x)
         torch.testing.assert_close(gradient, x.detach().cos())
-    assert gpu.replays == before + 2 and gpu.recorded == 2
+    # Each pair is replayed once when it is recorded, which the first was before.
+    assert gpu.recorded == 2 * copies and gpu.replays == before + 3 * copies - 1
 
 
 def test_another_shape_and_another_need_of_gradients_are_other_graphs():
