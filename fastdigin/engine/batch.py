@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastdigin import hardware
+from fastdigin.engine.checks import check_fields
 from fastdigin.engine.compile_choice import CompileChoice, work_ahead
 from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import VARIABLES, Job, Result
@@ -71,6 +72,8 @@ class Batch:
         while self._has_room and (job := self.queue.head(run_stage)) is not None:
             if isinstance(job, Result):
                 failed.append(job)
+            elif (wrong := _wrong(job)) is not None:
+                failed.append(wrong)
             elif self.advancing and self._key_of(job) != self._key:
                 break
             else:
@@ -136,7 +139,8 @@ class Batch:
             return [Result.failure(job, str(error))]
         except Exception as error:
             if not is_out_of_memory(error):
-                raise
+                log.warning("job %s failed", job.id, exc_info=True)
+                return [Result.failure(job, f"{type(error).__name__}: {error}")]
             reason = str(error)
         else:
             return []
@@ -280,6 +284,16 @@ def _settle(slots: Sequence[Slot]) -> None:
         mine, values = values[: len(own)], values[len(own) :]
         with _failing_alone(slot, of_memory=True):
             slot.settle(mine)
+
+
+def _wrong(job: Job) -> Result | None:
+    """The Result of a job whose fields are nothing that they could be."""
+    try:
+        check_fields(job)
+    except UserError as error:
+        log.warning("job %s failed: %s", job.id, error)
+        return Result.failure(job, str(error))
+    return None
 
 
 @contextmanager

@@ -2,12 +2,81 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
 from torch import Tensor
 
-from fastdigin.engine.job import Injection, Job, SelfInjection
+from fastdigin.engine.job import Blending, Injection, Job, SelfInjection, Settings
 from fastdigin.errors import UserError
 from fastdigin.models.attention import is_cross
 from fastdigin.models.diffusion import LatentDiffusion
+
+_OPTIONAL_TENSOR = (Tensor, type(None))
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,), "latents": (Tensor,), "conditioning": (Tensor,), "null_text": _OPTIONAL_TENSOR,
+    "losses": (Sequence,), "settings": (Settings,), "seed": (int,),
+    "injection": (Injection, type(None)), "self_injection": (SelfInjection, type(None)),
+    "blending": (Blending, type(None)), "pooled": _OPTIONAL_TENSOR, "noise": _OPTIONAL_TENSOR,
+    "monitors": (Mapping,),
+}  # fmt: skip
+
+
+def check_fields(job: Job) -> None:
+    """Raises UserError where a field of a job is nothing that it could be, whatever the model."""
+    for name, kinds in _TYPES.items():
+        _check_type(job, name, getattr(job, name), kinds)
+    for name in ("injection", "self_injection", "blending"):
+        edit = getattr(job, name)
+        weights = () if edit is None else edit.weights
+        if not all(_is_number(weight) and 0 <= weight <= 1 for weight in weights):
+            raise UserError(f"job {job.id!r}: {name} has weights {weights!r:.80}, wanted 0 to 1")
+    if job.injection is not None:
+        _check_type(job, "injection.mapping", job.injection.mapping, (Tensor,))
+    if job.blending is not None:
+        for name in ("mask", "source_latents"):
+            _check_type(job, f"blending.{name}", getattr(job.blending, name), (Tensor,))
+    for number, loss in enumerate(job.losses):
+        named = isinstance(getattr(loss, "name", None), str)
+        if not (named and _is_number(getattr(loss, "weight", None)) and callable(loss)):
+            raise UserError(
+                f"job {job.id!r}: losses[{number}] is {loss!r:.80}, wanted a callable with a name "
+                "(a text) and a weight (a finite number)"
+            )
+    for name, read in job.monitors.items():
+        if not (isinstance(name, str) and callable(read)):
+            raise UserError(
+                f"job {job.id!r}: monitors has {name!r}: {read!r:.80}, wanted a text and a callable"
+            )
+
+
+def _check_type(job: Job, name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    wrong = not isinstance(value, kinds) or isinstance(value, bool)
+    wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+    if wrong:
+        raise UserError(f"job {job.id!r}: {name} is {value!r:.80}, wanted {wanted}")
+    if isinstance(value, Tensor):
+        check_values(f"job {job.id!r}: {name}", value)
+
+
+def check_values(name: str, tensor: Any) -> None:
+    """Raises UserError for anything but a tensor of floating-point numbers that one can work with.
+
+    Tensors made under torch.inference_mode cannot be kept for a backward.
+    """
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{name} is {tensor!r:.80}, wanted a tensor")
+    if tensor.is_meta or not tensor.is_floating_point():
+        where = "on meta" if tensor.is_meta else f"of {tensor.dtype}"
+        raise UserError(f"{name} is {where}, wanted floating-point values")
+    if tensor.is_inference():
+        raise UserError(f"{name} was made under torch.inference_mode(): clone it outside of that")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_job(job: Job, model: LatentDiffusion) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastdigin import hardware
 from fastdigin.engine.batch import Batch
-from fastdigin.engine.checks import check_pooled
+from fastdigin.engine.checks import check_pooled, check_values
 from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.compiled import GraphKey
 from fastdigin.engine.graphs import Graphs
@@ -172,6 +172,13 @@ class Engine:
             guidance_scale = self.model.usual_guidance_scale
         Settings(steps=steps, guidance_scale=guidance_scale, last_steps=last_steps)  # raises
         guided = self.model.has_null_branch(guidance_scale)
+        given = {"latents": latents, "conditioning": conditioning, "null_text": null_text,
+                 "pooled": pooled, "noise": noise}  # fmt: skip
+        for name, tensor in given.items():
+            if tensor is not None or name in ("latents", "conditioning"):
+                check_values(name, tensor)
+                given[name] = tensor.to(self.model.device)
+        latents, conditioning, null_text, pooled, noise = given.values()
         batch = len(latents)
         if latents.ndim != 4 or tuple(latents.shape[1:]) != self.model.latent_shape:
             raise UserError(
@@ -183,8 +190,13 @@ class Engine:
             null_text = self.model.encode_prompts([""]).to(latents.dtype).expand(batch, -1, -1)
         guidance = torch.full((batch,), guidance_scale, device=latents.device, dtype=latents.dtype)
         noise = _drawn(noise, self.model.ddim_table(steps), latents)
-        cond = _with_steps(conditioning, "conditioning", batch, steps)
-        null = _with_steps(null_text, "null_text", batch, steps) if guided else None
+        width = self.model.text_width
+        cond = _with_steps(conditioning, "conditioning", batch, steps, width)
+        null = _with_steps(null_text, "null_text", batch, steps, width) if guided else None
+        if guided and null.shape[2] != cond.shape[2]:
+            raise UserError(
+                f"null_text has {null.shape[2]} tokens, the conditioning has {cond.shape[2]}"
+            )
         _, x0s = UnrolledSampler.apply(
             self._choice.for_sampling,
             Steps(self.model, steps, guidance, guided, pooled, noise),
@@ -285,6 +297,11 @@ class Engine:
 
     def _step(self, batch: Batch, on_progress: Callable[[float], None] | None) -> list[Result]:
         advance = on_progress or (lambda iterations: None)
+        if torch.is_inference_mode_enabled():
+            raise UserError(
+                "the engine needs gradients, which torch.inference_mode() rules out: call it "
+                "outside of that; torch.no_grad() does no harm"
+            )
         results = batch.refill(lambda stage: self._run_stage(stage, advance))
         advancing = batch.advancing
         if advancing:
@@ -340,13 +357,12 @@ def _drawn(noise: Tensor | None, table: DDIMTable, latents: Tensor) -> Tensor | 
     return noise.to(latents)
 
 
-def _with_steps(text: Tensor, name: str, batch: int, steps: int) -> Tensor:
+def _with_steps(text: Tensor, name: str, batch: int, steps: int, width: int) -> Tensor:
     """(B, L, D) or (B, T, L, D) to (B, T, L, D)."""
-    if text.ndim == 3:
-        text = text[:, None].expand(-1, steps, -1, -1)
-    if text.ndim != 4 or len(text) != batch or text.shape[1] != steps:
+    given = text[:, None].expand(-1, steps, -1, -1) if text.ndim == 3 else text
+    if given.ndim != 4 or given.shape[:2] != (batch, steps) or given.shape[-1] != width:
         raise UserError(
             f"{name} has shape {tuple(text.shape)}, wanted (B, L, D) or (B, T, L, D) with "
-            f"B = {batch}, T = {steps}"
+            f"B = {batch}, T = {steps}, D = {width}"
         )
-    return text
+    return given

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
 from fastdigin.engine.steps import on_device
+from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 
 
@@ -83,7 +84,7 @@ class Slot:
 
     def loss(self, candidate: Candidate) -> tuple[Tensor, dict[str, Tensor]]:
         """(weighted total, unweighted terms) of the job's losses."""
-        terms = {loss.name: loss(candidate) for loss in self.job.losses}
+        terms = {loss.name: _number(loss.name, loss(candidate)) for loss in self.job.losses}
         total = sum(loss.weight * terms[loss.name] for loss in self.job.losses)
         return total, terms
 
@@ -213,6 +214,13 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = flat.split([x.numel() for x in tensors.values()])
     pairs = zip(tensors.items(), parts, strict=True)
     return {name: part.view(x.shape).clone() for (name, x), part in pairs}
+
+
+def _number(name: str, value: object) -> Tensor:
+    """What a loss returned; UserError unless it is a tensor of one number."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UserError(f"loss {name!r} returned {value!r:.80}, wanted a tensor of one number")
+    return value
 
 
 def _per_step(text: Tensor, steps: int) -> Tensor:

@@ -1,0 +1,140 @@
+"""A job whose fields are nothing that they could be fails alone, before the batch looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import LATENT_SHAPE, make_job, normal
+
+import fastdigin as fd
+from fastdigin.engine.engine import Engine
+
+BRIEF = {"steps": 2, "iterations": 1}
+META = torch.empty(LATENT_SHAPE, device="meta")
+WHOLE = torch.zeros(LATENT_SHAPE, dtype=torch.int64)
+
+
+class Loss(SimpleNamespace):
+    def __call__(self, candidate):
+        return self.value(candidate)
+
+
+def loss(**fields):
+    return Loss(**{"name": "own", "weight": 1.0, "value": lambda c: c.image.mean()} | fields)
+
+
+def without(name):
+    lacking = loss()
+    delattr(lacking, name)
+    return lacking
+
+
+WRONG = [
+    ({"latents": None}, "latents is None"),
+    ({"latents": [[0.0]]}, "latents is [[0.0]]"),
+    ({"latents": META}, "latents is on meta"),
+    ({"latents": WHOLE}, "latents is of torch.int64"),
+    ({"conditioning": None}, "conditioning is None"),
+    ({"conditioning": "a boot"}, "conditioning is 'a boot'"),
+    ({"null_text": 0.0}, "null_text is 0.0"),
+    ({"pooled": ()}, "pooled is ()"),
+    ({"noise": META}, "noise is on meta"),
+    ({"id": None}, "id is None"),
+    ({"seed": 1.5}, "seed is 1.5"),
+    ({"seed": True}, "seed is True"),
+    ({"settings": None}, "settings is None"),
+    ({"settings": {"steps": 2.5}}, "settings is {'steps': 2.5}"),
+    ({"losses": None}, "losses is None"),
+    ({"losses": ()}, "has no losses"),
+    ({"losses": [None]}, "losses[0] is None"),
+    ({"losses": [without("name")]}, "wanted a callable with a name"),
+    ({"losses": [without("weight")]}, "and a weight"),
+    ({"losses": [loss(weight=float("nan"))]}, "a finite number"),
+    ({"losses": [loss(name=3)]}, "losses[0] is"),
+    ({"losses": [loss(value=lambda c: 0.5)]}, "loss 'own' returned 0.5"),
+    ({"losses": [loss(value=lambda c: None)]}, "loss 'own' returned None"),
+    ({"losses": [loss(value=lambda c: c.image)]}, "loss 'own' returned tensor("),
+    ({"injection": "all"}, "injection is 'all'"),
+    ({"injection": fd.Injection({}, None, (1.0, 0.0))}, "injection.mapping is None"),
+    ({"injection": fd.Injection({}, torch.eye(2), (1.0, 7.0))}, "injection has weights"),
+    ({"self_injection": fd.SelfInjection({"x": 3}, (1.0, 0.0))}, "AttributeError"),
+    ({"blending": fd.Blending(META, META, (1.0, 0.0))}, "blending.mask is on meta"),
+    ({"monitors": None}, "monitors is None"),
+    ({"monitors": {"mean": 3}}, "monitors has 'mean': 3"),
+    ({"monitors": {3: torch.mean}}, "monitors has 3"),
+]
+
+
+def test_each_fails_alone(tiny):
+    """Among good ones, which end with the bits that they have without them."""
+    good = [make_job(tiny.model, f"good-{n}", seed=n, **BRIEF) for n in range(2)]
+    wrong = [replace(good[0], **{"id": f"wrong-{n}"} | bad) for n, (bad, _) in enumerate(WRONG)]
+    engine = Engine(tiny.model, slots=2)
+    alone = {result.id: result for result in engine.run(good)}
+    found = list(engine.run([wrong[0], good[0], *wrong[1:], good[1]]))
+    assert len(found) == len(WRONG) + 2
+    for result in found:
+        if result.status == "done":
+            assert torch.equal(result.image, alone[result.id].image)
+    errors = [result.error for result in found if result.status == "failed"]
+    assert len(errors) == len(WRONG)
+    for _, words in WRONG:
+        assert any(words in error for error in errors), (words, errors)
+
+
+def test_numbers_of_a_wrong_type_are_refused_when_settings_are_made():
+    for wrong in ({"steps": 2.5}, {"steps": True}, {"iterations": "3"}, {"learning_rate": None}):
+        with pytest.raises(fd.UserError, match=next(iter(wrong))):
+            fd.Settings(**wrong)
+
+
+def test_no_grad_does_no_harm_and_inference_mode_is_refused(tiny):
+    job = make_job(tiny.model, "a", **BRIEF)
+    engine = Engine(tiny.model, slots=1)
+    (expected,) = engine.run([job])
+    with torch.no_grad():
+        (found,) = engine.run([job])
+    assert torch.equal(found.image, expected.image)
+    for call in (lambda: list(engine.run([job])), engine.step, lambda: engine.evaluate([job])):
+        with torch.inference_mode(), pytest.raises(fd.UserError, match="inference_mode"):
+            call()
+    with torch.inference_mode():
+        made_inside = make_job(tiny.model, "b", **BRIEF)
+    (failed,) = engine.run([made_inside])
+    assert "clone it outside" in failed.error
+    (found,) = engine.run([job])
+    assert torch.equal(found.image, expected.image)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"latents": torch.zeros(1, *LATENT_SHAPE, dtype=torch.int32)}, "latents is of torch.int"),
+        ({"latents": None}, "latents is None"),
+        ({"latents": META[None]}, "latents is on meta"),
+        ({"latents": normal(2, 4, 8, 7)}, "latents have shape (2, 4, 8, 7)"),
+        ({"conditioning": torch.zeros(1, 24, 12, dtype=torch.int64)}, "conditioning is of"),
+        ({"conditioning": normal(1, 5, 3)}, "conditioning has shape (1, 5, 3)"),
+        ({"conditioning": normal(24, 32)}, "conditioning has shape (24, 32)"),
+        ({"null_text": normal(1, 2, 3, 4)}, "null_text has shape (1, 2, 3, 4)"),
+        ({"null_text": "no"}, "null_text is 'no'"),
+        ({"pooled": normal(1, 2, 3)}, "pooled is of shape (1, 2, 3)"),
+        ({"noise": normal(1, 2, 3)}, "noise has shape (1, 2, 3)"),
+    ],
+)  # fmt: skip
+def test_sample_names_what_is_wrong(tiny, change, words):
+    inputs = {"latents": normal(1, *LATENT_SHAPE), "conditioning": tiny.model.encode_prompts(["a"])}
+    with pytest.raises(fd.UserError) as raised:
+        Engine(tiny.model).sample(**inputs | change, steps=2, guidance_scale=3.0)
+    assert words in str(raised.value)
+
+
+def test_tokens_of_both_texts_must_be_as_many(tiny):
+    text = tiny.model.encode_prompts(["a"])
+    with pytest.raises(fd.UserError, match="null_text has 3 tokens, the conditioning has"):
+        Engine(tiny.model).sample(
+            normal(1, *LATENT_SHAPE), text, text[:, :3], steps=2, guidance_scale=3.0
+        )
