@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from fastdigin import __version__, tasks
+from fastdigin.commands.streams import kept_going
 from fastdigin.errors import CannotWrite, UserError, visible
 from fastdigin.presets import expand, list_presets, wants_list
 
@@ -24,6 +25,9 @@ _COMMANDS = {
     "caption": "a table of what photos show, to be corrected and used",
     "search": "real photos that resemble an image, and their labels",
     "activating": "the photos of a folder that activate neurons most",
+    "status": "how far the run of a folder is",
+    "retry": "the failed jobs of a folder once more",
+    "merge": "the results of several folders in one",
     "presets": "the settings of the paper's experiments",
     "doctor": "what is installed, what a preset needs, and what to do",
     "bench": "measure fastdigin itself",
@@ -34,24 +38,36 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        if wants_list(arguments):
-            print(list_presets())
-            return 0
-        options = _parser(arguments[:1]).parse_args(expand(arguments))
-        _set_up_logging(options.verbose)
-        alone = getattr(options, "ray", None) is None
-        if alone and (getattr(options, "workers", None) or 1) > 1:
-            from fastdigin.commands.workers import run_workers
+    with kept_going():
+        try:
+            return _run(arguments)
+        except UserError as error:
+            print(f"fastdigin {visible(arguments[0])}: {error}", file=sys.stderr)
+            return 1 if isinstance(error, CannotWrite) else 2
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
+            return 130
 
-            return run_workers(arguments, options)
-        return _module(options.command).run(options)
-    except UserError as error:
-        print(f"fastdigin {visible(arguments[0])}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, CannotWrite) else 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+
+def _run(arguments: Sequence[str]) -> int:
+    if wants_list(arguments):
+        print(list_presets())
+        return 0
+    options = _parse(arguments)
+    _set_up_logging(options.verbose)
+    if options.command == "retry":
+        options = _module("retry").again(options, _parse)
+    alone = getattr(options, "ray", None) is None and not getattr(options, "dry_run", False)
+    if alone and (getattr(options, "workers", None) or 1) > 1:
+        from fastdigin.commands.workers import run_workers
+
+        return run_workers(arguments, options)
+    return _module(options.command).run(options)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    own = {"arguments": list(arguments), "only_failed": False}
+    return _parser(arguments[:1]).parse_args(expand(arguments), argparse.Namespace(**own))
 
 
 def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from fastdigin.commands.history import remember
 from fastdigin.commands.info import versions
 from fastdigin.commands.shard import WHOLE, Shard
 from fastdigin.errors import UserError, visible
@@ -22,18 +24,32 @@ from fastdigin.tasks.task import Task
 
 
 def run_tasks(
-    tasks: Sequence[Task], out: Path, *, as_json: bool, shard: Shard = WHOLE
+    tasks: Sequence[Task],
+    out: Path,
+    *,
+    as_json: bool,
+    shard: Shard = WHOLE,
+    only_failed: bool = False,
+    arguments: Sequence[str] = (),
 ) -> int:
     """Runs tasks one after the other into one folder, prints, reports; returns the exit code.
 
     Jobs that the folder already holds as done are not repeated, and those of other shards are not
     done. Every task is checked before the first one starts and before anything is written.
+
+    only_failed: of the jobs that the folder holds as failed, no others. arguments: the command
+    line, which is kept in the folder.
     """
     shares = [shard.of([request.id for request in task.requests]) for task in tasks]
+    records = {(record.task, record.id): record for record in read_records(out)}
+    finished = {key: record for key, record in records.items() if record.status == "done"}
+    if only_failed:
+        failures = records.keys() - finished.keys()
+        pairs = zip(tasks, shares, strict=True)
+        shares = [[id for id in share if (task.name, id) in failures] for task, share in pairs]
     if not any(shares):
         return 0  # fewer jobs than shards: others say what is wrong with them
-    finished = [record for record in read_records(out) if record.status == "done"]
-    done = {(record.task, record.id): record for record in finished if record.complete}
+    done = {key: record for key, record in finished.items() if record.complete}
     if len(done) < len(finished):
         lost = f"{len(finished) - len(done)} finished images lack pictures and are done again"
         print(lost, file=sys.stderr)
@@ -48,6 +64,8 @@ def run_tasks(
     stores = [ResultStore(out, t.name, t.run_settings, _environment(t)) for t in tasks]
     for task in tasks:
         check_same_inputs(task, done, out)
+    if arguments:
+        remember(out, arguments, {task.name: len(task.requests) for task in tasks})
     failed = 0
     for task, bar, store, records in zip(tasks, bars, stores, runs, strict=True):
         with bar.of(task.engine.slots):
@@ -60,6 +78,14 @@ def run_tasks(
                     tqdm.write(visible(f"failed: {record.id}: {record.error}"), file=sys.stderr)
     conclude([task.name for task in tasks], out, as_json=as_json)
     return 1 if failed else 0
+
+
+def run_command(tasks: Sequence[Task], options: Namespace) -> int:
+    """``run_tasks`` as the options of a command say."""
+    return run_tasks(
+        tasks, options.out, as_json=options.json, shard=options.shard,
+        only_failed=options.only_failed, arguments=options.arguments,
+    )  # fmt: skip
 
 
 def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:

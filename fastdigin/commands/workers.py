@@ -7,6 +7,7 @@ per core does not (bench/NOTES.md). On GPUs it is how one command uses several.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -20,13 +21,11 @@ from pathlib import Path
 
 import torch
 
+from fastdigin.commands.history import STARTED_BY
 from fastdigin.commands.run import conclude
 from fastdigin.engine.memory import parse_memory
 from fastdigin.errors import UserError
 from fastdigin.results.store import read_runs
-
-WORKER = "FASTDIGIN_WORKER"
-"""Names the environment variable of a worker: whatever it is told, it starts no others."""
 
 
 def run_workers(arguments: Sequence[str], options: Namespace) -> int:
@@ -37,7 +36,7 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
     on stderr follows at the end, but for a usage error that all of them make. What a worker has
     finished stays where another dies.
     """
-    if WORKER in os.environ:
+    if STARTED_BY in os.environ:  # this is a worker: whatever it is told, it starts no others
         raise UserError("a worker was told to start workers: report this command line as a bug")
     count = options.workers
     memory = _share_of_memory(options, count)
@@ -49,7 +48,10 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
             messages = None if number == 1 else Path(folder) / str(number)
             workers.append(
                 _Worker(
-                    _with_own(arguments, own), _environment(number, count), messages, options.json
+                    _with_own(arguments, own),
+                    _environment(number, count) | {STARTED_BY: json.dumps(arguments)},
+                    messages,
+                    options.json,
                 )
             )
         with _ended_together(workers):
@@ -133,7 +135,7 @@ def _environment(number: int, count: int) -> dict[str, str]:
     threads = max(1, torch.get_num_threads() // count)
     # A file of the user that is called as a module of Python must not stand in for it.
     safe = {"PYTHONSAFEPATH": "1"}
-    changes = {WORKER: str(number), "OMP_NUM_THREADS": str(threads), **safe}
+    changes = {"OMP_NUM_THREADS": str(threads), **safe}
     if number > 1:
         changes["TQDM_DISABLE"] = "1"
     if gpus := torch.cuda.device_count():

@@ -25,11 +25,11 @@ def results_table(task: str, records: Sequence[Record]) -> str:
     views = [view for view in cls.views() if "table" in view.places]
     titles = ["id", *(view.title(cls) for view in views), "best"]
     cells = [(r.id, *(v.text(r) for v in views), r.best_iteration) for r in done[:ROWS_SHOWN]]
-    rows = [[_clean(cell) for cell in row] for row in cells]
+    rows = [[clean(cell) for cell in row] for row in cells]
     parts = [table(titles, rows)] if rows else []
     if len(done) > ROWS_SHOWN:
         parts.append(f"... and {len(done) - ROWS_SHOWN} more")
-    parts += [f"failed: {_clean(r.id)}: {_clean(r.error, 200)}" for r in failed[:ROWS_SHOWN]]
+    parts += [f"failed: {clean(r.id)}: {clean(r.error, 200)}" for r in failed[:ROWS_SHOWN]]
     if len(failed) > ROWS_SHOWN:
         parts.append(f"... and {len(failed) - ROWS_SHOWN} more failed")
     figures = summarise(records)
@@ -49,7 +49,7 @@ def print_text(text: str) -> None:
     print(visible(text).encode(encoding, "replace").decode(encoding))
 
 
-def _clean(value: object, width: int = _CELL_WIDTH) -> str:
+def clean(value: object, width: int = _CELL_WIDTH) -> str:
     """One line; "-" for None."""
     text = visible("-" if value is None else str(value)).replace("\n", " ")
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -84,7 +84,7 @@ class ResultStore:
         with writing(self.out), self._lock:
             runs, environments = read_runs(self.out), read_environments(self.out)
             if task in runs:
-                _check_same_settings(self.out, task, runs[task], settings)
+                check_same_settings(self.out, task, runs[task], settings)
             hashed = environment and text_hash(json.dumps(environment), 12)
             if hashed and hashed not in environments:
                 _warn_of_other_weights(self.out, environments.values(), environment)
@@ -246,7 +246,7 @@ def _check_writable(out: Path) -> None:
                         "name a folder that you may write to.") from None
 
 
-def _check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
+def check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
     old, new = flatten(old), flatten(new)
     told = []
     for key in dict.fromkeys([*new, *old]):

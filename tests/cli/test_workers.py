@@ -183,7 +183,7 @@ def test_a_workers_own_options_stay_options(given, expected):
 
 
 def test_a_worker_starts_no_workers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FASTDIGIN_WORKER", "1")
+    monkeypatch.setenv("FASTDIGIN_COMMAND", "[]")
     assert run(*CF, PHOTO.path, "--target", TARGET, "--workers", 2, "--out", tmp_path) == 2
     assert "told to start workers" in capsys.readouterr().err
 

@@ -1,0 +1,53 @@
+"""Which command fills a folder, kept beside its results: for ``status`` and for ``retry``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fastdigin.errors import UserError
+
+COMMAND_FILE = "command.json"
+
+STARTED_BY = "FASTDIGIN_COMMAND"
+"""Environment variable of a worker: the command line that started the workers, as JSON."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """The latest command line that filled a folder.
+
+    folder: where it was given. jobs: task -> how many images it asks for, those of other shards
+    included.
+    """
+
+    arguments: list[str]
+    folder: str
+    jobs: dict[str, int]
+
+
+def remember(out: Path, arguments: Sequence[str], jobs: Mapping[str, int]) -> None:
+    """Writes OUT/command.json. Of workers it is the command that started them."""
+    from fastdigin.storage import write_atomically
+
+    arguments = json.loads(os.environ.get(STARTED_BY, "null")) or list(map(str, arguments))
+    command = Command(arguments, os.getcwd(), dict(jobs))
+    write_atomically(out / COMMAND_FILE, json.dumps(asdict(command), indent=2).encode())
+
+
+def recall(out: Path) -> Command | None:
+    """What ``remember`` wrote; None where there is no such file."""
+    path = out / COMMAND_FILE
+    try:
+        command = Command(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}): remove it") from None
+    texts = [*command.arguments, command.folder] if isinstance(command.arguments, list) else [None]
+    if not (all(isinstance(text, str) for text in texts) and isinstance(command.jobs, dict)):
+        raise UserError(f"'{path}' is not from fastdigin: remove it")
+    return command
