@@ -13,7 +13,7 @@ from fastdigin.commands.classifier_options import (
     add_class_names,
     load_classifier,
 )
-from fastdigin.commands.common_options import add_layer, add_photo_search, chosen_cache
+from fastdigin.commands.common_options import add_device, add_layer, add_photo_search, chosen_cache
 from fastdigin.commands.options import comma_list
 from fastdigin.commands.output import finish, print_left_out
 
@@ -30,19 +30,17 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
     parser.add_argument("--neurons", required=True, type=comma_list, metavar="3,17")
     add_layer(parser)
+    add_device(parser)
     add_class_names(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Finds, prints, writes OUT/activating.html and .jsonl; 1 if photos were unreadable."""
-    import torch
-
     from fastdigin.report.photo_page import write_activating_page
 
     classifier = load_classifier(options.classifier, options)
     if options.layer is not None:
         classifier = classifier.at_layer(options.layer)
-    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     found = find_activating(classifier, options.neurons, options.photos, options.top, options)
     records = activating_records(found)
     finish(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from fastdigin.commands.common_options import add_cache_options, add_images
+from fastdigin.commands.options import path
 from fastdigin.errors import UserError
 
 
@@ -20,10 +21,13 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         help="an image-to-text model of transformers: a hub id or a folder",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=Path("captions.csv"), metavar="FILE",
+        "--out", type=path, default=Path("captions.csv"), metavar="FILE",
         help="the table, which is IMAGES for other commands (default captions.csv)",
     )  # fmt: skip
     add_cache_options(parser, "captions")
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda or cuda:1 (default: a GPU where there is one)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdigin.commands.common_options import DTYPES, chosen_device
 from fastdigin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
         "other classifier) and instead of the names that the weights come with",
     )  # fmt: skip
     parser.add_argument(
+        "--classifier-dtype", choices=DTYPES, help="of the classifiers (default: as --dtype)"
+    )
+    parser.add_argument(
         "--templates", metavar="FILE",
         help="prompts of zero-shot classifiers, one a line, {} for the class (default: a photo of "
         "a {}.)",
@@ -39,23 +43,31 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
 def load_classifier(
     spec: str, options: argparse.Namespace, classes: Sequence[str] | None = None
 ) -> Classifier:
-    """The classifier of this text. classes: a zero-shot one's, where no file names them."""
+    """The classifier of this text, on its device. classes: a zero-shot one's, without a file."""
     from fastdigin.models.classifier import Classifier
     from fastdigin.models.classifiers import is_zero_shot
 
     names = read_lines(options.class_names, "--class-names") if options.class_names else None
     if is_zero_shot(spec):
         templates = read_lines(options.templates, "--templates") if options.templates else None
-        return Classifier.load(spec, classes=names or classes, templates=templates)
+        return placed(Classifier.load(spec, classes=names or classes, templates=templates), options)
     try:
-        return Classifier.load(spec, classes=names)
+        classifier = Classifier.load(spec, classes=names)
     except UserError:
         # The names may be meant for another classifier of the command, if this one has its own.
         classifier = Classifier.load(spec)
         if classifier.named != "own":
             raise
-    log.warning("--class-names has %d names: %s keeps its own", len(names), classifier.name)
-    return classifier
+        log.warning("--class-names has %d names: %s keeps its own", len(names), classifier.name)
+    return placed(classifier, options)
+
+
+def placed(classifier: Classifier, options: argparse.Namespace) -> Classifier:
+    """The classifier on the device and in the type that the options name."""
+    from fastdigin.models.precision import choose_dtype
+
+    device = chosen_device(options)
+    return classifier.to(device, choose_dtype(options.classifier_dtype or options.dtype, device))
 
 
 def read_lines(path: str, option: str) -> list[str]:

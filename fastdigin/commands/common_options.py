@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdigin.commands.options import count, whole
+from fastdigin.commands.options import count, named, path, whole
 from fastdigin.commands.shard import WHOLE, Shard
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
+    import torch
+
     from fastdigin.storage import TensorCache
 
 # Those of fastdigin_kernels.attention, whose import takes seconds; a test compares them.
@@ -18,13 +20,16 @@ ATTENTION = ("auto", "sdpa", "triton", "cpp", "cudnn", "reference")
 # That of fastdigin.engine.compile_choice, likewise.
 COMPILE = ("auto", "on", "off")
 
+# "auto" and those of fastdigin.models.precision, likewise.
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+
 Parser = argparse._ActionsContainer
 
 
 def add_images(parser: Parser) -> None:
     """The photos, and how they are cropped."""
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGES",
+        "images", nargs="+", type=named, metavar="IMAGES",
         help="files, folders, CSV, JSONL or Parquet tables, embedded:photos, embedded:pairs, or a "
         "data set: imagenet:PATH, imagenet-pairs:PATH, cub:PATH, cars:PATH, food101:PATH, "
         "ffhq:PATH, imagefolder:PATH",
@@ -42,7 +47,7 @@ def add_layer(parser: Parser) -> None:
 def add_photo_search(parser: Parser, out: str, top: int) -> None:
     """Of every command that looks at many photos and shows some. out: the default folder."""
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS",
+        "photos", nargs="+", type=named, metavar="PHOTOS",
         help="folders with their subfolders, files, tables or data sets",
     )  # fmt: skip
     parser.add_argument(
@@ -54,7 +59,7 @@ def add_photo_search(parser: Parser, out: str, top: int) -> None:
 
 def add_out(parser: Parser, out: str) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path(out), metavar="DIR", help=f"(default {out})"
+        "--out", type=path, default=Path(out), metavar="DIR", help=f"(default {out})"
     )
 
 
@@ -62,7 +67,7 @@ def add_cache_options(parser: Parser, kept: str) -> None:
     """--cache and --no-cache. kept: what is kept, as a plural."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--cache", type=Path, metavar="DIR",
+        "--cache", type=path, metavar="DIR",
         help=f"where {kept} are kept (default: fastdigin/ in the user's cache folder)",
     )  # fmt: skip
     where.add_argument(
@@ -92,6 +97,25 @@ def add_run(parser: Parser, out: str) -> None:
     )  # fmt: skip
 
 
+def add_device(parser: Parser) -> None:
+    """Where networks run, and in which floating point type."""
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda or cuda:1 (default: a GPU where there is one)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto",
+        help="of the networks; latents, texts and logits stay in fp32 (default auto: bf16 on GPUs "
+        "since sm_80, fp16 on older ones, fp32 on CPUs)",
+    )  # fmt: skip
+
+
+def chosen_device(options: argparse.Namespace) -> torch.device:
+    """That of --device. UserError where it is not there."""
+    from fastdigin.models.precision import choose_device
+
+    return choose_device(options.device)
+
+
 def add_engine(parser: Parser) -> None:
     """How much the engine does at a time, and with which kernels."""
     parser.add_argument(
@@ -105,6 +129,11 @@ def add_engine(parser: Parser) -> None:
     parser.add_argument(
         "--compile", default="auto", choices=COMPILE,
         help="compile the diffusion model's steps: on, off, or auto, where it pays (default auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deterministic", action="store_true",
+        help="the same bits in every run on a device, at some cost of speed: nothing is chosen by "
+        "timing it; needs --slots, which follow from the memory otherwise",
     )  # fmt: skip
     add_attention(parser)
 

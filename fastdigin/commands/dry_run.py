@@ -21,7 +21,7 @@ MEASURED = 3
 """Iterations of the first batch that are timed; the first of them includes the preparation."""
 
 
-def run_dry(options: argparse.Namespace, load: Callable[[], Task]) -> int:
+def run_dry(options: argparse.Namespace, load: Callable[[argparse.Namespace], Task]) -> int:
     """Prints the plan of a task's command and writes nothing; 1 if something is missing.
 
     load: makes the task, once all networks that the options name are here.
@@ -38,7 +38,7 @@ def run_dry(options: argparse.Namespace, load: Callable[[], Task]) -> int:
     if not needs:
         workers = options.workers or 1
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # as one of them has
-        plan |= _plan(load(), options.out, options.shard, workers)
+        plan |= _plan(load(options), options.out, options.shard, workers)
     if options.json:
         print(json.dumps(plan))
     else:

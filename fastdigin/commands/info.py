@@ -34,9 +34,12 @@ def versions() -> dict[str, Any]:
 def run(options: Namespace) -> int:
     """Versions, devices, backends."""
     from fastdigin.embedded import classifier_names
+    from fastdigin.models.precision import choose_device, choose_dtype
     from fastdigin_kernels.common import native
 
     facts = versions() | {
+        "dtype auto": str(choose_dtype("auto", choose_device())).removeprefix("torch."),
+        "fp32 on GPUs": "products in TF32",
         "attention": "torch.nn.functional.scaled_dot_product_attention",
         "native library": str(native.library_path() or "not built"),
         "cpu features": list(native.cpu_features()) if native.library_path() else [],

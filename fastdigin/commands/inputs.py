@@ -19,6 +19,7 @@ from fastdigin.commands.classifier_options import (
     CLASSIFIER_HELP,
     add_class_names,
     load_classifier,
+    placed,
     read_lines,
 )
 from fastdigin.commands.common_options import (
@@ -26,6 +27,7 @@ from fastdigin.commands.common_options import (
     add_images,
     add_layer,
     chosen_cache,
+    chosen_device,
 )
 from fastdigin.commands.options import comma_list, count
 from fastdigin.engine.engine import Engine
@@ -150,7 +152,7 @@ class EmbeddingKind(Kind):
 
     def load(self, loading: Loading, known: Input) -> Classifier | None:
         spec = loading.text(known)
-        return None if spec is None else load_embedding(spec)
+        return None if spec is None else placed(load_embedding(spec), loading.options)
 
 
 class Photos(Kind):
@@ -307,13 +309,11 @@ def with_captions(options: Namespace, inputs: list[ImageInput]) -> list[ImageInp
 
     if options.captions is None or not any(map(needs_caption, inputs)):
         return inputs
-    import torch
     from tqdm import tqdm
 
     from fastdigin.models.captioner import Captioner
 
-    captioner = Captioner.load(options.captions)
-    captioner.to("cuda" if torch.cuda.is_available() else "cpu")
+    captioner = Captioner.load(options.captions).to(chosen_device(options))
     with tqdm(total=len(inputs), desc="captions", unit="photo", file=sys.stderr) as bar:
         cache = chosen_cache(options, "captions")
         return captioned(inputs, captioner, cache=cache, on_progress=bar.update)
@@ -351,4 +351,4 @@ def _load_naming(loading: Loading) -> Any:
         )
     if spec.startswith(CAPTIONS):
         return CaptionedWords(Captioner.load(spec.removeprefix(CAPTIONS)).to(device))
-    return RankedWords(Classifier.load(spec, classes=words).to(device))
+    return RankedWords(placed(Classifier.load(spec, classes=words), options))

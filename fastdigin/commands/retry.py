@@ -36,5 +36,6 @@ def again(options: argparse.Namespace, parse) -> argparse.Namespace:
     if not hasattr(found, "shard"):
         raise UserError(f"'{out / COMMAND_FILE}' holds no command of a task: remove it")
     found.out, found.shard, found.workers, found.only_failed = out, WHOLE, None, True
-    found.json, found.verbose, found.dry_run = options.json, options.verbose, False
+    found.json, found.verbose = options.json, options.verbose
+    found.dry_run, found.ray = False, None
     return found

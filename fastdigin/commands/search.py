@@ -11,8 +11,10 @@ from fastdigin.commands.classifier_options import (
     CLASSIFIER_HELP,
     add_class_names,
     load_classifier,
+    placed,
 )
-from fastdigin.commands.common_options import add_photo_search, chosen_cache
+from fastdigin.commands.common_options import add_device, add_photo_search, chosen_cache
+from fastdigin.commands.options import path
 from fastdigin.commands.output import finish, print_left_out
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
@@ -21,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """The image, the photos and the classifiers."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="a result, or any other picture")
+    parser.add_argument("image", type=path, metavar="IMAGE", help="a result, or any other picture")
     add_photo_search(parser, out=command, top=20)
     parser.add_argument(
         "--embedding", required=True, metavar="E",
@@ -37,12 +39,12 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         help="report the confidence in this class (default: what the first classifier sees in "
         "IMAGE)",
     )  # fmt: skip
+    add_device(parser)
     add_class_names(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Searches, prints, writes OUT/search.html and search.jsonl; 1 if photos were unreadable."""
-    import torch
     from tqdm import tqdm
 
     from fastdigin.photos import ImageInput
@@ -50,9 +52,8 @@ def run(options: argparse.Namespace) -> int:
     from fastdigin.retrieval import find_similar, load_embedding, photo_files
 
     photos = photo_files(options.photos)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    embedding = load_embedding(options.embedding).to(device)
-    classifiers = [load_classifier(spec, options).to(device) for spec in options.classifier]
+    embedding = placed(load_embedding(options.embedding), options)
+    classifiers = [load_classifier(spec, options) for spec in options.classifier]
     query = ImageInput(options.image.name, options.image)
     bar = tqdm(total=len(photos), desc="search", unit="photo", file=sys.stderr)
     with bar:

@@ -8,13 +8,16 @@ import diffusers
 import transformers
 
 from fastdigin import tasks
-from fastdigin.commands.common_options import add_engine, add_run
+from fastdigin.commands.common_options import add_device, add_engine, add_run, chosen_device
+from fastdigin.commands.dry_run import run_dry
 from fastdigin.commands.inputs import Loading, add_inputs
 from fastdigin.commands.options import add_settings, chosen_settings, count
 from fastdigin.commands.ray import run_on_ray
-from fastdigin.commands.run import run_tasks
+from fastdigin.commands.run import run_command
 from fastdigin.engine.engine import Engine
+from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import pin_results
 from fastdigin.presets import algorithm_names, load_algorithm
 from fastdigin.tasks.task import Task
 
@@ -29,6 +32,10 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     add_settings(group, task.settings_type)
     run = parser.add_argument_group("run")
     add_run(run, out=f"{command}s" if not command.endswith("s") else command)
+    run.add_argument(
+        "--dry-run", action="store_true",
+        help="say what would be done, how long it takes and what is missing; write nothing",
+    )  # fmt: skip
     run.add_argument("--limit", type=count, metavar="N", help="only the first N inputs")
     run.add_argument(
         "--preset", metavar="NAME", action="append", default=[],
@@ -45,14 +52,16 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         help="embedded, a hub id or a local diffusers folder (default embedded)",
     )  # fmt: skip
     add_engine(engine)
+    add_device(engine)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the task into its folder."""
+    if options.dry_run:
+        return run_dry(options, chosen_task)
     if options.ray is not None:
         return run_on_ray(options, chosen_task)
-    task = chosen_task(options)
-    return run_tasks([task], options.out, as_json=options.json, shard=options.shard)
+    return run_command([chosen_task(options)], options)
 
 
 def chosen_task(options: argparse.Namespace) -> Task:
@@ -62,8 +71,18 @@ def chosen_task(options: argparse.Namespace) -> Task:
 
 def load_task(task: type[Task], options: argparse.Namespace) -> Task:
     """The task with all that its options name."""
+    if options.deterministic:
+        if options.slots is None or options.compile == "auto":
+            raise UserError(
+                "--deterministic needs --slots N and --compile on or off: what is planned follows "
+                "from the memory and the speed of the day"
+            )
+        pin_results()
+        if options.attention == "auto" and chosen_device(options).type == "cpu":
+            options.attention = "sdpa"  # on CPUs the implementations are timed all the same
     loading = Loading(task, options, lambda: load_engine(
-        options.model, options.memory, options.slots, options.attention, options.compile
+        options.model, options.memory, options.slots, options.attention, options.compile,
+        options.device, options.dtype,
     ))  # fmt: skip
     values = loading.all()
     settings = task.default_settings(loading.engine.model)
@@ -80,9 +99,11 @@ def load_engine(
     slots: int | None = None,
     attention: str = "auto",
     compile: str = "auto",
+    device: str | None = None,
+    dtype: str = "auto",
 ) -> Engine:
     """An engine around what ``LatentDiffusion.from_pretrained`` finds under that name."""
     diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
     transformers.utils.logging.disable_progress_bar()
-    loaded = LatentDiffusion.load(model, attention=attention)
+    loaded = LatentDiffusion.from_pretrained(model, device=device, dtype=dtype, attention=attention)
     return Engine(loaded, memory=memory, slots=slots, compile=compile)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from fastdigin import hardware
@@ -35,6 +37,18 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             "devices): write cpu, or install a torch that is built for your GPU"
         )
     return chosen
+
+
+def pin_results() -> None:
+    """Has torch repeat its bits from run to run, from here on, in the whole process.
+
+    The same slots, threads, device and versions are needed beside it. Operations without a
+    deterministic implementation are named in a warning of torch.
+    """
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

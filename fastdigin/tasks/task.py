@@ -16,6 +16,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
 
+import torch
+
 from fastdigin.configuration import plain
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Unmade
@@ -145,6 +147,7 @@ class Task(ABC):
     def run_settings(self) -> dict[str, Any]:
         """Settings that affect the results, as JSON values, for run.json."""
         found = plain(self.settings) | {"model": self.model.name, "seed": self.seed}
+        found["dtype"] = _unusual(self.model.dtype)
         for known in inputs_of(type(self)):
             if known.affects:
                 found |= _described(getattr(self, known.name), known)
@@ -326,9 +329,15 @@ class _Work:
         return self.count
 
 
+def _unusual(dtype: torch.dtype) -> str | None:
+    """Its name; None for fp32, the only one of older versions, which did not write it."""
+    return None if dtype is torch.float32 else str(dtype).removeprefix("torch.")
+
+
 def _described(value: Any, known: Input) -> dict[str, Any]:
     if isinstance(value, Classifier):
-        return {known.name: value.name} | ({"layer": value.layer} if known.layer else {})
+        own = {known.name: value.name, f"{known.name}_dtype": _unusual(value.dtype)}
+        return own | ({"layer": value.layer} if known.layer else {})
     if hasattr(value, "described"):
         return value.described()
     return {known.name: getattr(value, "__name__", str(value)) if callable(value) else plain(value)}

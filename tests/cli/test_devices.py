@@ -1,0 +1,115 @@
+"""--device and --dtype: where networks run, in which type, and what a folder keeps of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from cli_commands import CF, NEURONS, PHOTO, QUICK, TARGET, records, run
+
+from fastdigin import cli
+from fastdigin.commands.classifier_options import load_classifier
+from fastdigin.commands.task import load_task
+from fastdigin.tasks.counterfactual import Counterfactuals
+
+OF_PHOTO = [*CF, PHOTO.path, "--target", TARGET]
+
+
+def parsed(*arguments):
+    return cli._parse([str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    "given, model, classifier",
+    [
+        ([], torch.float32, torch.float32),
+        (["--device", "cpu", "--dtype", "bf16"], torch.bfloat16, torch.bfloat16),
+        (["--dtype", "bf16", "--classifier-dtype", "fp32"], torch.bfloat16, torch.float32),
+        (["--classifier-dtype", "bf16"], torch.float32, torch.bfloat16),
+    ],
+)
+def test_dtypes(given, model, classifier):
+    task = load_task(Counterfactuals, parsed(*OF_PHOTO, "--device", "cpu", *given))
+    assert task.model.dtype is model and task.model.device.type == "cpu"
+    assert task.classifier.dtype is task.judge.dtype is classifier
+    assert task.model.state_dtype is torch.float32
+    image = torch.rand(1, 3, 64, 64)
+    assert task.classifier.logits(image).dtype is torch.float32
+    assert task.classifier.probabilities(image).sum() == pytest.approx(1, abs=1e-5)
+    unusual = {
+        key: value for key, value in task.run_settings.items() if "dtype" in key and value
+    }
+    assert unusual == {
+        name: "bfloat16"
+        for name, dtype in (
+            ("dtype", model), ("classifier_dtype", classifier), ("judge_dtype", classifier),
+        )
+        if dtype is torch.bfloat16
+    }  # fmt: skip
+
+
+def test_bf16_gives_nearly_what_fp32_gives(tmp_path, capsys):
+    """And a folder of one does not take the other's."""
+    common = [*OF_PHOTO, "--steps", 4, "--iterations", 0, "--device", "cpu", "--out"]
+    for dtype in ("fp32", "bf16"):
+        assert run(*common, tmp_path / dtype, "--dtype", dtype) == 0
+    single, half = (records(tmp_path / dtype)[0] for dtype in ("fp32", "bf16"))
+    assert single["target_confidence_before"] == pytest.approx(
+        half["target_confidence_before"], abs=0.05
+    )
+    assert single["history"] != half["history"]
+    capsys.readouterr()
+    assert run(*common, tmp_path / "bf16", "--dtype", "fp32") == 2
+    assert 'dtype: "bfloat16" there' in capsys.readouterr().err
+    settings = json.loads((tmp_path / "fp32" / "run.json").read_text())["counterfactual"]
+    assert settings["dtype"] is None  # as a folder of an older version, which names none
+
+
+@pytest.mark.parametrize("command", [
+    OF_PHOTO,
+    [*NEURONS, "--neurons", 3],
+    ["activating", PHOTO.path, "--classifier", "embedded:clean", "--neurons", 3],
+    ["search", PHOTO.path, PHOTO.path, "--embedding", "embedded:judge"],
+    ["demo"],
+], ids=lambda command: command[0])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, words", [(["--device", "gpu"], "'gpu'"), (["--device", "cuda:99"], "cuda:99"),
+                     (["--dtype", "fp64"], "--dtype")],
+)  # fmt: skip
+def test_what_is_not_there_is_refused_by_name(command, given, words, tmp_path, capsys):
+    assert run(*command, *given, "--out", tmp_path / "out") == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_classifier_is_loaded_where_it_shall_run(tmp_path):
+    options = parsed(*OF_PHOTO, "--device", "cpu", "--classifier-dtype", "fp16")
+    assert load_classifier("embedded:clean", options).dtype is torch.float16
+
+
+@pytest.fixture
+def unpinned():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_deterministic_run_chooses_nothing_by_time(tmp_path, monkeypatch, unpinned):
+    """Two runs on a machine that remembers no timings: the same records and pictures."""
+    from fastdigin_kernels.common import choice
+
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "time_in_turns", lambda *_: pytest.fail("timed"))
+    pinned = ["--deterministic", "--slots", 2, "--compile", "off", "--device", "cpu", "--no-cache"]
+    found = []
+    for name in ("one", "two"):
+        assert run(*OF_PHOTO, *QUICK, *pinned, "--out", tmp_path / name) == 0
+        (record,) = records(tmp_path / name)
+        picture = (tmp_path / name / record["image"]).read_bytes()
+        found.append((record | {"seconds": None}, picture))
+    assert found[0] == found[1]
+
+
+def test_a_deterministic_run_says_what_it_needs(tmp_path, capsys):
+    for given in ([], ["--slots", 2], ["--compile", "off"]):
+        assert run(*OF_PHOTO, "--deterministic", *given, "--out", tmp_path / "out") == 2
+        assert "--slots N and --compile on or off" in capsys.readouterr().err
