@@ -50,7 +50,7 @@ class Setting:
             ("at least", self.least), ("above", self.above),
             ("at most", self.most), ("below", self.below),
         )  # fmt: skip
-        return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+        return " and ".join(f"{words} {bound:.12g}" for words, bound in bounds if bound is not None)
 
     def accepts(self, number: float) -> bool:
         """Whether a number is finite and within the bounds."""

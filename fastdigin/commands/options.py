@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastdigin.configuration import Setting, choices, element, optional, settings_of
@@ -117,6 +118,18 @@ def count(text: str) -> int:
 def whole(text: str) -> int:
     """A whole number of at least 0, below 2^32."""
     return _number(text, int, Setting("", least=0, below=2**32), "a whole number")
+
+
+def named(text: str) -> str:
+    """A text that names something: not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must name something, got {text!r}")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path that is not empty: Path("") would be the current folder."""
+    return Path(named(text))
 
 
 def list_of(read: Callable[[str], Any]) -> Callable[[str], list]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import operator
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -311,7 +312,15 @@ class Classifier:
         among which to choose where several classes have the name.
         """
         if not isinstance(name_or_index, str):
-            return self._check_class(int(name_or_index))
+            try:
+                index = operator.index(name_or_index)
+            except TypeError:
+                index = None
+            if index is None or isinstance(name_or_index, bool):
+                raise UserError(
+                    f"class {name_or_index!r} of {self.name} is neither a name nor a whole number"
+                )
+            return self._check_class(index)
         found = self._names.get(folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
             return self._check_class(int(name_or_index))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
@@ -20,6 +21,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.results import DisagreementRecord
+from fastdigin.storage import weights_fingerprint
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.task import Request, Task, given
@@ -108,6 +110,12 @@ class Disagreements(Task):
             raise UserError(f"seeds must be at least 1, got {self.seeds}")
         if not len(self.classes):
             raise UserError("classes is empty: name at least one class")
+        f, g = self.f.network, self.g.network
+        # Loaded twice by one name, it is another network with the same weights.
+        if f is g or (self.f.name == self.g.name and _same_weights(f, g)):
+            raise UserError(
+                f"f and g are both {self.f.name}, which cannot disagree with itself: name another g"
+            )
 
     def make_requests(self) -> list[DisagreementRequest]:
         pairs = dict.fromkeys(self._class_pair(name) for name in self.classes)
@@ -178,6 +186,10 @@ class Disagreements(Task):
         return DisagreementRecord.of(
             result, settings=self.run_settings, before=result.initial_image, class_=word, **figures
         )
+
+
+def _same_weights(f: nn.Module, g: nn.Module) -> bool:
+    return weights_fingerprint([f]) == weights_fingerprint([g])
 
 
 def disagreements(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,12 @@ from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.editing.schedules import Schedule
 from fastdigin.editing.segmentation import Segmentation
 from fastdigin.engine.engine import Engine
+from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.photos import ImageInput, read_image, read_mask
 from fastdigin.tasks.captions import with_caption
-from fastdigin.tasks.words import find_class, first_that_fits, words_for
+from fastdigin.tasks.words import check_text, find_class, first_that_fits, words_for
 
 PROMPT = "a photo of a {}"
 MaskEdge = Literal["soften", "tighten"]
@@ -98,6 +100,10 @@ def read_photo(model: LatentDiffusion, classifier: Classifier, item: ImageInput)
     what source says, or the first name of the class that the text encoder has room for.
     Raises UserError for anything that would fail later.
     """
+    for name in ("prompt", "source", "source_word", "target_word", "background", "caption"):
+        check_text(f"{name} of image {item.id!r}", getattr(item, name))
+    for name in ("image", "mask"):
+        _check_pixels(name, item)
     image = read_image(item, model.image_size)
     source = find_class(classifier, image, item.source)
     words = [item.source_word] if item.source_word else words_for(classifier, source, item.source)
@@ -109,6 +115,13 @@ def read_photo(model: LatentDiffusion, classifier: Classifier, item: ImageInput)
 
     prompt, word = first_that_fits(words, use, "source_word")
     return SourcePhoto(item, image, read_mask(item, model.image_size), prompt, word, source)
+
+
+def _check_pixels(name: str, item: ImageInput) -> None:
+    pixels = getattr(item, name)
+    kinds = (str, Path, Tensor, type(None)) if name == "mask" else (str, Path, Tensor)
+    if not isinstance(pixels, kinds) or (isinstance(pixels, Tensor) and pixels.is_meta):
+        raise UserError(f"{name} of {item.id!r} is {pixels!r:.80}, wanted a file or a tensor")
 
 
 def edited_start(model: LatentDiffusion, prompt: str, inversion: Inversion) -> dict[str, Any]:

@@ -66,6 +66,14 @@ def same_class(f: Classifier, f_class: int, g: Classifier, g_class: int) -> bool
     return same_name(f.classes[f_class], g.classes[g_class])
 
 
+def check_text(name: str, text: str | None) -> None:
+    """Raises UserError for what no tokenizer reads: lone surrogates, NUL, other types."""
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{name} is {text!r:.80}, wanted a text")
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text or ""):
+        raise UserError(f"{name} is {text!r}, which holds a character that is no text: remove it")
+
+
 @torch.no_grad()
 def find_class(classifier: Classifier, image_3hw: Tensor, name: str | None) -> int:
     """The class called ``name``, or what the classifier sees where no name is given."""

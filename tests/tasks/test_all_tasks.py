@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cli_commands import SNEAKER as PHOTO
@@ -37,6 +39,26 @@ def test_one_bad_image_fails_alone(call, task, tmp_path):
     record = by_id["other"].save(tmp_path)
     assert "'no such word'" in record["error"] and by_id["other"].image is None
     assert record["image"] is None and record["background_l1"] is None
+
+
+WRONG = [
+    {"image": None}, {"image": 3}, {"image": torch.rand(3, 64, 64, device="meta")},
+    {"image": [[0.5]]}, {"mask": 0.5}, {"mask": torch.ones(64, 64, device="meta")},
+    {"prompt": 7}, {"prompt": ["a photo of a sneaker"]}, {"source": 5}, {"caption": b"on grass"},
+    {"prompt": "a \ud800 sneaker"}, {"image": "no\0where.png"},
+]  # fmt: skip
+
+
+def test_inputs_of_wrong_types_fail_alone(call):
+    good = fd.ImageInput("good", PHOTO.path, source="sneaker")
+    wrong = [replace(good, id=f"wrong-{number}", **change) for number, change in enumerate(WRONG)]
+    found = list(call(fd.counterfactuals, images=[*wrong[:5], good, *wrong[5:]]))
+    assert [e.id for e in found if e.status == "done"] == ["good-to-bag"]
+    assert len(found) == len(WRONG) + 1
+    for e in found:
+        if e.status == "failed":
+            (name,) = WRONG[int(e.id.split("-")[1])]
+            assert name in e.error
 
 
 @pytest.mark.parametrize("task", OF_PHOTOS)
