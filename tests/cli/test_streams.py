@@ -38,13 +38,13 @@ def test_results_are_complete_all_the_same(stream, as_json, tmp_path, monkeypatc
     photos = [save_copy(tmp_path / name) for name in ("ü.png", "b.png")]
     (tmp_path / "c.png").write_text("broken")
     out = tmp_path / "out"
-    target = [*CF, *photos, "--target", TARGET, "--source", PHOTO.garment, *QUICK, "--out", out]
+    options = ["--target", TARGET, "--source", PHOTO.garment, *QUICK, "--out", out, *as_json]
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", STREAMS[stream]())
-        assert run(*target, *as_json) == 0
+        assert run(*CF, *photos, *options) == 0
         patched.setattr(sys, "stdout", STREAMS[stream]())
         patched.setattr(sys, "stderr", STREAMS[stream]())
-        assert run(*target, tmp_path / "c.png", *as_json) == 1
+        assert run(*CF, *photos, tmp_path / "c.png", *options) == 1
     assert [r["status"] for r in records(out)] == ["done", "done", "failed"]
     assert "b-to-" in (out / "report.html").read_text(encoding="utf-8")
 
