@@ -19,7 +19,7 @@ def test_hostile_inputs_are_read_or_refused(target, monkeypatch):
     monkeypatch.setattr(fuzz, "BATCH", 8)
     counts = Counter()
     fuzz.one_round(target, 12345, counts)
-    assert counts[target.__name__] >= 8
+    assert counts[target.__name__] >= 2
 
 
 def refused(draw, folder):
