@@ -18,6 +18,7 @@ tensors, (B,N,H,d) transposed, so that the heads are joined without a copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import List  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def attention_backward(
     factor: Tensor | None,
     wanted: str,
     impl: str,
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006 - torch 2.6 reads no other
     """The gradients of ``wanted``, which is "q", "qkv" or "v"; times a factor per sample.
 
     out: of factor 1; None where it was not kept.
