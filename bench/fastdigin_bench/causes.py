@@ -94,12 +94,14 @@ def separate_decode() -> Iterator[None]:
     """Decodes the last x0 once more for the history, as the plain loop does."""
     judge = batch.judge
 
-    def decode_twice(model: LatentDiffusion, predictions: Sequence[Prediction]) -> list[Tensor]:
+    def decode_twice(
+        model: LatentDiffusion, predictions: Sequence[Prediction], *others: Any
+    ) -> list[Tensor]:
         with torch.no_grad():
             for each in predictions:
                 if each.last:
                     model.decode(each.x0_chw[None])
-        return judge(model, predictions)
+        return judge(model, predictions, *others)
 
     with patch.object(batch, "judge", decode_twice):
         yield
