@@ -210,6 +210,8 @@ class Batch:
         width = self._choice.rows(len(slots), guided, plan.compiled)
         rows = whole_blocks(slots, width, copies=2 if guided else 1)
         z = torch.stack([slot.z.detach() for slot in rows])
+        if hardware.of(z.device).is_gpu:  # where networks keep this layout, and a copy is a launch
+            z = z.contiguous(memory_format=torch.channels_last)
         cond = torch.stack([slot.conditioning for slot in rows])
         null = torch.stack([slot.null_text for slot in rows]) if guided else None
         steps = BatchSteps(self._model, [slot.constants for slot in rows], z.dtype)

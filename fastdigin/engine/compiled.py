@@ -75,16 +75,16 @@ class DeclaredStepFunctions(StepFunctions, ABC):
             return super().forward(z, cond, null, step)
         function = self._function("forward", z, null, step)
         with torch.no_grad():
-            return function(self.model, *_plain(z, cond, null), _filled(step, z))
+            return function(self.model, *self._given(z, cond, null), self._filled(step, z))
 
     def forward_with_graph(self, z, cond, null, step: Step) -> StepGraph:
         if self._undeclared(z):
             return super().forward_with_graph(z, cond, null, step)
         function = self._function("kept", z, null, step)
-        z, cond, null = _plain(z, cond, null)
+        z, cond, null = self._given(z, cond, null)
         variables = tuple(x.requires_grad_() for x in (z, cond, null) if x is not None)
         with torch.enable_grad():
-            z_prev, x0 = function(self.model, z, cond, null, _filled(step, z))
+            z_prev, x0 = function(self.model, z, cond, null, self._filled(step, z))
         return StepGraph(variables, z_prev, x0)
 
     def joint(self, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tensor, ...]:
@@ -95,7 +95,10 @@ class DeclaredStepFunctions(StepFunctions, ABC):
         gradients = [torch.zeros_like(x) if g is None else g for x, g in outputs]
         with torch.no_grad():
             return function(
-                self.model, *_plain(z, cond, null), _filled(step, z), *_plain(*gradients)
+                self.model,
+                *self._given(z, cond, null),
+                self._filled(step, z),
+                *self._given(*gradients),
             )
 
     def _function(self, role, z: Tensor, null: Tensor | None, step: Step) -> Callable:
@@ -107,6 +110,21 @@ class DeclaredStepFunctions(StepFunctions, ABC):
         if key not in self._made:
             self._made[key] = self.make(key)
         return self._made[key]
+
+    def _given(self, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The tensors as functions take them."""
+        return _plain(*tensors)
+
+    def _filled(self, step: Step, z: Tensor) -> Step:
+        """The step with the tensors that a graph always has."""
+        z = latents_of(z, step)
+        weight, source = step.blend or (z.new_zeros(len(z), 1, *z.shape[2:]), torch.zeros_like(z))
+        names = ("timestep", "coefficients", "guidance", "vector")
+        values = self._given(*(getattr(step, name) for name in names))
+        added = [torch.zeros_like(z) if x is None else x for x in (step.noise, step.offset)]
+        weight, source, noise, offset = self._given(weight, source, *added)
+        known = dict(zip(names, values, strict=True))
+        return replace(step, **known, blend=(weight, source), noise=noise, offset=offset)
 
     def _undeclared(self, z: Tensor) -> bool:
         return self.rows is not None and len(z) not in self.rows
@@ -162,6 +180,11 @@ class RecordedStepFunctions(DeclaredStepFunctions):
         super().__init__(model, None if compiled is None else compiled.rows)
         self._graphs, self.compiled = graphs, compiled
 
+    def _given(self, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        if self.compiled is not None:
+            return super()._given(*tensors)
+        return tuple(None if x is None else x.detach() for x in tensors)  # in any layout
+
     def make(self, key: GraphKey) -> Callable:
         if self.compiled is None:
             return recorded(self._graphs, ("step", key), _EAGER[key.role])
@@ -187,18 +210,6 @@ def _joint(model, z, cond, null, step: Step, grad_z_prev, grad_x0) -> tuple[Tens
 
 _ROLES = {"forward": guided_step, "kept": guided_step, "joint": _joint}
 _EAGER = {**_ROLES, "joint": _eager_joint}
-
-
-def _filled(step: Step, z: Tensor) -> Step:
-    """The step with the tensors that a graph always has, with strides that say nothing."""
-    z = latents_of(z, step)
-    weight, source = step.blend or (z.new_zeros(len(z), 1, *z.shape[2:]), torch.zeros_like(z))
-    names = ("timestep", "coefficients", "guidance", "vector")
-    plain = dict(zip(names, _plain(*(getattr(step, name) for name in names)), strict=True))
-    noise = torch.zeros_like(z) if step.noise is None else step.noise
-    offset = torch.zeros_like(z) if step.offset is None else step.offset
-    weight, source, noise, offset = _plain(weight, source, noise, offset)
-    return replace(step, **plain, blend=(weight, source), noise=noise, offset=offset)
 
 
 def _plain(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -119,6 +119,7 @@ class _Recorded:
         return [x is not None and x.requires_grad for x in self._inputs]
 
     def _run(self) -> None:
+        self._outputs = ()  # the activations before go first
         with torch.set_grad_enabled(bool(self._moving)):
             self._outputs = tuple(self._function(*self._inputs))
 

@@ -61,7 +61,7 @@ def guided_step(
         z_bchw, previous = z_bchw.chunk(2, dim=1)
     if step.blend is not None:
         weight, source = step.blend
-        z_bchw = weight * source + (1 - weight) * z_bchw
+        z_bchw = (1 - weight) * z_bchw + weight * source  # in this order it keeps z's layout
     control = None
     if step.injected is not None or step.injected_self is not None:
         control = AttentionControl(injected=step.injected, injected_self=step.injected_self)
