@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tiny import IMAGE_SHAPE, build_classifier, uniform
+from tiny import build_classifier, uniform
 
 from fastdigin.engine.job import Settings
 from fastdigin.objectives import Cutouts
@@ -19,18 +19,19 @@ from fastdigin.tasks.neurons import NeuronSettings, visualise_neurons
 OPTIMISATION, CUTOUTS = Settings(steps=3, iterations=1), Cutouts(count=2)
 
 
-def four_tasks(engine, optimisation=OPTIMISATION):
+def four_tasks(engine, optimisation=OPTIMISATION, build=build_classifier):
     """Two jobs of each, run; those of photos inject attention and blend, one by a mask of its own.
 
-    Of the two classifiers the second looks at another size.
+    Of the two classifiers the second looks at another size. build: makes one of a seed and a name.
     """
-    classifier, other = build_classifier(), build_classifier(seed=1, name="other")
+    classifier, other = build(), build(seed=1, name="other")
     other.size = 10
-    mask = torch.zeros(16, 16)
-    mask[4:12, 3:11] = 1
+    size = engine.model.image_size
+    shape, mask = (3, size, size), torch.zeros(size, size)
+    mask[size // 4 : 3 * size // 4, 3 * size // 16 : 11 * size // 16] = 1
     photos = [
-        ImageInput("one", uniform(*IMAGE_SHAPE, seed=1), "a photo of a sneaker", "sneaker", "boot"),
-        ImageInput("two", uniform(*IMAGE_SHAPE, seed=2), "a blue bag", "bag", "sneaker", mask),
+        ImageInput("one", uniform(*shape, seed=1), "a photo of a sneaker", "sneaker", "boot"),
+        ImageInput("two", uniform(*shape, seed=2), "a blue bag", "bag", "sneaker", mask),
     ]
     yield from counterfactuals(
         engine, photos, classifier,
@@ -44,7 +45,7 @@ def four_tasks(engine, optimisation=OPTIMISATION):
         settings=DisagreementSettings(optimisation, cutouts=CUTOUTS),
     )  # fmt: skip
     yield from visualise_neurons(
-        engine, classifier, [1, 4], ["red boot", "bag"], [uniform(*IMAGE_SHAPE)],
+        engine, classifier, [1, 4], ["red boot", "bag"], [uniform(*shape)],
         settings=NeuronSettings(optimisation, samples_per_word=1, cutouts=CUTOUTS),
     )  # fmt: skip
     yield from neuron_counterfactuals(

@@ -35,7 +35,7 @@ def difference_picture(before: Tensor, after: Tensor) -> Tensor:
     brighter, blue where it became darker, pale where the colour changed at equal brightness. The
     scale is fixed, so pictures of different jobs can be compared.
     """
-    change = (after - before).detach().float().cpu()
+    change = (after.cpu() - before.cpu()).detach().float()
     size = change.square().mean(0).sqrt()
     # Luma in [-size, size] up to a factor; the quotient is a direction and free of the size.
     brightness = torch.einsum("chw,c->hw", change, change.new_tensor(_LUMA))

@@ -1,0 +1,55 @@
+"""All four tasks of every family where tensors say that they are on a GPU (pretended_devices.py).
+
+A mixing of devices fails, wherever it is; so does a product of two dtypes, in bf16.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from four_tasks import four_tasks
+from pretended_devices import DEVICE, PretendedDevice, to_device
+from tiny import build_classifier
+
+from fastdigin.engine.batch import Batch
+from fastdigin.engine.engine import Engine
+from fastdigin.models.diffusion import LatentDiffusion
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sd-turbo", "sdxl-turbo", "lcm")
+
+
+def classifier_on_device(**named):
+    return build_classifier(**named).to(dtype=torch.bfloat16).to(DEVICE)
+
+
+@pytest.fixture
+def iterations(monkeypatch):
+    """(waits, launches) of every iteration of a batch, while a PretendedDevice is at work."""
+    found, iterate = [], Batch.iterate
+
+    def noted(batch):
+        mode = PretendedDevice.current
+        waits, launches = len(mode.waits), mode.launches
+        results = iterate(batch)
+        found.append((mode.waits[waits:], mode.launches - launches))
+        return results
+
+    monkeypatch.setattr(Batch, "iterate", noted)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_mixes_devices_or_dtypes(name, folder_of, iterations):
+    model = LatentDiffusion.load(str(folder_of(name)), device="cpu", dtype=torch.bfloat16)
+    with PretendedDevice():
+        for network in model.networks:
+            to_device(network)
+        assert model.device == DEVICE
+        engine = Engine(model, slots=2, kept_steps=1, compile="off")
+        records = list(four_tasks(engine, classifier_on_device))
+    assert [record.error for record in records] == [None] * 8
+    assert len(records[0].history) == 2, "nothing was optimised"
+    waits = [each for each, _ in iterations]
+    assert max(map(len, waits)) <= 1, waits
+    assert min(launches for _, launches in iterations) > 100
