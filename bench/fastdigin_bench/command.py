@@ -36,7 +36,11 @@ KERNEL_OPS = (
     "geglu",
 )
 
-# Those of fastdigin_bench.profile, likewise.
+# Those of fastdigin_bench.gpu and fastdigin_bench.profile, likewise.
+GPU_PARTS = (
+    "smoke", "counterfactual", "tests", "slots", "graphs", "dtypes", "kernels", "disagreement",
+    "plain-loop", "sdxl-counterfactual", "neuron", "neuron-counterfactual",
+)  # fmt: skip
 PROFILED_GPUS = ("h100", "a100", "rtx4090")
 PROFILED_MODELS = ("sd-1.4", "sd-2.1", "sdxl", "embedded")
 PROFILED_TASKS = ("counterfactual", "disagreement", "neuron", "neuron-counterfactual")
@@ -111,6 +115,23 @@ def _kernels_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _gpu_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--name", help="of the results' file (default: the GPU's)")
+    parser.add_argument(
+        "--minutes", type=float, default=25, metavar="M",
+        help="no part begins later; the same command goes on (default 25)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=GPU_PARTS, metavar="PART",
+        help=f"some of: {', '.join(GPU_PARTS)}",
+    )  # fmt: skip
+    parser.add_argument("--device", help="(default: the GPU, else the CPU)")
+    parser.add_argument(
+        "--tiny", action="store_true",
+        help="the packaged model at a few steps, to see on any machine that everything runs",
+    )  # fmt: skip
+
+
 def _memory_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-account", dest="account", action="store_false",
@@ -159,6 +180,7 @@ class Bench:
 
 BENCHES = {
     "compile": Bench("compiled steps beside uncompiled ones", _compile_arguments),
+    "gpu": Bench("all that is estimated about a GPU, measured on one", _gpu_arguments),
     "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),
     "profile": Bench("an estimate of the speed on a GPU, from counts alone", _profile_arguments),

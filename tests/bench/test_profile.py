@@ -198,10 +198,11 @@ def driven(task="counterfactual", iterations=2, steps=4, **given):
     return stages.drive(
         task, model, classifier, settings,
         lambda model: Engine(model, slots=2, kept_steps=1, compile="off"),
-        GPUS["h100"], own_kernels=True, **given,
+        GPUS["h100"], **given,
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_drive_counts_the_same_with_and_without_replay(monkeypatch):
     found = driven(iterations=1, steps=2)
     monkeypatch.setattr(stages, "_replay_networks", lambda *_: None)
@@ -219,7 +220,7 @@ def test_a_drive_counts_the_same_with_and_without_replay(monkeypatch):
 
 
 def test_the_loop_itself_says_how_often_it_ran():
-    found = driven(iterations=3, steps=4)
+    found = driven(iterations=3, steps=4, old=True)  # a graph that is recorded runs once more
     unet = found.totals["iterations", "unet"].calls
     # Of 4 steps one is kept; the others run forward, and again with a graph in the backward.
     assert (unet["unet", "plain"], unet["unet", "recorded"]) == (3 * 3, 3 * 4)
@@ -229,6 +230,7 @@ def test_the_loop_itself_says_how_often_it_ran():
     assert found.iterations == 3 and len(found.records) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_driven_to_its_records(task):
     found = driven(task, iterations=1, steps=2)
@@ -248,5 +250,5 @@ def test_the_line_of_json_has_what_was_agreed(capsys, monkeypatch):
     seconds = sum(stage["seconds"] for stage in found["stages"].values())
     assert found["images_per_hour"] == pytest.approx(3600 * 2 / seconds, rel=0.3)
     assert found["rates"]["convolution_tflops"] == 450
-    assert found["waits_per_iteration"] == 1 and found["decodes_per_iteration"] == 2 * 2
+    assert found["waits_per_iteration"] == 1 and found["decodes_per_iteration"] == 2 + 1
     assert found["host_launches_per_iteration"] > 100

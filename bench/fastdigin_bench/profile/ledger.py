@@ -51,13 +51,13 @@ class Counts:
     calls: Counter = field(default_factory=Counter)
     rows: Counter = field(default_factory=Counter)
 
-    def add(self, other: Counts, launches: int | None = None) -> None:
-        """launches: of the host, where it is not the other's number."""
+    def add(self, other: Counts, launched: bool = True) -> None:
+        """launched: whether the host launched the other's kernels."""
         for name in ("flops", "calls", "rows"):
             getattr(self, name).update(getattr(other, name))
         self.bytes += other.bytes
         self.kernels += other.kernels
-        self.launches += other.launches if launches is None else launches
+        self.launches += other.launches * launched
         self.layout_copies += other.layout_copies
         self.waits += other.waits
 
@@ -85,6 +85,7 @@ class Ledger(TorchDispatchMode):
         self._stage, self._part = "preparation", "other"
         self._sinks: list[Counts] = []
         self._on_host: set[int] = set()
+        self._in_graph = False
 
     @property
     def sink(self) -> Counts:
@@ -95,12 +96,14 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def into(self, counts: Counts) -> Iterator[None]:
-        """Counts go there meanwhile."""
+        """Counts go there meanwhile, with their launches by the host."""
+        before, self._in_graph = self._in_graph, False
         self._sinks.append(counts)
         try:
             yield
         finally:
             self._sinks.pop()
+            self._in_graph = before
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -122,10 +125,16 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def one_launch(self) -> Iterator[None]:
         """All that is counted meanwhile was launched at once: a graph."""
-        counts = Counts()
-        with self.into(counts):
+        before, self._in_graph = self._in_graph, True
+        self.sink.launches += not before
+        try:
             yield
-        self.sink.add(counts, launches=1)
+        finally:
+            self._in_graph = before
+
+    def note(self, counts: Counts) -> None:
+        """Counts what cost as much as that."""
+        self.sink.add(counts, launched=not self._in_graph)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -138,6 +147,10 @@ class Ledger(TorchDispatchMode):
         if not (packet in _FREE or func.is_view or func.namespace == "prim"):
             self._count(func, args, kwargs, out)
         return out
+
+    def seconds(self, rates: Rates) -> float:
+        """Of all that was counted."""
+        return sum(counts.seconds(rates) for counts in self.totals.values())
 
     def read_list(self, tensor: Tensor) -> list:
         """What ``tensor.tolist()`` gives, with one wait."""
@@ -162,8 +175,7 @@ class Ledger(TorchDispatchMode):
 
     def _count(self, func, args, kwargs, out) -> None:
         sink, packet = self.sink, func.overloadpacket
-        sink.kernels += 1
-        sink.launches += 1
+        self._launch()
         found = flops_of(func, args, kwargs, out)
         if found is not None:
             kind, flops = found
@@ -180,18 +192,21 @@ class Ledger(TorchDispatchMode):
         if packet in _COPIES and _changes_layout(read[-1], written[0]):
             sink.layout_copies += 1
 
+    def _launch(self) -> None:
+        self.sink.kernels += 1
+        self.sink.launches += not self._in_graph
+
     def _count_hidden_copies(self, packet, args) -> None:
-        """cuDNN copies an operand that is not channels last where the weight is."""
+        """cuDNN copies an operand that is not dense in the weight's layout, channels last."""
         images = args[:1] if packet is aten.convolution else args[:2]
         weight = args[1 if packet is aten.convolution else 2]
         if not _is_channels_last(weight):
             return
         for x in images:
             if not x.is_contiguous(memory_format=torch.channels_last):
-                self.sink.layout_copies += 1
-                self.sink.kernels += 1
-                self.sink.launches += 1
+                self._launch()
                 self.sink.bytes += 2 * _bytes(x)
+                self.sink.layout_copies += x.stride(1) != 1  # a slice of channels has the layout
 
 
 def _tensors(tree) -> list[Tensor]:

@@ -49,18 +49,28 @@ _EULER = {"_class_name": "EulerDiscreteScheduler", **_NOISE, "timestep_spacing":
 
 @dataclass(frozen=True)
 class Published:
-    """size: of its images in pixels. texts: configurations of its text encoders."""
+    """size: of its images in pixels. texts: configurations of its text encoders.
+
+    slots: that are profiled where nobody says how many: the formula knows no gain from more.
+    """
 
     architecture: Architecture
     size: int
     texts: tuple[dict[str, Any], ...]
     scheduler: dict[str, Any]
+    slots: int = 8
+
+    def solver(self) -> Any:
+        import diffusers
+
+        kind = getattr(diffusers, self.scheduler["_class_name"])
+        return choose_solver(kind.from_config(self.scheduler))
 
 
 PUBLISHED = {
     "sd-1.4": Published(SD_1_4, 512, (_CLIP_L,), _PNDM),
     "sd-2.1": Published(SD_2_1, 768, (_OPEN_CLIP_H,), _DDIM_V),
-    "sdxl": Published(SDXL, 1024, (_CLIP_L, _OPEN_CLIP_G), _EULER),
+    "sdxl": Published(SDXL, 1024, (_CLIP_L, _OPEN_CLIP_G), _EULER, slots=2),
 }
 
 
@@ -71,27 +81,30 @@ def _tokenizer():
     return CLIPTokenizer.from_pretrained(model_folder() / "tokenizer", model_max_length=77)
 
 
-def build(name: str, dtype: torch.dtype) -> tuple[LatentDiffusion, Classifier]:
-    """A model and its classifier on torch's meta device: shapes without content.
+def build(
+    name: str, dtype: torch.dtype, device: str | torch.device = "meta"
+) -> tuple[LatentDiffusion, Classifier]:
+    """A model and its classifier.
 
-    name: of PUBLISHED, or "embedded", the packaged ones. ``as_fake`` makes them run.
+    name: of PUBLISHED, with weights as torch draws them, or "embedded", the packaged ones. device:
+    on torch's meta device there are shapes without content; ``as_fake`` makes them run.
     """
     if name != "embedded":
-        return _published(PUBLISHED[name], dtype), _vit(dtype)
+        return _published(PUBLISHED[name], dtype, device), _vit(dtype, device)
     model = LatentDiffusion.load("embedded", device="cpu", dtype=dtype)
     classifier = Classifier.load("embedded:robust").to(dtype=dtype).with_classes(CLASSES[:8])
     for network in (*model.networks, classifier.network):
-        network.to("meta")
+        network.to(device)
     return model, classifier
 
 
-def _published(published: Published, dtype: torch.dtype) -> LatentDiffusion:
+def _published(published: Published, dtype: torch.dtype, device) -> LatentDiffusion:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     architecture, words = published.architecture, _tokenizer()
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-    with torch.device("meta"):
+    with torch.device(device):
         texts = [
             kind(CLIPTextConfig(vocab_size=49408, **config)).to(dtype)
             for kind, config in zip(kinds, published.texts, strict=False)
@@ -101,16 +114,16 @@ def _published(published: Published, dtype: torch.dtype) -> LatentDiffusion:
         vae = AutoencoderKL(**architecture.vae).to(torch.float32 if upcast else dtype)
     second = {"text_encoder_2": texts[1], "tokenizer_2": words} if len(texts) > 1 else {}
     return LatentDiffusion(
-        unet, vae, texts[0], words, choose_solver(published.scheduler), size=published.size,
+        unet, vae, texts[0], words, published.solver(), size=published.size,
         zero_empty_prompt=len(texts) > 1, name=architecture.name, **second,
     )  # fmt: skip
 
 
-def _vit(dtype: torch.dtype) -> Classifier:
+def _vit(dtype: torch.dtype, device) -> Classifier:
     """ViT-B/16 at 384 px, as timm's vit_base_patch16_384."""
     import timm
 
-    with torch.device("meta"):
+    with torch.device(device):
         network = timm.create_model("vit_base_patch16_384").to(dtype)
     half = (0.5, 0.5, 0.5)
     return Classifier(network, size=384, mean=half, std=half, classes=CLASSES, name="ViT-B/384")

@@ -57,15 +57,15 @@ def replay(network: nn.Module, name: str, ledger: Ledger) -> None:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tape: _Tape, ledger: Ledger, name: str, *tensors):
-        ledger.sink.add(tape.forward)
-        ledger.live.peak = max(ledger.live.peak, ledger.live.now + tape.above_forward)
+        ledger.note(tape.forward)
+        _take(tape.above_forward)
         ctx.tape, ctx.ledger, ctx.name = tape, ledger, name
         ctx.inputs = [
             (x.shape, x.stride(), x.dtype, x.device) if wanted else None
             for x, wanted in zip(tensors, ctx.needs_input_grad[3:], strict=True)
         ]
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(torch.empty(tape.held, dtype=torch.uint8))
+            ctx.save_for_backward(_take(tape.held))
         return tuple(_empty(*result) for result in tape.results)
 
     @staticmethod
@@ -73,8 +73,8 @@ class _Replay(torch.autograd.Function):
         tape, ledger = ctx.tape, ctx.ledger
         _ = ctx.saved_tensors  # raises where the graph was used before
         with ledger.part(ctx.name):
-            ledger.sink.add(tape.backward[gradients[0].is_contiguous()])
-            ledger.live.peak = max(ledger.live.peak, ledger.live.now + tape.above_backward)
+            ledger.note(tape.backward[gradients[0].is_contiguous()])
+            _take(tape.above_backward)
             found = [None if known is None else _empty(*known) for known in ctx.inputs]
         return None, None, None, *found
 
@@ -148,6 +148,11 @@ def _tensors_of(tree: Any) -> list[Tensor]:
 def _described(tree: Any) -> str:
     """What the cost of a pass depends on."""
     return str(_mapped(tree, lambda x: (tuple(x.shape), x.stride(), x.dtype, x.requires_grad)))
+
+
+def _take(size: int) -> Tensor:
+    """So many bytes, for whoever counts what is alive."""
+    return torch.empty(size, dtype=torch.uint8)
 
 
 def _empty(shape, stride, dtype, device) -> Tensor:

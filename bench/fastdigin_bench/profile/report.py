@@ -19,7 +19,7 @@ from fastdigin.presets import algorithm_names, load_algorithm, load_preset
 from fastdigin_bench.output import rows_table
 from fastdigin_bench.profile.gpus import GPUS, Rates
 from fastdigin_bench.profile.ledger import Counts
-from fastdigin_bench.profile.networks import build
+from fastdigin_bench.profile.networks import PUBLISHED, build
 from fastdigin_bench.profile.stages import STAGES, Driven, drive
 from fastdigin_bench.profile.workload import task_class
 
@@ -41,14 +41,15 @@ def profile(options: Namespace) -> dict[str, Any]:
     model, classifier = build(options.model, dtype)
     settings = _settings(options, model)
 
+    slots = options.slots
+    if slots is None and options.model in PUBLISHED:
+        slots = PUBLISHED[options.model].slots
+
     def make_engine(model: LatentDiffusion) -> Engine:
-        weights = sum(p.nbytes for network in model.networks for p in network.parameters())
-        return Engine(
-            model, slots=options.slots, memory=int(0.9 * gpu.memory) - weights, compile="off"
-        )
+        return Engine(model, slots=slots, compile="off")
 
     driven = drive(
-        options.task, model, classifier, settings, make_engine, gpu, own_kernels=options.baseline
+        options.task, model, classifier, settings, make_engine, gpu, old=options.baseline
     )
     return {
         "estimate": True, "gpu": options.gpu, "model": options.model, "task": options.task,
@@ -68,8 +69,10 @@ def figures(driven: Driven, rates: Rates, steps: int) -> dict[str, Any]:
     return {
         "images_per_hour": round(3600 * driven.slots / seconds, 1),
         "slots": driven.slots,
-        "kept_steps": driven.kept_steps,
+        "kept_steps": driven.plan.kept_steps,
+        "width": driven.plan.width,
         "peak_bytes": driven.peak,
+        "planned_bytes": driven.plan.predicted,
         "rates": rates.described(),
         "stages": stages,
         "layout_copies_per_step": round(unet.layout_copies / (updates * steps), 2),
@@ -116,7 +119,7 @@ def _settings(options: Namespace, model: LatentDiffusion) -> Any:
     if options.preset is None:
         return defaults
     if options.preset in algorithm_names():
-        return load_algorithm(options.preset).of(defaults, options.task)
+        return load_algorithm(options.preset).of(defaults, task_class(options.task).name)
     parser = argparse.ArgumentParser()
     add_settings(parser, type(defaults))
     chosen, _ = parser.parse_known_args(load_preset(options.preset).arguments())
@@ -141,7 +144,8 @@ def _table(found: dict[str, Any]) -> str:
     lines: Sequence[str] = [
         f"ESTIMATE, nothing was run on a GPU: {found['task']} with {found['model']} in "
         f"{found['dtype']} on {found['gpu']}, {found['slots']} slots, {found['kept_steps']} kept "
-        "steps" + (", the old way of running" if found["baseline"] else ""),
+        f"steps, {found['width']} images decoded at a time"
+        + (", the old way of running" if found["baseline"] else ""),
         "",
         rows_table(rows, columns),
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.engine import Engine
+from fastdigin.engine.planner import Plan
 from fastdigin.engine.queue import Search
-from fastdigin.hardware import LiveBytes
+from fastdigin.hardware import Hardware, LiveBytes, pretend
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import Record
@@ -46,7 +47,7 @@ class Driven:
     iterations: int
     peak: int
     slots: int
-    kept_steps: int
+    plan: Plan
     classifiers: int
     records: list[Record]
 
@@ -58,12 +59,13 @@ def drive(
     settings: Any,
     make_engine: Callable[[LatentDiffusion], Engine],
     gpu: Gpu,
-    own_kernels: bool,
+    old: bool = False,
 ) -> Driven:
     """Runs the task on as many images as the engine has slots; nothing is computed.
 
     model, classifier: on the meta device; they are changed in place. gpu: which the engine shall
-    think that it has. own_kernels: PyTorch's and none of ours. Raises RuntimeError where an
+    think that it has. old: no graphs, one decode at a time, PyTorch's kernels and none of ours.
+    Raises RuntimeError where an
     image fails, for then the counts are not those of the task.
     """
     model.ddim_table(settings.optimisation.steps)  # has content, so it is made outside
@@ -78,25 +80,57 @@ def drive(
         for network in (*model.networks, classifier.network):
             as_fake(network)
         classifier.to("cpu")
+        stack.enter_context(pretend(_Pretended(gpu, ledger, old)))
+        stack.enter_context(pretend_device("cuda", gpu.capability, gpu.name))
+        if old:
+            stack.enter_context(patch.object(choice, "_choose", _own_kernel))
         engine = make_engine(model)
         slots = engine.slots
         _replay_networks(model, classifier, ledger)
-        stack.enter_context(pretend_device("cuda", gpu.capability, gpu.name))
-        if own_kernels:
-            stack.enter_context(patch.object(choice, "_choose", _own))
-        stack.enter_context(_stages(ledger, updates))
+        stack.enter_context(named_stages(ledger.stage, updates))
         made = make_task(task, engine, classifier, folder, slots, settings)
         records = list(made.run())
     failed = [record.error for record in records if record.error]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(records)} images failed: {failed[0]}")
     return Driven(
-        ledger.totals, len(updates), live.peak, slots, engine.plan.kept_steps,
+        ledger.totals, len(updates), live.peak, slots, engine.plan,
         len(made.classifiers), records,
     )  # fmt: skip
 
 
-def _own(name: str, *_) -> str:
+class _Pretended(Hardware):
+    """A GPU whose clock goes as the formula says. old: the engine treats it as it did at first."""
+
+    def __init__(self, gpu: Gpu, ledger: Ledger, old: bool):
+        super().__init__()
+        self._gpu, self._ledger = gpu, ledger
+        self.is_gpu = self.has_graphs = not old
+        self.capability = gpu.capability
+
+    @property
+    def name(self) -> str:
+        return self._gpu.name
+
+    @property
+    def total_memory(self) -> int:
+        return self._gpu.memory
+
+    def free_memory(self) -> int:
+        return self._gpu.memory - self._ledger.live.now
+
+    def seconds(self) -> float:
+        return self._ledger.seconds(self._gpu.rates)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        def replay() -> None:
+            with self._ledger.one_launch():
+                run()
+
+        return replay
+
+
+def _own_kernel(name: str, *_) -> str:
     return choice.own(name)
 
 
@@ -110,13 +144,16 @@ def _replay_networks(model: LatentDiffusion, classifier: Classifier, ledger: Led
 
 
 @contextmanager
-def _stages(ledger: Ledger, updates: list[int]) -> Iterator[None]:
-    """Names the stage of what the tasks and the engine do."""
+def named_stages(stage: Callable[[str], AbstractContextManager], updates: list[int]) -> Iterator:
+    """Enters ``stage(name)`` around what the tasks and the engine do.
+
+    updates: gets an entry for every iteration that updates.
+    """
 
     def staged(name: Callable[..., str] | str, function: Callable) -> Callable:
         @functools.wraps(function)
         def run(*args, **kwargs):
-            with ledger.stage(name if isinstance(name, str) else name(*args)):
+            with stage(name if isinstance(name, str) else name(*args)):
                 return function(*args, **kwargs)
 
         return run
@@ -134,6 +171,6 @@ def _stages(ledger: Ledger, updates: list[int]) -> Iterator[None]:
         (Batch, "iterate", of_iteration),
     ]
     with ExitStack() as stack:
-        for owner, name, stage in places:
-            stack.enter_context(patch.object(owner, name, staged(stage, getattr(owner, name))))
+        for owner, name, of in places:
+            stack.enter_context(patch.object(owner, name, staged(of, getattr(owner, name))))
         yield
