@@ -74,8 +74,8 @@ class Counts:
 class Ledger(TorchDispatchMode):
     """Counts what runs inside it on fake tensors, for each (stage, part).
 
-    A read by the host is a wait, and is answered by 1 or True: whatever a job is judged by looks
-    fine, and nothing ends sooner than it must. live: bytes of all tensors, now and at most.
+    A read by the host is a wait, and is answered by 0.5, 1 or True: whatever a job is judged by
+    looks fine, and nothing ends sooner than it must. live: bytes of all tensors, now and at most.
     """
 
     def __init__(self, live: LiveBytes):
@@ -155,7 +155,7 @@ class Ledger(TorchDispatchMode):
     def read_list(self, tensor: Tensor) -> list:
         """What ``tensor.tolist()`` gives, with one wait."""
         self.sink.waits += 1
-        rows = [1.0 if tensor.is_floating_point() else 1] * tensor.numel()
+        rows = [0.5 if tensor.is_floating_point() else 1] * tensor.numel()
         for size in reversed(tensor.shape[1:]):
             rows = [rows[i : i + size] for i in range(0, len(rows), size)]
         return rows
@@ -170,7 +170,7 @@ class Ledger(TorchDispatchMode):
             self.sink.waits += tensor.untyped_storage()._cdata not in self._on_host
             if tensor.dtype is torch.bool:
                 return True
-            return 1.0 if tensor.is_floating_point() else 1
+            return 0.5 if tensor.is_floating_point() else 1
         return func(tensor)  # a number that never left the host
 
     def _count(self, func, args, kwargs, out) -> None:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.planner import Plan
+from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Search
 from fastdigin.hardware import Hardware, LiveBytes, pretend
 from fastdigin.models.classifier import Classifier
@@ -80,10 +80,11 @@ def drive(
         for network in (*model.networks, classifier.network):
             as_fake(network)
         classifier.to("cpu")
-        stack.enter_context(pretend(_Pretended(gpu, ledger, old)))
+        stack.enter_context(pretend(_Pretended(gpu, ledger, graphs=not old)))
         stack.enter_context(pretend_device("cuda", gpu.capability, gpu.name))
         if old:
             stack.enter_context(patch.object(choice, "_choose", _own_kernel))
+            stack.enter_context(patch.object(Planner, "_widths", lambda planner, count: [1]))
         engine = make_engine(model)
         slots = engine.slots
         _replay_networks(model, classifier, ledger)
@@ -100,12 +101,14 @@ def drive(
 
 
 class _Pretended(Hardware):
-    """A GPU whose clock goes as the formula says. old: the engine treats it as it did at first."""
+    """A GPU whose clock goes as the formula says."""
 
-    def __init__(self, gpu: Gpu, ledger: Ledger, old: bool):
+    is_gpu = True
+
+    def __init__(self, gpu: Gpu, ledger: Ledger, graphs: bool):
         super().__init__()
         self._gpu, self._ledger = gpu, ledger
-        self.is_gpu = self.has_graphs = not old
+        self.has_graphs = graphs
         self.capability = gpu.capability
 
     @property
