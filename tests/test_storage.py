@@ -100,6 +100,10 @@ def test_those_unused_for_longest_go_first(tmp_path):
     cache.put("more", {"a": torch.zeros(100)})
     kept = {key for key in ("old", "used", "new", "more") if cache.get(key) is not None}
     assert kept == {"old", "new", "more"}
+    for path in cache.folder.iterdir():  # as where the clock has gone back since
+        os.utime(path, (2**33, 2**33))
+    cache.put("now", {"a": torch.zeros(100)})
+    assert cache.get("now") is not None and len(list(cache.folder.iterdir())) == 3
 
 
 def test_keys_tell_everything_apart():
