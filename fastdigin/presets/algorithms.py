@@ -67,8 +67,12 @@ class Algorithm:
             raise UserError(
                 f"preset {self.name}: {name} is no field of {type(settings).__name__}: remove it"
             )
-        if rest:
-            value = self._changed(getattr(settings, name), rest, value)
+        before = getattr(settings, name)
+        if rest and dataclasses.is_dataclass(before):
+            value = self._changed(before, rest, value)
+        elif rest or dataclasses.is_dataclass(before):
+            told = "holds no settings" if rest else f"holds settings: name one, {name}.FIELD"
+            raise UserError(f"preset {self.name}: {name} of {type(settings).__name__} {told}")
         elif isinstance(value, dict):
             value = min(getattr(settings, name), value["most"])
         return dataclasses.replace(settings, **{name: value})

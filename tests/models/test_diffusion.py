@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import IMAGE_SHAPE, LATENT_SHAPE, assert_near, normal, uniform
 
+from fastdigin.editing.prompts import phrase_tokens
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
 
@@ -31,6 +32,14 @@ def test_prompts_are_encoded_one_by_one(tiny):
             prompt, padding="max_length", max_length=16, return_tensors="pt"
         ).input_ids
         assert_near(row[None], tiny.pipe.text_encoder(ids)[0].detach(), 1e-12)
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "a photo of a caf\udce9", "\udfff boot"])
+def test_half_a_character_is_refused(tiny, prompt):
+    """As in the name of a file that is not UTF-8."""
+    for read in (tiny.model.tokenize, lambda text: phrase_tokens(tiny.model, text, "boot")):
+        with pytest.raises(UserError, match="holds a lone surrogate, which is no text"):
+            read(prompt)
 
 
 def test_long_prompts_are_refused_not_cut(tiny):

@@ -191,6 +191,9 @@ def test_presets_of_the_algorithm_combine(tmp_path, capsys):
     [
         ({"inversion": "direct"}, "inversion is no field of CounterfactualSettings: remove it"),
         ({"optimisation.steps": 0}, "steps must be at least 1, got 0"),
+        ({"optimisation": {}}, "optimisation of .* holds settings: name one"),
+        ({"optimisation.steps.more": 1}, "steps of Settings holds no settings"),
+        (["optimisation"], "is no preset of the algorithm"),
         (None, "is no preset of the algorithm"),
     ],
 )
