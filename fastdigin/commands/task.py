@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import diffusers
 import transformers
@@ -51,6 +52,11 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
         "--model", default="embedded", metavar="MODEL",
         help="embedded, a hub id or a local diffusers folder (default embedded)",
     )  # fmt: skip
+    engine.add_argument(
+        "--lora", metavar="PATH[:SCALE]", action="append", default=[],
+        help="LoRA weights that are added to the model's, a safetensors file or a hub id; may be "
+        "given several times",
+    )  # fmt: skip
     add_engine(engine)
     add_device(engine)
 
@@ -82,7 +88,7 @@ def load_task(task: type[Task], options: argparse.Namespace) -> Task:
             options.attention = "sdpa"  # on CPUs the implementations are timed all the same
     loading = Loading(task, options, lambda: load_engine(
         options.model, options.memory, options.slots, options.attention, options.compile,
-        options.device, options.dtype,
+        options.device, options.dtype, options.lora,
     ))  # fmt: skip
     values = loading.all()
     settings = task.default_settings(loading.engine.model)
@@ -101,9 +107,12 @@ def load_engine(
     compile: str = "auto",
     device: str | None = None,
     dtype: str = "auto",
+    lora: Sequence[str] = (),
 ) -> Engine:
     """An engine around what ``LatentDiffusion.from_pretrained`` finds under that name."""
     diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
     transformers.utils.logging.disable_progress_bar()
-    loaded = LatentDiffusion.from_pretrained(model, device=device, dtype=dtype, attention=attention)
+    loaded = LatentDiffusion.from_pretrained(
+        model, device=device, dtype=dtype, attention=attention, lora=lora
+    )
     return Engine(loaded, memory=memory, slots=slots, compile=compile)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from cli_commands import CF, NEURONS, PHOTO, QUICK, TARGET, records, run
+from safetensors.torch import save_file
 
 from fastdigin import cli
 from fastdigin.commands.classifier_options import load_classifier
@@ -113,3 +114,18 @@ def test_a_deterministic_run_says_what_it_needs(tmp_path, capsys):
     for given in ([], ["--slots", 2], ["--compile", "off"]):
         assert run(*OF_PHOTO, "--deterministic", *given, "--out", tmp_path / "out") == 2
         assert "--slots N and --compile on or off" in capsys.readouterr().err
+
+
+def test_lora(tmp_path):
+    """Added at their scales, and part of the model's name, which a folder of results keeps."""
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    before = load_task(Counterfactuals, parsed(*OF_PHOTO, "--device", "cpu")).model
+    weight = before.unet.get_submodule(layer).weight
+    a, b = torch.ones(1, weight.shape[1]), torch.ones(len(weight), 1)
+    save_file({f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b},
+              tmp_path / "l.safetensors")  # fmt: skip
+    loras = [f"{tmp_path / 'l.safetensors'}{scale}" for scale in (":0.5", "")]
+    given = [word for lora in loras for word in ("--lora", lora)]
+    model = load_task(Counterfactuals, parsed(*OF_PHOTO, "--device", "cpu", *given)).model
+    torch.testing.assert_close(model.unet.get_submodule(layer).weight, weight + 1.5)
+    assert model.name == " + ".join(["embedded", *loras])
