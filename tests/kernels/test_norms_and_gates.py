@@ -78,7 +78,7 @@ def test_parameters_that_do_not_fit_are_refused(impl):
 
 
 @not_interpreted
-def test_a_norm_alone_is_pytorchs_where_triton_is_not():
+def test_a_norm_alone_is_pytorchs_on_a_cpu():
     x, *rest = NORM.draw((2, 6, 5, 7), 3)
     weight, bias, groups, eps = rest
     expected = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
