@@ -33,6 +33,8 @@ def _in_its_own_precision(function: Callable[..., Tensor]) -> Callable[..., Tens
 
     @functools.wraps(function)
     def wrapped(image: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if not torch.amp.is_autocast_available(image.device.type):
+            return function(image, *arguments, **options)
         with torch.autocast(image.device.type, enabled=False):
             return function(image, *arguments, **options)
 
