@@ -25,7 +25,7 @@ from fastdigin.storage import weights_fingerprint
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.task import Request, Task, given
-from fastdigin.tasks.words import class_word, same_classes
+from fastdigin.tasks.words import class_word, first_that_fits, same_classes, words_for
 
 
 @documented
@@ -121,12 +121,15 @@ class Disagreements(Task):
         pairs = dict.fromkeys(self._class_pair(name) for name in self.classes)
         requests = []
         for f_class, g_class in pairs:
-            word = class_word(self.f, f_class)
-            self.model.tokenize(self.settings.prompt.format(word))  # raises where it is too long
+            word = first_that_fits(words_for(self.f, f_class, None), self._checked, "classes")
             for number in range(self.seeds):
                 id = f"{word.replace(' ', '_')}-{number:03d}"
                 requests.append(DisagreementRequest(id, word, f_class, g_class, number))
         return requests
+
+    def _checked(self, word: str) -> str:
+        self.model.tokenize(self.settings.prompt.format(word))  # raises where it is too long
+        return word
 
     def _class_pair(self, name: str | int) -> tuple[int, int]:
         index = self.f.class_index(name)

@@ -106,16 +106,23 @@ def class_pair(engine, f, g, name):
     return request.f_class, request.g_class
 
 
-def test_classes_that_libraries_spell_differently_are_matched_by_index(engine, clean):
+def test_classes_that_libraries_spell_differently_are_matched_by_index(engine, clean, spurious):
     """ImageNet has two classes called "crane"; torchvision calls one "crane bird"."""
     names = list(clean.classes)
     mine = names[:6] + ["crane", "crane, lifting crane"]
     theirs = names[:6] + ["crane bird", "crane"]
-    f, g = clean.with_classes(mine), clean.with_classes(theirs)
+    f, g = clean.with_classes(mine), spurious.with_classes(theirs)
     assert class_pair(engine, f, g, 6) == (6, 6) and class_pair(engine, f, g, 7) == (7, 7)
-    assert class_pair(engine, f, clean.with_classes(names[::-1]), names[0]) == (0, 7)
+    assert class_pair(engine, f, spurious.with_classes(names[::-1]), names[0]) == (0, 7)
 
 
 def test_a_class_that_g_does_not_know(call, own_classifier):
     with pytest.raises(fd.UserError, match="'dress' is not a class of <i>mine"):
         call(fd.disagreements, g=own_classifier, classes="dress")
+
+
+def test_a_class_whose_name_is_too_long_has_another_word(engine, clean, spurious):
+    """The packaged text encoder has no room for "a photo of a running shoe"."""
+    f = clean.with_classes([*clean.classes[:5], "running shoe", *clean.classes[6:]])
+    (request,) = Disagreements(engine=engine, f=f, g=spurious, classes=["running shoe"]).requests
+    assert (request.word, request.f_class, request.g_class) == ("sneaker", 5, 5)
