@@ -44,7 +44,7 @@ from fastdigin.photos import ImageInput, collect, read_any_image, read_mask
 from fastdigin.photos.collect import TABLE_COLUMNS
 from fastdigin.presets.algorithms import load_algorithm
 from fastdigin.report import results_table, write_report
-from fastdigin.results import CounterfactualRecord, NeuronRecord, read_records, tasks
+from fastdigin.results import CounterfactualRecord, NeuronRecord, ResultStore, read_records, tasks
 from fastdigin.results.keys import keys_of
 from fastdigin.storage import TensorCache
 from fastdigin.tasks.counterfactual import Counterfactuals
@@ -218,12 +218,16 @@ def records(draw: st.DrawFn, folder: Path) -> None:
     content = path.read_bytes() + json.dumps(line).encode() + b"\n"
     path.write_bytes(changed(content, draw) if draw(st.booleans()) else content)
     run = folder / "run.json"
-    run.write_text(json.dumps(json.loads(run.read_text()) | {draw(TEXTS): draw(VALUES)}))
+    task = draw(st.one_of(TEXTS, st.just("environments")))
+    run.write_text(json.dumps(json.loads(run.read_text()) | {task: draw(VALUES)}))
     found = read_records(folder)
     page = write_report(folder).read_text(encoding="utf-8")
     assert page.lower().count("<script") == 1
     for task in {*tasks(), *(record.task for record in found)}:
         assert "\x1b" not in results_table(task, found)
+    store = ResultStore(folder, "neurons", {"lr": 1}, {"weights": {"a": "b"}})
+    NeuronRecord(id="more").save(store)
+    assert [record.id for record in read_records(folder)][-1] == "more"
 
 
 def caches(draw: st.DrawFn, folder: Path) -> None:

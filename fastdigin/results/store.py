@@ -25,6 +25,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from torch import Tensor
@@ -82,16 +83,18 @@ class ResultStore:
         check_entries(self.out, task)
         settings = jsonable(settings)
         with writing(self.out), self._lock:
-            runs, environments = read_runs(self.out), read_environments(self.out)
-            if task in runs:
-                check_same_settings(self.out, task, runs[task], settings)
-            hashed = environment and text_hash(json.dumps(environment), 12)
-            if hashed and hashed not in environments:
-                _warn_of_other_weights(self.out, environments.values(), environment)
-                environments[hashed] = environment
-            whole = {**runs, task: runs.get(task, settings), ENVIRONMENTS: environments}
-            text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
-            write_atomically(self.out / RUN_FILE, text.encode())
+            before = _read_run_file(self.out)
+            if task in before:
+                check_same_settings(self.out, task, before[task], settings)
+            now = {**before, task: before.get(task, settings)}
+            if environment is not None:
+                known = before.get(ENVIRONMENTS, {})
+                _warn_of_other_weights(self.out, known.values(), environment["weights"])
+                hashed = text_hash(json.dumps(environment), 12)
+                now[ENVIRONMENTS] = {**known, hashed: environment}
+            if now != before:
+                text = json.dumps(now, indent=2, allow_nan=False) + "\n"
+                write_atomically(self.out / RUN_FILE, text.encode())
             _mend_end(self._results)
 
     def append(self, record: Mapping) -> None:
@@ -150,8 +153,13 @@ def read_lines(out: Path | str) -> list[dict]:
 
 def read_runs(out: Path | str) -> dict[str, dict]:
     """The settings of every task in OUT, {task: settings}; {} for a folder without a run."""
-    path = Path(out) / RUN_FILE
-    check_entries(path.parent)
+    runs = _read_run_file(Path(out))
+    return {task: settings for task, settings in runs.items() if task != ENVIRONMENTS}
+
+
+def _read_run_file(out: Path) -> dict[str, dict]:
+    path = out / RUN_FILE
+    check_entries(out)
     if not path.exists():
         if (path.parent / RESULTS_FILE).exists():
             raise UserError(f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
@@ -161,22 +169,25 @@ def read_runs(out: Path | str) -> dict[str, dict]:
         runs = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
         runs = None
-    if not isinstance(runs, dict) or not all(isinstance(s, dict) for s in runs.values()):
+    if not _is_run_file(runs):
         raise UserError(f"--out '{out}' holds a {RUN_FILE} that is not from fastdigin; "
                         "choose another --out.")
-    return {task: settings for task, settings in runs.items() if task != ENVIRONMENTS}
+    return runs
 
 
-def read_environments(out: Path) -> dict[str, dict]:
-    """The versions, machines and weights that took part in the runs of a folder."""
-    path = out / RUN_FILE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found.get(ENVIRONMENTS, {})
+def _is_run_file(runs: Any) -> bool:
+    known = runs.get(ENVIRONMENTS, {}) if isinstance(runs, dict) else None
+    return (
+        isinstance(known, dict)
+        and all(isinstance(settings, dict) for settings in runs.values())
+        and all(isinstance(e, dict) and isinstance(e.get("weights"), dict) for e in known.values())
+    )
 
 
-def _warn_of_other_weights(out: Path, before: Iterable[Mapping], now: Mapping) -> None:
-    for name, weights in now["weights"].items():
-        if any(weights != known["weights"].get(name, weights) for known in before):
+def _warn_of_other_weights(out: Path, before: Iterable[Mapping], weights: Mapping) -> None:
+    known = [environment["weights"] for environment in before]
+    for name, now in weights.items():
+        if any(now != others.get(name, now) for others in known):
             log.warning("--out '%s' holds results of other weights of %s", out, name)
 
 

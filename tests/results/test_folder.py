@@ -95,7 +95,7 @@ WEIGHTS = {"torch": "2.9", "weights": {"clean": "ab"}}
 
 @pytest.mark.parametrize(
     "later, warned",
-    [(WEIGHTS, 0), (WEIGHTS | {"torch": "2.8"}, 0), (WEIGHTS | {"weights": {"clean": "cd"}}, 1)],
+    [(WEIGHTS, 0), (WEIGHTS | {"torch": "2.8"}, 0), (WEIGHTS | {"weights": {"clean": "cd"}}, 2)],
 )
 def test_a_run_records_what_made_it(tmp_path, caplog, later, warned):
     for environment in (WEIGHTS, later, later, None):
