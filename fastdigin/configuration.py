@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
+import sys
 import textwrap
 import types
 import typing
@@ -55,7 +55,7 @@ class Setting:
     def accepts(self, number: float) -> bool:
         """Whether a number is finite and within the bounds."""
         return (
-            math.isfinite(number)
+            abs(number) <= sys.float_info.max  # not NaN; and larger integers are no floats
             and (self.least is None or number >= self.least)
             and (self.most is None or number <= self.most)
             and (self.above is None or number > self.above)

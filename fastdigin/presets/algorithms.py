@@ -74,7 +74,11 @@ class Algorithm:
             told = "holds no settings" if rest else f"holds settings: name one, {name}.FIELD"
             raise UserError(f"preset {self.name}: {name} of {type(settings).__name__} {told}")
         elif isinstance(value, dict):
-            value = min(getattr(settings, name), value["most"])
+            if value.keys() != {"most"} or not all(
+                isinstance(x, (int, float)) for x in (before, value["most"])
+            ):
+                raise UserError(f'preset {self.name}: {name} must be a value or {{"most": NUMBER}}')
+            value = min(before, value["most"])
         return dataclasses.replace(settings, **{name: value})
 
 
