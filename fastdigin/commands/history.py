@@ -45,7 +45,7 @@ def recall(out: Path) -> Command | None:
         command = Command(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read ({error}): remove it") from None
     texts = [*command.arguments, command.folder] if isinstance(command.arguments, list) else [None]
     if not (all(isinstance(text, str) for text in texts) and isinstance(command.jobs, dict)):

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastdigin.commands.history import remember
 from fastdigin.commands.run import check_same_inputs, conclude
 from fastdigin.errors import UserError
 from fastdigin.results import ResultStore, read_records
@@ -85,6 +86,7 @@ def _planned(options: Namespace, load, threads: int, per_node: int, folder: str)
     done = {(r.task, r.id): r for r in read_records(options.out) if r.status == "done"}
     ResultStore(options.out, task.name, task.run_settings)
     check_same_inputs(task, done, options.out)
+    remember(options.out, options.arguments, {task.name: len(task.requests)})
     left = [id for id in ids if (task.name, id) not in done]
     return _Plan(task.name, left, len(ids) - len(left), task.engine.slots, options.memory)
 

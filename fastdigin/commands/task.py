@@ -9,16 +9,15 @@ import diffusers
 import transformers
 
 from fastdigin import tasks
-from fastdigin.commands.common_options import add_device, add_engine, add_run, chosen_device
+from fastdigin.commands.common_options import add_device, add_engine, add_run
 from fastdigin.commands.dry_run import run_dry
 from fastdigin.commands.inputs import Loading, add_inputs
 from fastdigin.commands.options import add_settings, chosen_settings, count
 from fastdigin.commands.ray import run_on_ray
 from fastdigin.commands.run import run_command
 from fastdigin.engine.engine import Engine
-from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.models.precision import pin_results
+from fastdigin.models.precision import choose_device
 from fastdigin.presets import algorithm_names, load_algorithm
 from fastdigin.tasks.task import Task
 
@@ -77,18 +76,9 @@ def chosen_task(options: argparse.Namespace) -> Task:
 
 def load_task(task: type[Task], options: argparse.Namespace) -> Task:
     """The task with all that its options name."""
-    if options.deterministic:
-        if options.slots is None or options.compile == "auto":
-            raise UserError(
-                "--deterministic needs --slots N and --compile on or off: what is planned follows "
-                "from the memory and the speed of the day"
-            )
-        pin_results()
-        if options.attention == "auto" and chosen_device(options).type == "cpu":
-            options.attention = "sdpa"  # on CPUs the implementations are timed all the same
     loading = Loading(task, options, lambda: load_engine(
         options.model, options.memory, options.slots, options.attention, options.compile,
-        options.device, options.dtype, options.lora,
+        options.device, options.dtype, options.lora, options.deterministic,
     ))  # fmt: skip
     values = loading.all()
     settings = task.default_settings(loading.engine.model)
@@ -108,11 +98,16 @@ def load_engine(
     device: str | None = None,
     dtype: str = "auto",
     lora: Sequence[str] = (),
+    deterministic: bool = False,
 ) -> Engine:
     """An engine around what ``LatentDiffusion.from_pretrained`` finds under that name."""
     diffusers.utils.logging.disable_progress_bar()  # of loading: it takes a second
     transformers.utils.logging.disable_progress_bar()
+    if deterministic and attention == "auto" and choose_device(device).type == "cpu":
+        attention = "sdpa"  # on CPUs the implementations are timed all the same
     loaded = LatentDiffusion.from_pretrained(
         model, device=device, dtype=dtype, attention=attention, lora=lora
     )
-    return Engine(loaded, memory=memory, slots=slots, compile=compile)
+    return Engine(
+        loaded, memory=memory, slots=slots, compile=compile, deterministic=deterministic
+    )

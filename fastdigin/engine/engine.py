@@ -37,6 +37,7 @@ from fastdigin.engine.steps import Steps
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import pin_results
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,10 @@ class Engine:
             compiled by "on" alone, for such batches.
         graphs: "auto" has a GPU replay steps, decodes and classifiers (CUDA graphs, graphs.py).
 
+        deterministic: the same bits in every run on a device, at some cost of speed: nothing is
+            chosen by timing it, in the whole process (``models.precision.pin_results``). A model on
+            a CPU needs an ``attention`` of its own beside it. slots and compile must be chosen.
+
     Raises:
         UserError: a network of the model is trainable or in training mode, or an argument is
             malformed.
@@ -81,10 +86,18 @@ class Engine:
         kept_steps: int | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
         graphs: Literal["auto", "off"] = "auto",
+        deterministic: bool = False,
     ):
         for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
+        if deterministic and (slots is None or compile == "auto"):
+            raise UserError(
+                "deterministic needs slots (--slots N) and compile on or off: what is planned "
+                "follows from the memory and the speed of the day"
+            )
+        if deterministic:
+            pin_results()
         _check_frozen(model)
         self.model: LatentDiffusion = model
         self.plan: Plan | None = None

@@ -50,6 +50,7 @@ def test_dtypes(given, model, classifier):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bf16_gives_nearly_what_fp32_gives(tmp_path, capsys):
     """And a folder of one does not take the other's."""
     common = [*OF_PHOTO, "--steps", 4, "--iterations", 0, "--device", "cpu", "--out"]
@@ -113,7 +114,7 @@ def test_a_deterministic_run_chooses_nothing_by_time(tmp_path, monkeypatch, unpi
 def test_a_deterministic_run_says_what_it_needs(tmp_path, capsys):
     for given in ([], ["--slots", 2], ["--compile", "off"]):
         assert run(*OF_PHOTO, "--deterministic", *given, "--out", tmp_path / "out") == 2
-        assert "--slots N and --compile on or off" in capsys.readouterr().err
+        assert "needs slots (--slots N) and compile on or off" in capsys.readouterr().err
 
 
 def test_lora(tmp_path):

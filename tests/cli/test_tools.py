@@ -206,8 +206,12 @@ def test_a_dry_run_says_what_is_missing(command, photos, tmp_path, capsys):
     assert run(*again) == 1
     assert "3 jobs, 1 done, 2 left" in capsys.readouterr().out
     assert files(out) == before
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_how_to_get_a_model(tmp_path):
     process = start_process(
-        *CF, table, "--out", out, "--model", "nobody/nothing", "--dry-run",
+        *CF, PHOTO.path, "--out", tmp_path / "out", "--model", "nobody/nothing", "--dry-run",
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     shown, _ = process.communicate(timeout=200)
