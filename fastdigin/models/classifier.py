@@ -18,19 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdigin.errors import UserError, check_choice
+from fastdigin.models.classifiers import outputs
 from fastdigin.models.classifiers.names import folded, not_a_class, synonyms, word_classes
-from fastdigin.models.classifiers.outputs import (
-    ACTIVATIONS,
-    CHANNELS,
-    Activation,
-    Channels,
-    Named,
-    both_names,
-    find_logits,
-    in_channels,
-    probabilities,
-    read_logits,
-)
+from fastdigin.models.classifiers.outputs import Activation, Channels, Named
 from fastdigin.models.classifiers.through_relu import ThroughRelu
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
 from fastdigin.models.passes import called, once, view_of
@@ -101,13 +91,12 @@ class Classifier:
                 network, processor, name, size=size, mean=mean, std=std, classes=classes,
                 activation=activation, channels=channels, resizing=resizing, head=head,
             )  # fmt: skip
-            network, size, mean, std = found.network, found.size, found.mean, found.std
-            classes, activation, channels = found.classes, found.activation, found.channels
-            resizing, head = found.resizing, found.head
+            self.__init__(**found.arguments, layer=layer, name=name)
+            return
         self.network = network.eval().requires_grad_(False)
         self.size = size
         self.resizing = resizing or Resizing()
-        self.classes = both_names(tuple(classes))
+        self.classes = outputs.both_names(tuple(classes))
         self.activation, self.channels = activation or "softmax", channels or "rgb"
         self.layer = layer
         self.name = name
@@ -118,8 +107,8 @@ class Classifier:
         self._mean_c11, self._std_c11 = (
             torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (mean, std)
         )
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("channels", self.channels, CHANNELS)
+        check_choice("activation", self.activation, outputs.ACTIVATIONS)
+        check_choice("channels", self.channels, outputs.CHANNELS)
         for module in filter(None, (layer, head)):
             check_layer(network, module, name)
         self._head = head or find_head(network)
@@ -160,19 +149,16 @@ class Classifier:
             5
         """
         # Here, because each kind imports its own library, and only when it is asked for.
-        from fastdigin.models.classifiers import is_zero_shot, load_network, names_warning
+        from fastdigin.models.classifiers import is_zero_shot, load_network
 
         loaded = load_network(spec, classes, templates)
-        if classes is None and loaded.named != "own":
-            log.warning("%s", names_warning(spec, loaded))
         # Results that other prompts made are told apart by the name.
-        by = "\n".join(templates or ())
-        name = f"{spec} with {len(templates)} templates {text_hash(by, 8)}" if templates else spec
+        by = text_hash("\n".join(templates or ()), 8)
+        name = f"{spec} with {len(templates)} templates {by}" if templates else spec
         classifier = cls(**loaded.arguments, name=name)
         classifier.named = loaded.named
-        if classes is None or is_zero_shot(spec):
-            return classifier
-        return classifier.with_classes(classes)
+        renamed = classes is not None and not is_zero_shot(spec)
+        return classifier.with_classes(classes) if renamed else classifier
 
     def at_layer(self, layer: str) -> Classifier:
         """The same classifier with the neurons of another named module; shares the network.
@@ -199,7 +185,7 @@ class Classifier:
 
         Raises UserError if they are not K.
         """
-        classes = both_names(tuple(classes))
+        classes = outputs.both_names(tuple(classes))
         if len(classes) != len(self.classes):
             raise UserError(
                 f"classes has {len(classes)} names for {self.name}, which tells "
@@ -253,7 +239,7 @@ class Classifier:
 
     def probabilities(self, images_b3hw: Tensor) -> Tensor:
         """(B,K), the ``activation`` of the logits of images in [0,1]; differentiable."""
-        return probabilities(self.logits(images_b3hw), self.activation)
+        return outputs.probabilities(self.logits(images_b3hw), self.activation)
 
     def sees(self, probabilities_k: Tensor, index: int) -> bool:
         """Whether an image of these probabilities shows a class: it is the likeliest one.
@@ -330,9 +316,9 @@ class Classifier:
             if name_or_index not in self._said:  # for one photo after another
                 log.warning("class %r of %s is taken to be %r", name_or_index, self.name, words[0])
                 self._said.add(name_or_index)
-        if len(found) == 1:
-            return found[0]
-        raise not_a_class(name_or_index, found, self._names, self.classes, self.name)
+        if len(found) != 1:
+            raise not_a_class(name_or_index, found, self._names, self.classes, self.name)
+        return found[0]
 
     @functools.cached_property
     def _names(self) -> dict[str, list[int]]:
@@ -376,24 +362,24 @@ class Classifier:
         return called((self.pass_key, features), functools.partial(self._run, features), views_b3hw)
 
     def _run(self, features: bool, views_b3hw: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        inputs, outputs, found = self._inputs(views_b3hw), [], None
+        inputs, returned, found = self._inputs(views_b3hw), [], None
 
         def run() -> None:
             with ThroughRelu() if self.through_relu else nullcontext():
-                outputs.append(self.network(inputs))
+                returned.append(self.network(inputs))
 
         if not features:
             run()
-            return read_logits(outputs[0], len(self.classes), self.name), None
+            return outputs.read_logits(returned[0], len(self.classes), self.name), None
         if self.layer is not None:
             found = layer_output(self.network, self.layer, run)
         else:
             found = layer_input(self.network, self._head, run)
-        return find_logits(outputs[0], len(self.classes)), found
+        return outputs.find_logits(returned[0], len(self.classes)), found
 
     def _inputs(self, views_b3hw: Tensor) -> Tensor:
         """What the network takes in: its channels, normalised."""
-        pixels = in_channels(views_b3hw, self.channels)
+        pixels = outputs.in_channels(views_b3hw, self.channels)
         mean, std = self._mean_c11.to(pixels), self._std_c11.to(pixels)
         return ((pixels - mean) / std).to(self.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -11,9 +12,9 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, names_warning
 from fastdigin.models.weights import check_weights
 
-__all__ = [
-    "KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_network", "names_warning",
-]  # fmt: skip
+__all__ = ["KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_network"]
+
+log = logging.getLogger(__name__)
 
 KINDS = {
     "embedded": "embedded:NAME",
@@ -65,6 +66,8 @@ def load_network(
             "were trained to classify."
         )
     check_weights(f"classifier {spec!r}", loaded.network)
+    if classes is None and loaded.named != "own":
+        log.warning("%s", names_warning(spec, loaded))
     return loaded
 
 
