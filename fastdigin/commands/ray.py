@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastdigin.commands.history import remember
-from fastdigin.commands.run import check_same_inputs, conclude
+from fastdigin.commands.run import check_same_inputs, conclude, environment_of
 from fastdigin.errors import UserError
 from fastdigin.results import ResultStore, read_records
 from fastdigin.tasks.task import Task
@@ -83,8 +83,9 @@ def _planned(options: Namespace, load, threads: int, per_node: int, folder: str)
         options.memory = str(parse_memory(options.memory, torch.device("cpu")) // per_node)
     task = load(options)
     ids = options.shard.of([request.id for request in task.requests])
-    done = {(r.task, r.id): r for r in read_records(options.out) if r.status == "done"}
-    ResultStore(options.out, task.name, task.run_settings)
+    records = read_records(options.out)
+    done = {(r.task, r.id): r for r in records if r.status == "done" and r.complete}
+    ResultStore(options.out, task.name, task.run_settings, environment_of(task))
     check_same_inputs(task, done, options.out)
     remember(options.out, options.arguments, {task.name: len(task.requests)})
     left = [id for id in ids if (task.name, id) not in done]

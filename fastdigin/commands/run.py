@@ -61,7 +61,7 @@ def run_tasks(
         runs.append(task.run(skip=finished | others, on_progress=bars[-1].advance))
     for task in tasks:
         _ = task.engine.slots  # a budget that is too small must not bind the folder to a run
-    stores = [ResultStore(out, t.name, t.run_settings, _environment(t)) for t in tasks]
+    stores = [ResultStore(out, t.name, t.run_settings, environment_of(t)) for t in tasks]
     for task in tasks:
         check_same_inputs(task, done, out)
     if arguments:
@@ -100,7 +100,7 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
     print_text(f"report: {report}")
 
 
-def _environment(task: Task) -> dict[str, Any]:
+def environment_of(task: Task) -> dict[str, Any]:
     """The versions, the machine and the weights that make a run's results."""
     networks = [part for part in vars(task.model).values() if isinstance(part, nn.Module)]
     weights = {task.model.name: weights_fingerprint(networks)}

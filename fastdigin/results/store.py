@@ -192,11 +192,11 @@ def _warn_of_other_weights(out: Path, before: Iterable[Mapping], weights: Mappin
 
 
 def picture_path(out: Path, relative: str | None) -> Path | None:
-    """The file that a record names, or None where it is missing, empty, or lies outside OUT."""
+    """The picture that a record names; None where it is missing, empty, or not in OUT/images."""
     if not relative:
         return None
     path = (out / relative).resolve()
-    inside = path.is_relative_to(out.resolve()) and path.is_file()
+    inside = path.is_relative_to(out.resolve() / PICTURES) and path.is_file()
     return path if inside and path.stat().st_size else None
 
 

@@ -124,10 +124,12 @@ def test_the_photo_is_shown_where_it_or_its_figure_differs(tmp_path, photo, reco
 def test_pictures_outside_the_folder_are_not_embedded(tmp_path):
     out = tmp_path / "out"
     filled(NeuronRecord).save(out)
-    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    path = out / "results.jsonl"
-    path.write_text(re.sub(r'"image": "[^"]*"', '"image": "../secret.png"', path.read_text()))
-    assert ">missing<" in written(out)
+    (out / "folder").mkdir()
+    path, text = out / "results.jsonl", (out / "results.jsonl").read_text()
+    for name in ("../secret.png", "folder/secret.png", "images/../../secret.png"):
+        Image.new("RGB", (4, 4)).save(out / name)
+        path.write_text(re.sub(r'"image": "[^"]*"', f'"image": "{name}"', text))
+        assert ">missing<" in written(out)
 
 
 def test_failed_jobs_are_listed_with_their_error(tmp_path):
