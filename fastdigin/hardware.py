@@ -30,7 +30,7 @@ class Hardware:
 
     is_gpu: whether many rows at once pay, launches cost, and reading a value waits. has_graphs:
     whether ``record`` gives what replays in one launch. capability: CUDA's (major, minor); None
-    elsewhere. total_memory: bytes. advice: what helps where memory runs out; "" where nothing does.
+    elsewhere. advice: what helps where memory runs out; "" where nothing does.
     """
 
     is_gpu = has_graphs = False
@@ -39,14 +39,6 @@ class Hardware:
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-
-    @property
-    def name(self) -> str:
-        return self.device.type
-
-    @property
-    def total_memory(self) -> int:
-        return psutil.virtual_memory().total
 
     def free_memory(self) -> int:
         """Bytes that this process may still take: the least that system and containers leave."""
@@ -78,16 +70,8 @@ class Cuda(Hardware):
     is_gpu = has_graphs = True
 
     @property
-    def name(self) -> str:
-        return torch.cuda.get_device_name(self.device)
-
-    @property
     def capability(self) -> tuple[int, int]:
         return torch.cuda.get_device_capability(self.device)
-
-    @property
-    def total_memory(self) -> int:
-        return torch.cuda.get_device_properties(self.device).total_memory
 
     def free_memory(self) -> int:
         """Bytes: what is free, and what torch holds but does not use."""

@@ -13,7 +13,7 @@ class PretendedGpu(Hardware):
     ``recorded`` and ``replays`` count graphs and their launches.
     """
 
-    is_gpu, capability, name, total_memory = True, (9, 0), "pretended", 80 * 2**30
+    is_gpu, capability = True, (9, 0)
     advice = "2 GiB are free in pieces"
 
     def __init__(self, free: int = 79 * 2**30, graphs: bool = True):

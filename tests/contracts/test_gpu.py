@@ -99,7 +99,7 @@ def test_memory_that_holds_less_than_planned_loses_nothing(model, expected):
         list(Engine(model, slots=4, kept_steps=0, compile="off").run(jobs(model, classifier)))
         peak = count.peak
     torch.cuda.empty_cache()
-    total = hardware.of(DEVICE).total_memory
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.8 * peak) / total)
     try:
         engine = Engine(model, slots=4, kept_steps=STEPS, compile="off")

@@ -111,14 +111,12 @@ def test_the_zoo_is_diverse(alone):
     assert all((a - b).abs().max() > 0.05 for a in images for b in images if a is not b)
 
 
-@pytest.mark.parametrize("order", ["forwards", "backwards", "shuffled", "rotated"])
+@pytest.mark.parametrize("order", ["backwards", "shuffled"])
 def test_any_slot_any_neighbours_any_order(tiny, zoo, alone, order):
     """Eight jobs through four slots: every slot is refilled, at different moments."""
     numbers = {
-        "forwards": [0, 1, 2, 3, 4, 5, 6, 7],
         "backwards": [7, 6, 5, 4, 3, 2, 1, 0],
         "shuffled": [4, 6, 1, 0, 7, 3, 5, 2],
-        "rotated": [5, 7, 0, 4, 2, 6, 1, 3],
     }[order]
     results = list(Engine(tiny.model, slots=SLOTS).run([zoo[n] for n in numbers]))
     assert sorted(r.id for r in results) == sorted(alone)

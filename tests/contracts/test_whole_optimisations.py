@@ -80,10 +80,10 @@ def assert_follows_reference(pipe, job, images, result, source=None):
     assert_near(result.initial_image, trace[0][1][0], 1e-8)
 
 
-def test_all_tasks(either, seen):
+def test_all_tasks(tiny, seen):
     """Two jobs of each task, inversion and search included, side by side."""
-    engine = Engine(either.model, slots=2)
-    explanations = list(four_tasks(engine, Settings(steps=5, iterations=3)))
+    engine = Engine(tiny.model, slots=2)
+    explanations = list(four_tasks(engine, Settings(steps=5, iterations=2)))
     assert len(explanations) == len(seen) == 8
     edited = 0
     for (job, images), explanation in zip(seen, explanations, strict=True):
@@ -94,7 +94,7 @@ def test_all_tasks(either, seen):
             assert job.injection.weights == (1.0,) * injected + (0.0,) * (5 - injected)
             assert job.blending.weights == (1.0, 1.0, 0.0, 0.0, 0.0)
             source = job.info.source.inversion
-        assert_follows_reference(either.pipe, job, images, explanation.result, source)
+        assert_follows_reference(tiny.pipe, job, images, explanation.result, source)
     assert edited == 4
 
 
