@@ -236,11 +236,7 @@ def pictures(folders: Mapping[str, Path]) -> Image:
         [next(iter(by_name.values()))[id].input_image, *(r[id].image for r in by_name.values())]
         for id in ids
     ]
-    return contact_sheet(rows, [], ["photo", *map(_stem, by_name)], side=96)
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem
+    return contact_sheet(rows, [], ["photo", *(Path(name).stem for name in by_name)], side=96)
 
 
 def _share(name: str, part: str = COUNTERFACTUAL) -> Callable[[Mapping[str, Any]], str]:

@@ -3,7 +3,8 @@
 - The loss in flips, in the judge's agreement and in planted backgrounds that do as asked is at most
   3 points: its upper 95% bound, one-sided and paired (the score interval of Tango 1998, in which no
   change among few cases proves nothing).
-- No ratio of L1 is more than 5% higher.
+- L1, as a ratio to what the autoencoder alone does to the photo, grows by at most 5%. (The ratio of
+  neuron counterfactuals in truth.json is to the inversion, and would call a better one a loss.)
 - There are at least 200 pairs, of the photos to report on.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastdigin_bench.figures import Value, figures_of, resampled_sums
-from fastdigin_bench.truth_rows import L1_RATIO, TARGETS, Row
+from fastdigin_bench.truth_rows import TARGETS, Row
 
 LEAST_PAIRS = 200
 LOSS_BOUND, GROWTH_BOUND = 0.03, 0.05
@@ -29,6 +30,10 @@ LOSSES = {  # name -> (part, figures of which a record has one)
         "neuron-counterfactual",
         ("raised: planted background appears", "lowered: planted background vanishes"),
     ),
+}
+CHANGED = {  # part -> how much changed where nothing should; ", autoencoder alone" beside it
+    COUNTERFACTUAL: "L1 outside both masks",
+    "neuron-counterfactual": "L1 inside the true mask",
 }
 
 Rows = Mapping[str, Row]
@@ -48,12 +53,18 @@ def compared(before: Mapping[str, Rows], after: Mapping[str, Rows], half: str) -
             if not loss["upper"] <= LOSS_BOUND:
                 why.append(f"the loss in {name} may be {loss['upper']:.1%}, more than 3 points")
     growth = {}
-    for part, rows in after.items():
-        if key := L1_RATIO.get(part.removesuffix("-robust")):
-            growth[part] = found = paired_growth(*_pairs(before[part], rows, (key,)))
-            if not found["value"] <= GROWTH_BOUND:
-                why.append(f"L1 of {part} grows by {found['value']:.1%}, more than 5%")
-    count = len(after.get(COUNTERFACTUAL, ()))
+    for part, key in CHANGED.items():
+        if not after.get(part):
+            continue
+        both = [id for id in after[part] if id in before[part]]
+        old, new = (
+            [(rows[id][key], rows[id][f"{key}, autoencoder alone"]) for id in both]
+            for rows in (before[part], after[part])
+        )
+        growth[part] = found = paired_growth(old, new)
+        if not found["value"] <= GROWTH_BOUND:
+            why.append(f"L1 of {part} grows by {found['value']:.1%}, more than 5%")
+    count = losses.get("judge", {"n": 0})["n"]
     if half != "reporting" or count < LEAST_PAIRS:
         why.append(f"{count} pairs of the {half} photos, wanted {LEAST_PAIRS} to report on")
     if missing := [name for name in LOSSES if name not in losses]:

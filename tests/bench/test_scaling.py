@@ -99,11 +99,6 @@ def test_slots_without_a_job_are_counted(tiny):
     assert found.rows == 5 * 4 * 4
 
 
-def test_the_share_by_hand():
-    found = Occupancy(jobs=3, rows=200, repeated=5, ended=15)
-    assert found.share == 0.9 and "90.0% of 200" in str(found)
-
-
 @pytest.mark.slow
 def test_a_run_of_counterfactuals():
     found = occupancy.measure_occupancy(3)

@@ -117,20 +117,6 @@ def test_a_neuron_counterfactual(
     })  # fmt: skip
 
 
-def test_targets_are_of_figures_that_exist(photo):
-    rows = {
-        "neurons": truth_rows.neuron_row(NeuronRecord(id="x")),
-        "disagreement": truth_rows.disagreement_row(
-            DisagreementRecord(
-                id="x", class_="bag", f_confidence=1.0, g_confidence=0.0
-            ), "", ""
-        ),
-    }  # fmt: skip
-    for part, row in rows.items():
-        assert set(truth_rows.TARGETS[part]) <= set(row)
-    assert set(truth_rows.TARGETS) == set(TRUTH_PARTS) - {"world"}
-
-
 def test_results_of_another_world_are_not_continued(tmp_path):
     """A world is its weights and pictures, by name and content."""
     weights, out = tmp_path / "world" / "unet.safetensors", tmp_path / "out"

@@ -50,7 +50,7 @@ def rows(n, flips=1.0, l1=1.0, shown=1.0):
     edits = {
         f"{k}": {
             "flips to the target": k < flips * n, "judge sees the target": True,
-            "L1 outside both masks, ratio": (l1, 1.0),
+            "L1 outside both masks": l1, "L1 outside both masks, autoencoder alone": 1.0,
         }
         for k in range(n)
     }  # fmt: skip
@@ -58,7 +58,8 @@ def rows(n, flips=1.0, l1=1.0, shown=1.0):
         f"{k}": {
             "raised: planted background appears": k < shown * n if k % 2 else None,
             "lowered: planted background vanishes": None if k % 2 else k < shown * n,
-            "L1 inside the true mask, ratio": (l1, 1.0),
+            "L1 inside the true mask": l1,
+            "L1 inside the true mask, autoencoder alone": 1.0,
         }
         for k in range(n)
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ END, PAD_OF_2 = 49407, 0
 
 
 def reading_with_clip(tiny, folder, **options):
-    """The tiny model, reading with CLIP's tokenizer."""
+    """The tiny model, reading with CLIP's tokenizer, of whose words it would have embeddings."""
     other = copy.copy(tiny.model)
     other.tokenizer = clip_tokenizer(folder, **options)
+    read = {"vocab_size": END + 1, "max_position_embeddings": CLIP_LENGTH}
+    other.text_encoder = SimpleNamespace(config=SimpleNamespace(**read))
     return other
 
 
