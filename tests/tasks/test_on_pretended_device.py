@@ -8,11 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 from four_tasks import four_tasks
+from pretended import PretendedGpu
 from pretended_devices import DEVICE, PretendedDevice, to_device
 from tiny import build_classifier
 
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.engine import Engine
+from fastdigin.hardware import pretend
 from fastdigin.models.diffusion import LatentDiffusion
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd-turbo", "sdxl-turbo", "lcm")
@@ -42,12 +44,12 @@ def iterations(monkeypatch):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_mixes_devices_or_dtypes(name, folder_of, iterations):
     model = LatentDiffusion.load(str(folder_of(name)), device="cpu", dtype=torch.bfloat16)
-    with PretendedDevice():
+    with PretendedDevice(), pretend(PretendedGpu()):
         for network in model.networks:
             to_device(network)
         assert model.device == DEVICE
         engine = Engine(model, slots=2, kept_steps=1, compile="off")
-        records = list(four_tasks(engine, classifier_on_device))
+        records = list(four_tasks(engine, build=classifier_on_device))
     assert [record.error for record in records] == [None] * 8
     assert len(records[0].history) == 2, "nothing was optimised"
     waits = [each for each, _ in iterations]
