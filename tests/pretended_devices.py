@@ -27,6 +27,8 @@ _TAKE_INDICES = (aten.index, aten.index_put_, aten.index_put, aten._index_put_im
 class OnDevice(Tensor):
     """A tensor that is said to be on DEVICE. inner: the real one."""
 
+    is_meta = False  # it has values
+
     @staticmethod
     def __new__(cls, inner: Tensor):
         return Tensor._make_wrapper_subclass(
