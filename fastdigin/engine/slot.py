@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdigin import hardware
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
 from fastdigin.engine.steps import on_device
@@ -207,9 +208,9 @@ class _Evaluation:
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, of which the device makes one."""
-    if not tensors:
-        return {}
+    """The tensors on the CPU; a GPU copies them all at once."""
+    if not tensors or not hardware.of(next(iter(tensors.values())).device).is_gpu:
+        return {name: x.cpu() for name, x in tensors.items()}
     flat = torch.cat([x.flatten() for x in tensors.values()]).cpu()
     parts = flat.split([x.numel() for x in tensors.values()])
     pairs = zip(tensors.items(), parts, strict=True)
