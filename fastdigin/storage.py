@@ -26,29 +26,24 @@ log = logging.getLogger(__name__)
 _WARNED: set[Path] = set()  # folders that cannot be written: once is enough
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Writes a temporary file and renames it to ``path``: readers find all of it or none.
 
-    It is on the disk before it has its name, so a power cut leaves no empty file.
+    durable: waits until the disk has the content, so that a power cut leaves no empty file.
     """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         # mkstemp files are private to the user; results are meant to be shared.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def cache_folder() -> Path:

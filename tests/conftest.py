@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 
 import pytest
@@ -13,6 +14,14 @@ def cache_of_the_session(tmp_path_factory):
     """What is remembered on disk is remembered here, not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDIGIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk_of_the_session():
+    """Nobody waits for the disk: thousands of records would take minutes on a slow one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 

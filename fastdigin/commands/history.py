@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastdigin.errors import UserError
-
-COMMAND_FILE = "command.json"
+from fastdigin.results.folder import COMMAND_FILE, check_entries
 
 STARTED_BY = "FASTDIGIN_COMMAND"
 """Environment variable of a worker: the command line that started the workers, as JSON."""
@@ -31,16 +30,19 @@ class Command:
 
 def remember(out: Path, arguments: Sequence[str], jobs: Mapping[str, int]) -> None:
     """Writes OUT/command.json. Of workers it is the command that started them."""
+    from fastdigin.results.folder import writing
     from fastdigin.storage import write_atomically
 
     arguments = json.loads(os.environ.get(STARTED_BY, "null")) or list(map(str, arguments))
     command = Command(arguments, os.getcwd(), dict(jobs))
-    write_atomically(out / COMMAND_FILE, json.dumps(asdict(command), indent=2).encode())
+    with writing(out):
+        write_atomically(out / COMMAND_FILE, json.dumps(asdict(command), indent=2).encode())
 
 
 def recall(out: Path) -> Command | None:
     """What ``remember`` wrote; None where there is no such file."""
     path = out / COMMAND_FILE
+    check_entries(out)
     try:
         command = Command(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -106,4 +106,4 @@ def _copy_pictures(folder: Path, line: Mapping[str, Any], out: Path) -> None:
     for relative, content in _pictures(folder, line).items():
         with writing(out):
             (out / relative).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / relative, content)
+            write_atomically(out / relative, content, durable=True)

@@ -19,12 +19,14 @@ RESULTS_FILE = "results.jsonl"
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 REPORT_FILE = "report.html"
+COMMAND_FILE = "command.json"
 PICTURES = "images"
+FILES = (RUN_FILE, RESULTS_FILE, LOCK_FILE, REPORT_FILE, COMMAND_FILE)
 
 
 def check_entries(out: Path, task: str = "") -> None:
     """UserError where a link, or anything else, stands for one of the folder's files or folders."""
-    for name in (RUN_FILE, RESULTS_FILE, LOCK_FILE, REPORT_FILE, PICTURES, f"{PICTURES}/{task}"):
+    for name in (*FILES, PICTURES, f"{PICTURES}/{task}"):
         try:
             found = os.lstat(out / name)
         except (FileNotFoundError, NotADirectoryError):
@@ -48,6 +50,16 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         raise CannotWrite(f"'{out}' cannot be written ({error.strerror}); what is finished is "
                           "kept, and the same command continues there") from error  # fmt: skip
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names of a folder's files are on the disk; where systems can do that."""
+    if os.name == "posix" and folder.is_dir():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -38,6 +38,7 @@ from fastdigin.results.folder import (
     RUN_FILE,
     append_line,
     check_entries,
+    sync_folder,
     writing,
 )
 from fastdigin.results.pictures import png, to_pil
@@ -94,7 +95,7 @@ class ResultStore:
                 now[ENVIRONMENTS] = {**known, hashed: environment}
             if now != before:
                 text = json.dumps(now, indent=2, allow_nan=False) + "\n"
-                write_atomically(self.out / RUN_FILE, text.encode())
+                write_atomically(self.out / RUN_FILE, text.encode(), durable=True)
             _mend_end(self._results)
 
     def append(self, record: Mapping) -> None:
@@ -108,6 +109,7 @@ class ResultStore:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         # File names that are not UTF-8 reach us as lone surrogates; \udcff is JSON for one.
         with writing(self.out), self._lock:
+            sync_folder(self.out / PICTURES / self.task)
             append_line(self._results, line.encode("utf-8", "backslashreplace"))
 
     def save_image(self, name: str, image: Tensor) -> str:
@@ -120,7 +122,7 @@ class ResultStore:
         path, content = self.out / relative, png(to_pil(image))
         with writing(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+            write_atomically(path, content, durable=True)
         return relative
 
 

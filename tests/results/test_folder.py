@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fastdigin.results import NeuronRecord, ResultStore, read_records, read_runs
 from fastdigin.results.card import without_folders
 from fastdigin.results.folder import append_line
 
-FILES = (".lock", "results.jsonl", "run.json", "report.html")
+FILES = (".lock", "results.jsonl", "run.json", "report.html", "command.json")
 FOLDERS = ("images", "images/neurons")
 
 
@@ -80,6 +81,23 @@ def test_a_full_disk_leaves_whole_records_and_the_run_goes_on(tmp_path, room):
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
     big.save(ResultStore(tmp_path, "neurons", {}))
     assert [record.id for record in read_records(tmp_path)] == ["a", "b"]
+
+
+def test_pictures_are_on_the_disk_before_their_record(tmp_path, monkeypatch):
+    """Their content before their names, and the names before the line that tells of them."""
+    store, steps = ResultStore(tmp_path, "neurons", {}), []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: steps.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+    )
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: steps.append(b.name) or replace(a, b))
+    line = filled(NeuronRecord).save(store)
+    assert steps[-2:] == ["neurons", "results.jsonl"]
+    pairs = list(zip(steps[:-2:2], steps[1:-2:2], strict=True))
+    assert all(written.startswith(f".{named}-") for written, named in pairs)
+    assert [named for _, named in pairs] == [Path(line[name]).name for name in
+                                             ("image", "initial_image", "input_image", "difference",
+                                              "mask")]  # fmt: skip
 
 
 def test_a_line_after_a_torn_one_is_whole(tmp_path):
