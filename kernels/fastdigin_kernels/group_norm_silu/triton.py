@@ -21,7 +21,7 @@ from fastdigin_kernels.common.triton_launch import unsupported  # noqa: F401 - a
 from fastdigin_kernels.group_norm_silu.api import memory_format
 
 WARPS = 4
-TILE = {True: (32, 64), False: (128, 8)}  # channels last or not: pixels, channels
+TILE = {True: (32, 64), False: (128, 4)}  # channels last or not: pixels, channels
 CHUNK = 8  # partial sums of a channel that are added up at once
 _FEWEST_PIXELS, _MOST_SPLITS = 256, 512
 
