@@ -40,6 +40,11 @@ class Hardware:
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
 
+    @property
+    def name(self) -> str:
+        """What people call the device: "NVIDIA H100 80GB HBM3", or "cpu"."""
+        return self.device.type
+
     def free_memory(self) -> int:
         """Bytes that this process may still take: the least that system and containers leave."""
         return min([psutil.virtual_memory().available, *_cgroup_rests()])
@@ -72,6 +77,10 @@ class Cuda(Hardware):
     @property
     def capability(self) -> tuple[int, int]:
         return torch.cuda.get_device_capability(self.device)
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.device)
 
     def free_memory(self) -> int:
         """Bytes: what is free, and what torch holds but does not use."""

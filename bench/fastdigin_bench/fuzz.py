@@ -314,10 +314,14 @@ def main() -> int:
     names = [target.__name__ for target in TARGETS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="TARGET")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     chosen = tuple(target for target in TARGETS if target.__name__ in options.only)
-    results = fuzz(options.minutes, options.seed, chosen)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = fuzz(options.minutes, options.seed, chosen)
+    finally:
+        logging.disable(logging.NOTSET)
     print(json.dumps(results))
     return 1 if results["tracebacks"] or results["hangs"] else 0
 

@@ -48,8 +48,8 @@ class SleepEngine:
     slots: int = SLOTS
     model: Any = field(
         default_factory=lambda: SimpleNamespace(
-            name="sleep", device=torch.device("cpu"), ddim_table=lambda steps: None,
-            usual_steps=1, usual_guidance_scale=1.0,
+            name="sleep", device=torch.device("cpu"), dtype=torch.float32,
+            ddim_table=lambda steps: None, usual_steps=1, usual_guidance_scale=1.0,
         )
     )  # fmt: skip
 

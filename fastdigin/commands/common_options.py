@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds, and --help needs none of it
     from fastdigin.storage import TensorCache
 
 # Those of fastdigin_kernels.attention, whose import takes seconds; a test compares them.
-ATTENTION = ("auto", "sdpa", "triton", "cpp", "cudnn", "reference")
+ATTENTION = ("auto", "sdpa", "triton", "cpp", "cudnn", "xformers", "reference")
 
 # That of fastdigin.engine.compile_choice, likewise.
 COMPILE = ("auto", "on", "off")

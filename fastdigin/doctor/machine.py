@@ -27,6 +27,7 @@ EXTRAS = {
     "torchvision": ("torchvision",),
     "datasets": ("pyarrow", "scipy"),
     "segment": ("segment-anything-hq", "timm", "torchvision"),
+    "xformers": ("xformers",),
     "train": ("scikit-image", "scipy"),
     "bench": ("matplotlib",),
     "ray": ("ray",),

@@ -76,6 +76,9 @@ def test_what_is_here_and_what_is_wrong(tmp_path):
 def test_packages_that_a_network_needs(monkeypatch):
     for module in ("timm", "open_clip", "segment_anything_hq", "torchvision.models", "torchvision"):
         monkeypatch.setitem(sys.modules, module, None)
+    ours = "fastdigin.models.classifiers."
+    for module in [name for name in sys.modules if name.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, module)  # those that have imported them already
     options = {
         "f": "timm:resnet18", "g": "open_clip:ViT-B-16/openai", "judge": "torchvision:resnet18",
         "segmenter": "hq-sam:vit_b",

@@ -124,7 +124,7 @@ def test_a_command_on_ray_gives_what_it_gives_alone(cluster, tmp_path, capsys):
     photos.mkdir()
     for name in ("a", "b", "c"):
         save_copy(photos / f"{name}.png")
-    (photos / "broken.png").write_text("no picture")
+    (photos / "z.png").write_text("no picture")
     arguments = [*CF, photos, "--target", TARGET, *QUICK, "--slots", 2, "--json"]
     assert run(*arguments, "--out", tmp_path / "alone") == 1
     alone = {line["id"]: line for line in printed(capsys)}

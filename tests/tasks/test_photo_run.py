@@ -19,9 +19,9 @@ PHOTOS = [p for p in embedded.photos() if p.garment == "boot"]
 def opened(monkeypatch):
     """The files that were opened as pictures, in order."""
     names = []
-    original = pixels._open
+    original = pixels._read
     monkeypatch.setattr(
-        pixels, "_open", lambda path, label: names.append(path.name) or original(path, label)
+        pixels, "_read", lambda path, *how: names.append(path.name) or original(path, *how)
     )
     return names
 

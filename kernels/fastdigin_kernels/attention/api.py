@@ -29,8 +29,9 @@ from fastdigin_kernels.attention.sdpa import sdpa
 from fastdigin_kernels.attention.tiles import SHORT_KEYS
 from fastdigin_kernels.common import choice
 from fastdigin_kernels.common.autograd import require_frozen
+from fastdigin_kernels.common.registry import backend
 
-IMPLEMENTATIONS = ("auto", "sdpa", "triton", "cpp", "cudnn", "reference")
+IMPLEMENTATIONS = ("auto", "sdpa", "triton", "cpp", "cudnn", "xformers", "reference")
 
 _INJECTING = ("triton", "cpp")
 """Those with a kernel of their own for injected attention; others compute both parts and blend."""
@@ -40,9 +41,10 @@ _TIMED_ROWS = 16384  # of queries, all heads and samples together
 def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto") -> Tensor:
     """softmax(Q K^T / sqrt(d)) V -> (B,H,N,d).
 
-    impl: "sdpa" (PyTorch's own), "triton", "cpp", "cudnn", "reference", or "auto", which takes the
-    fastest for the shape (common/choice.py). "reference" and "sdpa" take any dtype and device and
-    have second derivatives where PyTorch's has; the others have none.
+    impl: "sdpa" (PyTorch's own), "triton", "cpp", "cudnn", "xformers" (optional, only by name),
+    "reference", or "auto", which takes the fastest for the shape (common/choice.py). "reference"
+    and "sdpa" take any dtype and device and have second derivatives where PyTorch's has; the others
+    have none.
 
     Raises ValueError for shapes, dtypes or devices that do not belong together, and BackendError
     where the named implementation cannot run: none is put in its place.
@@ -55,6 +57,8 @@ def attention(q_bhnd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor, impl: str = "auto"
         return attention_reference(q_bhnd, k_bhtd, v_bhtd)
     if impl == "cudnn":
         return cudnn.attend(q_bhnd, k_bhtd, v_bhtd)
+    if impl == "xformers":
+        return backend("attention", impl).attend(q_bhnd, k_bhtd, v_bhtd)
     return differentiable_attention()(q_bhnd, k_bhtd, v_bhtd, impl)
 
 
