@@ -25,7 +25,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 from torch import Tensor
@@ -45,6 +45,8 @@ from fastdigin.results.pictures import png, to_pil
 from fastdigin.storage import text_hash, write_atomically
 
 ENVIRONMENTS = "environments"
+BLOCK = 2**16
+"""Bytes that are read from the end of the records at least."""
 SCHEMA = 2
 """The version of the lines; those that name none are of the first."""
 
@@ -282,13 +284,23 @@ def _mend_end(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
+        content, size = _last_lines(file)
         end = content.rfind(b"\n") + 1
         last = _parse(content[end:] or content[:end].splitlines()[-1], path) if content else None
         if content[end:] and last is not None:
             file.write(b"\n")
         elif content[end:]:
-            file.truncate(end)
+            file.truncate(size - len(content) + end)
+
+
+def _last_lines(file: BinaryIO) -> tuple[bytes, int]:
+    """(the last whole line and what follows it, the file's size), without reading all of it."""
+    size, content = file.seek(0, os.SEEK_END), b""
+    while content.count(b"\n") < 2 and len(content) < size:
+        length = min(size, max(BLOCK, 2 * len(content)))
+        file.seek(size - length)
+        content = file.read(length)
+    return content, size
 
 
 def _parse(line: bytes, path: Path) -> dict | None:

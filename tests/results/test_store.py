@@ -11,7 +11,7 @@ from fastdigin.errors import UserError
 from fastdigin.results import ResultStore, read_runs
 from fastdigin.results.folder import LOCK_FILE, RESULTS_FILE
 from fastdigin.results.pictures import read_picture
-from fastdigin.results.store import read_lines, safe_name
+from fastdigin.results.store import BLOCK, read_lines, safe_name
 
 SETTINGS = {"lr": 0.01, "optimizer": {"name": "adam"}, "weights": (1, 2), "seed": 0}
 
@@ -56,6 +56,22 @@ def test_a_torn_last_line_is_dropped_and_the_next_line_is_fresh(store, cut, kept
     ResultStore(store.out, "neurons", SETTINGS).append(done("c"))
     assert ids(store) == [(id, "done") for id in f"{kept}c"]
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("length", [10, BLOCK, 3 * BLOCK])
+@pytest.mark.parametrize("torn", [b"", b'{"task": "counterf', b'{"task": "' + b"x" * 2 * BLOCK])
+def test_the_end_of_a_large_file_is_mended(tmp_path, length, torn):
+    """Whatever the lines' lengths are beside the blocks that are read from the end."""
+    store = ResultStore(tmp_path, "counterfactual", {})
+    for id in ("a", "b", "c"):
+        store.append({"id": id, "status": "done", "caption": "x" * length})
+    whole = (tmp_path / "results.jsonl").read_bytes()
+    (tmp_path / "results.jsonl").write_bytes(whole + torn)
+    ResultStore(tmp_path, "counterfactual", {})
+    assert (tmp_path / "results.jsonl").read_bytes() == whole
+    (tmp_path / "results.jsonl").write_bytes(whole[:-1])  # complete but for its end
+    ResultStore(tmp_path, "counterfactual", {})
+    assert (tmp_path / "results.jsonl").read_bytes() == whole
 
 
 def test_a_broken_line_in_the_middle_is_skipped_with_a_warning(store, caplog):
