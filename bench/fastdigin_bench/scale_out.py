@@ -29,9 +29,8 @@ from typing import Any
 import psutil
 
 from fastdigin.results.store import RESULTS_FILE, ResultStore
+from fastdigin_bench.output import results_folder
 from fastdigin_bench.sleep_task import SLOTS, Sleep, SleepEngine, SleepRecord, load, picture
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 def drive(out: Path, faults: Path, jobs: int, workers: int, seconds: float) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def main() -> int:
         result = growth(options.jobs, options.workers, options.seconds)
         bad = any(r["missing"] or r["twice"] or r["wrong_pictures"] for r in result["runs"])
     text = json.dumps({"bench": f"scale_out {options.kind}", **result})
-    (RESULTS / f"scale-{options.kind}.json").write_text(text + "\n")
+    (results_folder(None) / f"scale-{options.kind}.json").write_text(text + "\n")
     print(text)
     return 1 if bad else 0
 

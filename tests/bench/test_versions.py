@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fastdigin_bench.versions import GPU, ROOT, requirements
+from pathlib import Path
 
-PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+from fastdigin_bench.versions import GPU, requirements
+
+PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_the_oldest_versions_are_the_bounds():
