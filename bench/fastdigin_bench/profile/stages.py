@@ -69,7 +69,8 @@ def drive(
     Raises RuntimeError where an
     image fails, for then the counts are not those of the task.
     """
-    model.ddim_table(settings.optimisation.steps)  # has content, so it is made outside
+    for steps in (1, settings.optimisation.steps):  # the planner's own, and the task's
+        model.ddim_table(steps)  # has content, so it is made outside
     live = LiveBytes()
     ledger, updates = Ledger(live), []
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from fastdigin.engine.engine import Engine
@@ -24,6 +25,13 @@ WORDS = ("cat", "dog", "grass", "brick", "boat")
 _Make = Callable[[Engine, Classifier, list[ImageInput], Any], Task]
 
 
+class _Another(torch.nn.Sequential):
+    """A network that is not f, made of f. It stays where it is: fake weights cannot be moved."""
+
+    def to(self, *_, **__):
+        return self
+
+
 def _counterfactuals(engine, classifier, photos, settings) -> Task:
     return Counterfactuals(
         engine=engine, classifier=classifier, photos=photos, target="dog", settings=settings
@@ -31,9 +39,10 @@ def _counterfactuals(engine, classifier, photos, settings) -> Task:
 
 
 def _disagreements(engine, classifier, photos, settings) -> Task:
+    g = classifier.with_classes(classifier.classes)
+    g.network, g.name = _Another(g.network), "another"  # it costs what f costs
     return Disagreements(
-        engine=engine, f=classifier, g=classifier.with_classes(classifier.classes),
-        classes=["cat"], seeds=len(photos), settings=settings,
+        engine=engine, f=classifier, g=g, classes=["cat"], seeds=len(photos), settings=settings,
     )  # fmt: skip
 
 
