@@ -8,6 +8,9 @@ import socket
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: torch, which is imported later, reads it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory):
