@@ -36,9 +36,12 @@ def run_dry(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ta
         "commands": list(dict.fromkeys(need.command for need in needs if need.command)),
     }
     if not needs:
-        workers = options.workers or 1
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # as one of them has
-        plan |= _plan(load(options), options.out, options.shard, workers)
+        workers, threads = options.workers or 1, torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // workers))  # as one of them has
+        try:
+            plan |= _plan(load(options), options.out, options.shard, workers)
+        finally:
+            torch.set_num_threads(threads)
     if options.json:
         print(json.dumps(plan))
     else:

@@ -30,7 +30,8 @@ JOBS = 40
 @pytest.fixture(scope="module")
 def cluster():
     """Two CPUs on this machine, whatever it has."""
-    paths = os.environ.get("PYTHONPATH", "").split(":") + [str(Path(__file__).parent)]
+    here = Path(__file__).parent  # what workers shall load is in this file
+    paths = [os.environ.get("PYTHONPATH", ""), str(here), str(here.parent)]
     ray.init(
         num_cpus=2, include_dashboard=False, logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": ":".join(filter(None, paths))}},
