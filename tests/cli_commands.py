@@ -41,9 +41,7 @@ KEYS = {
 PHOTO = embedded.photos()[5]  # whatever it shows, it is a good photo
 
 
-SNEAKER = next(
-    p for p in embedded.photos() if p.garment == "sneaker" and p.background == "grass"
-)
+SNEAKER = next(p for p in embedded.photos() if p.garment == "sneaker" and p.background == "grass")
 
 
 TARGET = "bag" if PHOTO.garment != "bag" else "boot"

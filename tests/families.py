@@ -120,9 +120,7 @@ def save_family(name: str, folder: Path, tokenizer: CLIPTokenizer | None = None)
     parts["tokenizer"] = tokenizer
     if "XL" in pipeline:
         tokenizer.save_pretrained(folder / "tokenizer_2")
-        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(
-            folder / "tokenizer_2", pad_token="!"
-        )
+        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", pad_token="!")
     else:
         parts |= {
             "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False

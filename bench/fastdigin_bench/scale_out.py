@@ -169,9 +169,7 @@ def main() -> int:
         single.add_argument(name, type=kind)
     options = parser.parse_args()
     if options.kind == "drive":
-        result = drive(
-            options.out, options.faults, options.jobs, options.workers, options.seconds
-        )
+        result = drive(options.out, options.faults, options.jobs, options.workers, options.seconds)
         print(json.dumps(result))
         sys.stdout.flush()
         os._exit(1 if result["errors"] else 0)  # Ray's own end takes seconds, and a thread waits

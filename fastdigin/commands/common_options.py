@@ -50,9 +50,7 @@ def add_photo_search(parser: Parser, out: str, top: int) -> None:
         "photos", nargs="+", type=named, metavar="PHOTOS",
         help="folders with their subfolders, files, tables or data sets",
     )  # fmt: skip
-    parser.add_argument(
-        "--top", type=int, default=top, metavar="K", help=f"photos (default {top})"
-    )
+    parser.add_argument("--top", type=int, default=top, metavar="K", help=f"photos (default {top})")
     add_out(parser, out)
     add_cache_options(parser, "features")
 

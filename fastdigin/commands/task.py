@@ -108,6 +108,4 @@ def load_engine(
     loaded = LatentDiffusion.from_pretrained(
         model, device=device, dtype=dtype, attention=attention, lora=lora
     )
-    return Engine(
-        loaded, memory=memory, slots=slots, compile=compile, deterministic=deterministic
-    )
+    return Engine(loaded, memory=memory, slots=slots, compile=compile, deterministic=deterministic)

@@ -103,7 +103,6 @@ def _look(looks: Sequence[Look], features: bool) -> None:
     first = looks[0]
     cutouts = None if first.key is None else first.cutouts
 
-
     def make() -> tuple[Tensor]:
         images = torch.stack([look.image_3hw for look in looks])
         if _graphs is not None:

@@ -65,9 +65,7 @@ class ClassConfidence:
 
     def look(self, candidate: Any) -> Look:
         """What it will ask its classifier, so that the engine can ask for many images at once."""
-        return Look(
-            self.classifier, candidate.image, self.cutouts, candidate.key
-        )
+        return Look(self.classifier, candidate.image, self.cutouts, candidate.key)
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""

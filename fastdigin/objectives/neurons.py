@@ -61,9 +61,7 @@ class NeuronActivation:
 
     def look(self, candidate: Any) -> Look:
         """What it will ask its classifier, so that the engine can ask for many images at once."""
-        return Look(
-            self.classifier, candidate.image, self.cutouts, candidate.key, features=True
-        )
+        return Look(self.classifier, candidate.image, self.cutouts, candidate.key, features=True)
 
     def __call__(self, candidate: Any) -> Tensor:
         """The scalar for a candidate (see :mod:`fastdigin.objectives`)."""

@@ -109,4 +109,3 @@ def _settings(runs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return without_folders(text)
-

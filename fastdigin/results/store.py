@@ -166,16 +166,19 @@ def _read_run_file(out: Path) -> dict[str, dict]:
     check_entries(out)
     if not path.exists():
         if (path.parent / RESULTS_FILE).exists():
-            raise UserError(f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
-                            "settings are unknown; choose another --out.")
+            raise UserError(
+                f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
+                "settings are unknown; choose another --out."
+            )
         return {}
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
         runs = None
     if not _is_run_file(runs):
-        raise UserError(f"--out '{out}' holds a {RUN_FILE} that is not from fastdigin; "
-                        "choose another --out.")
+        raise UserError(
+            f"--out '{out}' holds a {RUN_FILE} that is not from fastdigin; choose another --out."
+        )
     return runs
 
 
@@ -257,8 +260,10 @@ def _check_writable(out: Path) -> None:
     except FileExistsError:
         raise UserError(f"--out '{out}' is a file; name a folder.") from None
     except OSError as error:
-        raise UserError(f"--out '{out}' cannot be written ({error.strerror}); "
-                        "name a folder that you may write to.") from None
+        raise UserError(
+            f"--out '{out}' cannot be written ({error.strerror}); "
+            "name a folder that you may write to."
+        ) from None
 
 
 def check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
@@ -271,9 +276,11 @@ def check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
             told.append(f"{key}: {there:.60} there, {here:.60} here")
     if told:
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-        raise UserError(f"--out '{out}' holds a {task} run with other settings "
-                        f"({'; '.join(told[:3])}{more}); name another --out, "
-                        "or use the same settings to continue that run.")
+        raise UserError(
+            f"--out '{out}' holds a {task} run with other settings "
+            f"({'; '.join(told[:3])}{more}); name another --out, "
+            "or use the same settings to continue that run."
+        )
 
 
 def _mend_end(path: Path) -> None:
@@ -309,13 +316,18 @@ def _parse(line: bytes, path: Path) -> dict | None:
         record = jsonable(json.loads(line))  # NaN, which other programs write, becomes None
     except (ValueError, RecursionError):  # also undecodable bytes
         return None
-    if (not isinstance(record, dict) or not isinstance(record.get("task"), str)
-            or not isinstance(record.get("id"), (str, int))
-            or record.get("status") not in ("done", "failed")):
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("task"), str)
+        or not isinstance(record.get("id"), (str, int))
+        or record.get("status") not in ("done", "failed")
+    ):
         return None
     version = record.get("schema", 1)
     if not isinstance(version, int) or version > SCHEMA:
-        raise UserError(f"'{path}' holds records of schema {version}, and this version of "
-                        f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
-                        "--out.")
+        raise UserError(
+            f"'{path}' holds records of schema {version}, and this version of "
+            f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
+            "--out."
+        )
     return record | {"id": str(record["id"])}

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["map"]
 
 
-def map(
-    dataset: Dataset, task: Load, *, out: Path | str, workers: int | None = None
-) -> Dataset:
+def map(dataset: Dataset, task: Load, *, out: Path | str, workers: int | None = None) -> Dataset:
     """A Ray Dataset of records, one row per job of a Ray Dataset that names inputs.
 
     Args:

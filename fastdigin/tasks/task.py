@@ -227,9 +227,7 @@ class Task(ABC):
         the engine has slots, however few the requests are: how they were shared out must not
         change a result.
         """
-        return self._records(
-            requests, self._outcomes(requests), on_progress, self.engine.slots
-        )
+        return self._records(requests, self._outcomes(requests), on_progress, self.engine.slots)
 
     def _records(
         self,

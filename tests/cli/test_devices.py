@@ -38,9 +38,7 @@ def test_dtypes(given, model, classifier):
     image = torch.rand(1, 3, 64, 64)
     assert task.classifier.logits(image).dtype is torch.float32
     assert task.classifier.probabilities(image).sum() == pytest.approx(1, abs=1e-5)
-    unusual = {
-        key: value for key, value in task.run_settings.items() if "dtype" in key and value
-    }
+    unusual = {key: value for key, value in task.run_settings.items() if "dtype" in key and value}
     assert unusual == {
         name: "bfloat16"
         for name, dtype in (

@@ -46,9 +46,7 @@ def seconds(tmp_path, monkeypatch):
     "command",
     [
         [*CF, "TABLE"],
-        pytest.param(
-            [*NCF, "TABLE", "--neuron", 3, "--direction", "max"], marks=pytest.mark.slow
-        ),
+        pytest.param([*NCF, "TABLE", "--neuron", 3, "--direction", "max"], marks=pytest.mark.slow),
         [*DISAGREE, "--classes", "bag", "--seeds", "N"],
     ],
     ids=lambda command: command[0],

@@ -52,6 +52,7 @@ def test_results_are_complete_all_the_same(stream, as_json, tmp_path, monkeypatc
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
 def test_closed_descriptors(closed, tmp_path):
     """`>&-`: no file of the run may be taken for the stream."""
+
     def close():
         for descriptor in closed:
             os.close(descriptor)

@@ -88,9 +88,7 @@ def test_blending_keeps_the_background(call):
 def test_own_classifier_of_a_user(call, own_classifier, tmp_path):
     images = [fd.ImageInput("one", PHOTO.path, source="trainer"),
               fd.ImageInput("two", PHOTO.path, source="0")]  # fmt: skip
-    first, second = call(
-        fd.counterfactuals, images=images, classifier=own_classifier, targets=2
-    )
+    first, second = call(fd.counterfactuals, images=images, classifier=own_classifier, targets=2)
     assert first.prompt == "a photo of a trainer"
     assert second.prompt == "a photo of a sneaker"
     assert first.source == "sneaker, trainer"

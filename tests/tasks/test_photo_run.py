@@ -38,7 +38,6 @@ def data_set(tmp_path):
     return collect([f"imagefolder:{tmp_path / 'set'}"])
 
 
-
 def test_photos_are_opened_a_batch_at_a_time(engine, clean, data_set, opened, quick):
     made = replace(counterfactual.EMBEDDED, optimisation=replace(quick, iterations=0))
     run = counterfactual.counterfactuals(engine, data_set, clean, "bag", settings=made)
@@ -67,8 +66,6 @@ def test_the_scale_of_a_neuron_is_read_off_some_photos(
     assert set(opened) == {f"{n:03}.png" for n in range(10)}
     results = {e.id: e.history for e in (next(whole), next(whole))}
     again = next(
-        neuron_counterfactual.neuron_counterfactuals(
-            *arguments, settings=made, skip={min(results)}
-        )
+        neuron_counterfactual.neuron_counterfactuals(*arguments, settings=made, skip={min(results)})
     )
     assert again.history == results[again.id]
