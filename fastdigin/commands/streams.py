@@ -52,8 +52,8 @@ def kept_going() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
-        _Stream(stream or open(os.devnull, "w"))
-        for stream in before  # noqa: SIM115
+        _Stream(stream or open(os.devnull, "w"))  # noqa: SIM115
+        for stream in before
     )
     try:
         yield
