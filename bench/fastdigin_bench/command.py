@@ -87,11 +87,6 @@ def _throughput_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--memory", default="auto", metavar="SIZE", help="(default auto)")
 
 
-def _compile_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=count, default=7, metavar="N", help="(default 7)")
-    parser.add_argument("--slots", type=count, default=8, metavar="S", help="(default 8)")
-
-
 def _kernels_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", choices=KERNEL_MODELS, metavar="MODEL",
@@ -179,7 +174,6 @@ class Bench:
 
 
 BENCHES = {
-    "compile": Bench("compiled steps beside uncompiled ones", _compile_arguments),
     "gpu": Bench("all that is estimated about a GPU, measured on one", _gpu_arguments),
     "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),

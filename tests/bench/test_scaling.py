@@ -1,16 +1,14 @@
-"""fastdigin bench scaling and compile: what they time, and how idle slots are counted."""
+"""fastdigin bench scaling: what it times, and how idle slots are counted."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny import build_tiny, make_injection, make_job, make_source, normal
+from tiny import make_injection, make_job, make_source, normal
 
-from fastdigin.engine import compile_choice
 from fastdigin.engine.engine import Engine
-from fastdigin.errors import UserError
 from fastdigin.models.attention import AttentionControl, InjectedAttention, SourceAttention
-from fastdigin_bench import compile, occupancy, scaling
+from fastdigin_bench import occupancy, scaling
 from fastdigin_bench.occupancy import Occupancy, counted_rows, idle_iterations
 from fastdigin_bench.scaling import Point
 
@@ -24,25 +22,6 @@ def test_rows_of_scaling():
     assert row["seconds"] == [3.0, 2.0, 2.4]
     assert (row["jobs"], row["steps"], row["resolution"]) == (4, 10, 64)
     assert row["images_per_min"] == 100.0 and row["ms_per_step"] == 20.0
-
-
-def test_every_role_of_a_compiled_step_is_a_row(monkeypatch):
-    monkeypatch.setattr(compile_choice, "BACKEND", "eager")  # compiles nothing
-    rows = compile.measure(build_tiny(levels=1).model, slots=1, repeats=2)
-    assert [row["role"] for row in rows] == ["forward", "joint", "kept"]
-    for row in rows:
-        assert row["error"] < 1e-12
-        assert row["ratio_low"] <= row["ratio_high"] and row["milliseconds"] > 0
-
-
-def test_no_speed_of_other_results():
-    right = (torch.tensor([1.0, -4.0]), torch.tensor([100.0]))
-    near = (torch.tensor([1.0, -4.0 + 2 * compile.TOLERANCE]), right[1])
-    error = compile.agreement("joint", near, right)
-    assert error == pytest.approx(compile.TOLERANCE / 2, rel=0.01)
-    for wrong in (right[0] + 8 * compile.TOLERANCE, right[0] * float("nan")):
-        with pytest.raises(UserError, match="compiled joint differs by"):
-            compile.agreement("joint", (wrong, right[1]), right)
 
 
 def rows(model, count):
