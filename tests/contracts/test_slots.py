@@ -124,22 +124,6 @@ def test_any_slot_any_neighbours_any_order(tiny, zoo, alone, order):
         assert_identical(result, alone[result.id])
 
 
-def test_neighbours_that_fail_change_nothing(tiny, zoo, alone):
-    def explodes(candidate):
-        raise ValueError("no such thing")
-
-    explodes.name, explodes.weight = "explodes", 1.0
-    spoilt = replace(zoo[1], id="explodes", losses=[explodes])
-    nan = replace(zoo[4], id="nan", latents=zoo[4].latents * torch.nan)
-    queue = [nan, zoo[1], spoilt, zoo[2], nan, zoo[4], zoo[0], zoo[3]]
-    results = list(Engine(tiny.model, slots=SLOTS).run(queue))
-    assert [r.id for r in results if r.status == "failed"].count("nan") == 2
-    done = [r for r in results if r.status == "done"]
-    assert len(done) == 5
-    for result in done:
-        assert_identical(result, alone[result.id])
-
-
 def test_repeated_runs_are_identical_with_more_threads(tiny, zoo):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -128,7 +128,8 @@ def test_edits_that_do_not_fit(tiny, message):
         ("steps", 0), ("guidance_scale", -1.0), ("iterations", -1), ("last_steps", 0),
         ("learning_rate", 0.0), ("latent_lr_factor", -0.1), ("optimiser", "lbfgs"),
         ("schedule", "linear"), ("clip_gradients", 0.0), ("variables", ()),
-        ("variables", ("latent",)),
+        ("variables", ("latent",)), ("steps", 2.5), ("steps", True), ("iterations", "3"),
+        ("learning_rate", None),
     ],
 )  # fmt: skip
 def test_settings_are_checked(option, value):
@@ -172,6 +173,15 @@ def test_trainable_or_training_networks_are_refused(network):
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 1001}, "steps must lie in"),
         ({"last_steps": 0}, "last_steps must be at least 1"),
+        ({"latents": None}, "latents is None"),
+        ({"latents": zeros(1, *LATENT_SHAPE).int()}, "latents is of torch.int"),
+        ({"latents": zeros(1, *LATENT_SHAPE).to("meta")}, "latents is on meta"),
+        ({"conditioning": zeros(1, 24, 12).long()}, "conditioning is of"),
+        ({"conditioning": normal(24, 32)}, r"conditioning has shape \(24, 32\)"),
+        ({"null_text": "no"}, "null_text is 'no'"),
+        ({"null_text": normal(1, 3, 16)}, "null_text has 3 tokens, the conditioning has"),
+        ({"pooled": normal(1, 2, 3)}, r"pooled is of shape \(1, 2, 3\)"),
+        ({"noise": normal(1, 2, 3)}, r"noise has shape \(1, 2, 3\)"),
     ],
 )
 def test_bad_arguments_of_sample(tiny, arguments, message):

@@ -265,15 +265,6 @@ def test_jobs_are_not_changed(tiny):
         assert torch.equal(x, y) and not x.requires_grad
 
 
-def test_run_works_inside_no_grad(tiny):
-    job = make_job(tiny.model)
-    (expected,) = Engine(tiny.model).run([job])
-    with torch.no_grad():
-        (actual,) = Engine(tiny.model).run([job])
-    assert actual.status == "done", actual.error
-    assert actual.history == expected.history
-
-
 def test_a_finished_job_comes_to_the_host_in_one_copy(tiny, monkeypatch):
     """Of a GPU, where each copy waits."""
     copies, cpu = [], torch.Tensor.cpu

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,23 +10,15 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from gradients import assert_all_ways_agree, output_and_gradient
-from saved_bytes import saved_bytes
 from tiny import LATENT_SHAPE, assert_near, build_tiny, normal
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from fastdigin.engine.architectures import SD_1_4
+from fastdigin.engine.footprint import unet_pass
 from fastdigin.models.attention import install_processors
 from fastdigin.models.frozen import FrozenConv2d, FrozenGroupNormSiLU, freeze_aware
-
-# The U-Net of Stable Diffusion 1.x.
-SD1 = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
+from fastdigin_bench.counters import SavedBytes
 
 
 @pytest.fixture(scope="module")
@@ -194,72 +185,32 @@ def test_unforeseen_layers_are_left_alone():
     assert [type(layer) for layer in layers] == before
 
 
-def test_fake_tensors_count_what_is_really_kept(embedded_pair):
-    for network in embedded_pair[0]:
-        bind = unet_of(None, torch.tensor([7]), normal(1, 16, 64))
-        function = bind(network)[0]
-        latents = normal(1, 4, 16, 16).requires_grad_()
-        ours = {p.untyped_storage().data_ptr() for p in network.parameters()}
-        with kept_storages() as kept:
-            output = function(latents)
-        really = sum(n for pointer, n in kept.items() if pointer not in ours)
-        assert saved_bytes(function, latents, networks=(network,)) == really
-        del output  # kept the graph alive, and so the pointers apart
+def saved_bytes(network, function, *inputs):
+    """Of what autograd keeps for the backward, weights left out."""
+    saved = SavedBytes([*network.parameters(), *network.buffers()])
+    with saved:
+        function(*inputs)
+    return saved.total
 
 
 def test_the_embedded_networks_keep_far_less(embedded_pair):
     unets, autoencoders = embedded_pair
     z, text = normal(2, 4, 16, 16).requires_grad_(), normal(2, 16, 64).requires_grad_()
     t = torch.tensor([7, 7])
-    plain, frozen = (
-        saved_bytes(lambda z, c, u=u: u(z, t, c).sample, z, text, networks=(u,)) for u in unets
-    )
+    plain, frozen = (saved_bytes(u, lambda z, c, u=u: u(z, t, c).sample, z, text) for u in unets)
     assert frozen < 0.6 * plain
-    plain, frozen = (
-        saved_bytes(lambda z, v=v: v.decode(z).sample, z, networks=(v,)) for v in autoencoders
-    )
+    plain, frozen = (saved_bytes(v, lambda z, v=v: v.decode(z).sample, z) for v in autoencoders)
     assert frozen < 0.34 * plain
 
 
 def test_stable_diffusion_keeps_37_percent_less():
     """design.md: one guidance pair at 512 px in fp16, 1.55 GB plain and 0.98 GB freeze-aware."""
-    with FakeTensorMode(), default_dtype(torch.float16):
-        unet = UNet2DConditionModel(**SD1).eval().requires_grad_(False)
-        install_processors(unet)
-        latents = torch.empty(2, 4, 64, 64, requires_grad=True)
-        text = torch.empty(2, 77, 768, requires_grad=True)
-        timesteps = torch.zeros(2, dtype=torch.long)
-
-    def kept():
-        return saved_bytes(
-            lambda z, c: unet(z, timesteps, c).sample, latents, text, networks=(unet,)
-        )
-
-    assert kept() / 1e9 == pytest.approx(1.549, abs=0.001)
-    freeze_aware(unet)
-    assert kept() / 1e9 == pytest.approx(0.977, abs=0.001)
-
-
-@contextmanager
-def default_dtype(dtype):
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(previous)
-
-
-@contextmanager
-def kept_storages():
-    """Address -> bytes of all that autograd keeps inside."""
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    with FakeTensorMode():
+        counted = unet_pass(SD_1_4, 512, torch.float16)
+        install_processors(counted.network)
+        assert saved_bytes(counted.network, counted.forward) / 1e9 == pytest.approx(1.549, abs=1e-3)
+        freeze_aware(counted.network)
+        assert saved_bytes(counted.network, counted.forward) / 1e9 == pytest.approx(0.977, abs=1e-3)
 
 
 @pytest.mark.parametrize("where", ["inside", "outside"])

@@ -50,7 +50,7 @@ MISTAKES = [
     (background(), "needs a mask"),
     (background(mask=uniform(4, 4) * 3), MASK_WORDS),
     (background(mask=uniform(4, 4)[None]), MASK_WORDS),
-    (background(mask=uniform(4, 4) * float("nan")), "mask has values that are not finite"),
+    (background(mask=uniform(4, 4) * float("nan")), "mask has values that are not finite: .* fp16"),
     (lambda x: of_image(Distance(x), uniform(3, 5, 5)), r"'distance' is \(3, 4, 4\).*\(3, 5, 5\)"),
     (lambda x: FeatureDistance(lambda y: y, x), r"must be \(B,D\), got \(1, 3, 4, 4\).*pool"),
     (lambda x: FeatureDistance(lambda y: y[:, 0, 0], x, norm="l1"), "norm must be one of cosine"),
