@@ -1,7 +1,5 @@
 """Small random image-to-text models, saved as their repositories are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """What the tests of the command line share: commands that are quick, and what they write."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

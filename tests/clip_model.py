@@ -1,7 +1,5 @@
 """A small random CLIP of open_clip, saved as its repositories are."""
 
-from __future__ import annotations
-
 import json
 
 import open_clip

@@ -1,7 +1,5 @@
 """CLIP's own byte-pair vocabulary, which open_clip's package contains."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from importlib.util import find_spec

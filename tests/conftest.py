@@ -1,7 +1,5 @@
 """Models that many tests share. Nobody changes them."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

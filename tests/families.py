@@ -4,8 +4,6 @@ The architectures are the published ones but for their widths and depths (see th
 of the repositories named below), the tokenizer is the packaged one, or CLIP's own.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import diffusers

@@ -1,7 +1,5 @@
 """Jobs of all four tasks on a tiny model, for whoever wants a mixed queue."""
 
-from __future__ import annotations
-
 import torch
 from tiny import build_classifier, uniform
 

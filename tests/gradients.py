@@ -1,7 +1,5 @@
 """Ways to take the gradient of a function of one tensor, and what autograd keeps for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

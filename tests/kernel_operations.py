@@ -5,8 +5,6 @@ before Triton is imported, and beside which nothing compiles: test_triton_interp
 tests in a process of its own. By hand: TRITON_INTERPRET=1 pytest tests/kernels/test_conformance.py
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Every kind of network that can be loaded, small and random, as its library saves it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

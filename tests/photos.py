@@ -1,7 +1,5 @@
 """Photo-like 8-bit images for comparing transforms."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image

@@ -1,7 +1,5 @@
 """A GPU that is not there: the engine takes its decisions, on CPU tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from fastdigin.hardware import Hardware

@@ -1,7 +1,5 @@
 """Records without a run: what the tests of results and of the report share."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 import torch

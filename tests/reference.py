@@ -5,8 +5,6 @@ diffusers U-Net and VAE directly, takes alphas_cumprod from the DDIM scheduler, 
 keep the whole unrolled loop. Run it in fp64. Equation numbers follow DiG-IN (arXiv 2311.17833).
 """
 
-from __future__ import annotations
-
 import torch
 
 

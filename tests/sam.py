@@ -1,7 +1,5 @@
 """A small HQ-SAM of the library's own classes, with random weights."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """Which room may import which, and that no modules import each other in a circle."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

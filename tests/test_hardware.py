@@ -1,7 +1,5 @@
 """What a device is asked: its memory as containers limit it, bytes counted, another pretended."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """HF_HUB_OFFLINE=1 in a process of its own: nothing so much as looks up an address."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

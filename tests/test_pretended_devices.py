@@ -1,7 +1,5 @@
 """The pretended device catches what a GPU would refuse, and lets the rest be computed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from pretended_devices import DEVICE, OnDevice, PretendedDevice

@@ -1,7 +1,5 @@
 """Whole files only, hashes that tell inputs apart, and a cache that finds damage."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile

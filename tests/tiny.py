@@ -5,8 +5,6 @@ far from zero. Each ``Tiny`` holds two copies of the networks: ``model`` with fa
 processors, ``pipe`` with diffusers' own, for tests/reference.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace

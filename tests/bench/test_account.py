@@ -1,7 +1,5 @@
 """The account against counts by hand, and against the figures that design.md names."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel

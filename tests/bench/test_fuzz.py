@@ -1,7 +1,5 @@
 """A few hostile inputs of every kind, and a fuzzer that notices what goes wrong."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

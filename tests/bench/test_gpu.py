@@ -1,7 +1,5 @@
 """Every part of ``bench gpu`` runs at a tiny size on the CPU, and a run goes on where it ended."""
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 

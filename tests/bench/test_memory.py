@@ -1,7 +1,5 @@
 """fastdigin bench memory: a few points of a tiny model, and the figures that have a limit."""
 
-from __future__ import annotations
-
 import pytest
 from tiny import build_classifier
 

@@ -1,7 +1,5 @@
 """The plain loop is the engine's yardstick: same gradients, same optimisations, same photos."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Counts of the profile against counts by hand, and tasks driven with and without replay."""
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 from dataclasses import replace

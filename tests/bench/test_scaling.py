@@ -1,7 +1,5 @@
 """fastdigin bench scaling: what it times, and how idle slots are counted."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import make_injection, make_job, make_source, normal

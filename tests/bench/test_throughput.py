@@ -1,7 +1,5 @@
 """fastdigin bench throughput: its refusals, its figures by hand, and one small run of all of it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

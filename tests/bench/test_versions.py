@@ -1,7 +1,5 @@
 """What pip is asked for to try other versions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fastdigin_bench.versions import GPU, requirements

@@ -1,7 +1,5 @@
 """The command line: what each command prints and writes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

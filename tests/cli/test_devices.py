@@ -1,7 +1,5 @@
 """--device and --dtype: where networks run, in which type, and what a folder keeps of it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The command line among hostile photos, and on disks that are full."""
 
-from __future__ import annotations
-
 import errno
 import os
 

@@ -1,7 +1,5 @@
 """The command line: many inputs, bad ones among them, and resuming."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """What users type by habit or by mistake is understood, or refused by name."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """A table of 100,000 rows up to the first job: nothing grows faster than n log n."""
 
-from __future__ import annotations
-
 import json
 import time
 

@@ -1,7 +1,5 @@
 """The options that say how photos are prepared."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

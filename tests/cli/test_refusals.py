@@ -1,7 +1,5 @@
 """The command line: what is refused before any work, and in which words."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Nobody need read what a command prints: results, report and exit code are the same."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """status, retry, merge and --dry-run: what they say of a folder, and what they change in it."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """One command in several processes: what they share, and what becomes of their troubles."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

@@ -1,7 +1,5 @@
 """A job that fails does so alone, with a reason, and the others end as if it had not been there."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

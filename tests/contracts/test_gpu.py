@@ -3,8 +3,6 @@
 Random networks in fp64, so that results can be compared with the CPU's to many digits.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

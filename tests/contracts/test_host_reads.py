@@ -5,8 +5,6 @@ tolist, bool, nonzero, a copy to the host) gets an exception. A copy from the ho
 unless it is non_blocking; those are caught on their way.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace

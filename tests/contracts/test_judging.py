@@ -1,7 +1,5 @@
 """On GPUs images are decoded and judged together, on CPUs one by one; each is looked at once."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

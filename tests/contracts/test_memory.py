@@ -1,7 +1,5 @@
 """Memory: as much as predicted, the same for any number of steps, and nothing lost without it."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """Wherever memory runs out, the batch is halved and goes on; only what never fits fails, alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from four_tasks import CUTOUTS

@@ -1,7 +1,5 @@
 """The queue: submit and step, stages among the jobs, and what each of them may rely on."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The unrolled sampler against plain autograd and against diffusers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

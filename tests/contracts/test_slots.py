@@ -1,7 +1,5 @@
 """A result does not depend on its slot, its neighbours or its place in the queue: bit for bit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

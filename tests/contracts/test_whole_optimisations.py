@@ -1,7 +1,5 @@
 """The engine against the plain reference, over whole optimisations of all four tasks in fp64."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """ImageNet's classes, and who is near whom."""
 
-from __future__ import annotations
-
 import pytest
 
 from fastdigin.datasets.hierarchy import classes, nearest_classes, synsets

@@ -1,7 +1,5 @@
 """Each data set's layout, in miniature. The pictures are empty files: none may be opened."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is here, what is missing, how much memory it takes, and what to do."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

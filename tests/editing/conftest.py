@@ -1,7 +1,5 @@
 """Photos to invert, and what their inversion calls."""
 
-from __future__ import annotations
-
 import pytest
 from tiny import IMAGE_SHAPE, uniform
 

@@ -1,7 +1,5 @@
 """Stored attention: where it looks, and that injecting it unchanged changes nothing."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

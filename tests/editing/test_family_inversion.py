@@ -1,7 +1,5 @@
 """Inversions for every family of models: the engine and diffusers reproduce what they found."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """Inversion against a plain loop over one image, and on a packaged photo."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

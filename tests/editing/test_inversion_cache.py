@@ -1,7 +1,5 @@
 """Kept inversions: equal to fresh ones bit for bit, and taken for nothing else."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Foreground masks from planted attention, and what blending makes of them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Word mapping of prompt-to-prompt, with the packaged tokenizer and with CLIP's own vocabulary."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import random

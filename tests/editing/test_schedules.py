@@ -1,7 +1,5 @@
 """Schedules of injection and blending, and that both follow them."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """From attention to the prompts of a segmenter, and from its masks to foregrounds."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """Fixtures of the embedded world's tests."""
 
-from __future__ import annotations
-
 import pytest
 
 from fastdigin.errors import UserError

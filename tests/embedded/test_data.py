@@ -1,7 +1,5 @@
 """The composites: deterministic, split, and with masks that tell the truth."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

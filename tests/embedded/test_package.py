@@ -1,7 +1,5 @@
 """The packaged model, photos, pairs and classifiers belong together."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter

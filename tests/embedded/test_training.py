@@ -1,7 +1,5 @@
 """The classifiers' training, and the planted shortcut on composites drawn anew."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

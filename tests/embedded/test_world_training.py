@@ -1,7 +1,5 @@
 """The training loop, the autoencoder's normalisation, the pipeline that is written."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

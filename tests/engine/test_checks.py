@@ -1,7 +1,5 @@
 """What is refused before any work, and how the message names it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

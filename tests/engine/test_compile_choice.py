@@ -1,7 +1,5 @@
 """When "auto" compiles: from scripted times, and from those of a backend that compiles nothing."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Compiled step functions against the eager ones, and how many graphs they make."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

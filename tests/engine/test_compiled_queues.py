@@ -1,7 +1,5 @@
 """Whole queues of compiled steps: which graphs they make, and what they compute."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """What the engine does when: evaluations, refills, early stops, and how much work that takes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What a model takes before it is loaded, against counts by hand and the published sizes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What a GPU replays: the same results, one graph a kind of call, and nothing overwritten."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from pretended import PretendedGpu

@@ -1,7 +1,5 @@
 """A job whose fields are nothing that they could be fails alone, before the batch looks at it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

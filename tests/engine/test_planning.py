@@ -1,7 +1,5 @@
 """Memory budgets: what they mean, what is planned from them, and what happens when they fail."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

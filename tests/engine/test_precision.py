@@ -1,7 +1,5 @@
 """Networks in half precision: fp32 state, and gradients that do not underflow on the way."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import build_classifier, build_tiny, make_job, normal

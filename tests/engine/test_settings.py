@@ -1,7 +1,5 @@
 """Every option of Settings against its formula, with gradients given by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

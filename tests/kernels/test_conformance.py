@@ -4,8 +4,6 @@ The truth is the definition in fp64; what may be lost is measured by what PyTorc
 lose in the same precision.
 """
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """The U-Net's attention layers with fastdigin's processors."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import LATENT_SHAPE, assert_near, normal

@@ -1,7 +1,5 @@
 """Image-to-text models: against transformers' own calls, from folders in the hub's layout."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from captioners import KINDS, save_captioner

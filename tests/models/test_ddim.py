@@ -1,7 +1,5 @@
 """The sampler's coefficient table against diffusers' schedulers, step by step."""
 
-from __future__ import annotations
-
 import diffusers
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The diffusion model: what it is loaded with, and its parts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import IMAGE_SHAPE, LATENT_SHAPE, assert_near, normal, uniform

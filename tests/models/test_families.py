@@ -1,7 +1,5 @@
 """Every family of models against diffusers' own pipeline, from the files on disk."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

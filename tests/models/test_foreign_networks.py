@@ -1,7 +1,5 @@
 """Networks of other people: what they return, their gradients, and which neuron is read."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """Networks that keep less for the backward: the same function, the same gradient, fewer bytes."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

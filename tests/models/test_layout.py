@@ -1,7 +1,5 @@
 """Images stay channels last through a U-Net on a GPU, forward and backward: nothing is copied."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -1,7 +1,5 @@
 """What every loader promises: whole and finite weights, no pickles, and clear words otherwise."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """LoRA weights of every format, against the sum written out by hand."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

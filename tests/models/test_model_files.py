@@ -1,7 +1,5 @@
 """Finding a model's files: folders, the hub's cache, the hub; and saying what is missing."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Which device and floating point type networks get, told apart by what the device can do."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

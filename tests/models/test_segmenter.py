@@ -1,7 +1,5 @@
 """HQ-SAM: the masks of SamPredictor, weights that are read as tensors only, errors."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

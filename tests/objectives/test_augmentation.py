@@ -1,7 +1,5 @@
 """Random crops: what decides them, where they lie, and their noise."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import build_classifier, uniform

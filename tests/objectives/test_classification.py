@@ -1,7 +1,5 @@
 """A class's confidence and a neuron's activation, by their formulas."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import IMAGE_SHAPE, build_classifier, uniform

@@ -1,7 +1,5 @@
 """Distances to a reference: pixels, latents, LPIPS and the features of an embedding."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

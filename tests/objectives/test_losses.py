@@ -1,7 +1,5 @@
 """What holds for every loss: its gradient, its precision, and that its reference stays."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import IMAGE_SHAPE, LATENT_SHAPE, build_classifier, uniform

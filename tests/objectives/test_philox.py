@@ -1,7 +1,5 @@
 """The generator against the vectors that its authors published, and its distributions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

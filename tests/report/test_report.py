@@ -1,7 +1,5 @@
 """The report's page and the console's tables."""
 
-from __future__ import annotations
-
 import io
 import re
 from dataclasses import replace

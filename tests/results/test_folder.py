@@ -1,7 +1,5 @@
 """Folders that come from somebody else, and disks that are full."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Numbers and curves for people."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Difference pictures, and what cannot be one."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Records: their keys, reading them back, and what they show of themselves."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The results folder: what is kept, continued and refused, and the names of files."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

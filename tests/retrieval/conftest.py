@@ -1,7 +1,5 @@
 """A folder of photos, and the networks that look at them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

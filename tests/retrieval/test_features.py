@@ -1,7 +1,5 @@
 """What searching and activating share: photos stream in blocks, through a cache."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """What the tests of the tasks share: an engine, and calls that take a second a job."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

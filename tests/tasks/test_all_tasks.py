@@ -1,7 +1,5 @@
 """What the public calls of all four tasks promise alike."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Captions before inversion, and the table that may replace them."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """All four tasks, through the public calls, on every family of models."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A task of a user's own: one class, and everything else follows from it."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """All four tasks on the packaged model on a GPU; on the CPU the same tests, with fewer dtypes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Words for what activates a neuron: ranked by a classifier, or said by a captioner."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -3,8 +3,6 @@
 A mixing of devices fails, wherever it is; so does a product of two dtypes, in bf16.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from four_tasks import four_tasks

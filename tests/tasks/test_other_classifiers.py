@@ -1,7 +1,5 @@
 """Classifiers of other people in the tasks: their words, their answers, their gradients."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Many photos: each is opened when its turn comes, and fails alone."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Settings of edited photos that the engine knows as parts of a Job."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

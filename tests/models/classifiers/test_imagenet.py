@@ -1,7 +1,5 @@
 """A real classifier of ImageNet, from a package of PyPI, in the way that its user would take it."""
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Logits and probabilities are those of a model's own library, of every loader and kind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import open_clip
