@@ -43,7 +43,7 @@ def drive(out: Path, faults: Path, jobs: int, workers: int, seconds: float) -> d
     ResultStore(out, task.name, task.run_settings)
     done = Tail(out)
     done.read()
-    ids = [r.id for r in task.requests if (task.name, r.id) not in done.done]
+    ids = [r.id for r in task.requests if not done.finished(task.name, r.id)]
     began = time.monotonic()
     first: list[float] = []
     run = Run(

@@ -142,7 +142,7 @@ def read_lines(out: Path | str) -> list[dict]:
     skipped = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            record = _parse(line, path)
+            record = parse_line(line, path)
             if record is not None:
                 last[record["task"], record["id"]] = record
             elif line.strip():
@@ -153,6 +153,29 @@ def read_lines(out: Path | str) -> list[dict]:
             len(skipped), path, skipped[0],
         )  # fmt: skip
     return list(last.values())
+
+
+def parse_line(line: bytes, path: Path) -> dict | None:
+    """The record of a line; None where it is none. UserError for one of a newer version."""
+    try:
+        record = jsonable(json.loads(line))  # NaN, which other programs write, becomes None
+    except (ValueError, RecursionError):  # also undecodable bytes
+        return None
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("task"), str)
+        or not isinstance(record.get("id"), (str, int))
+        or record.get("status") not in ("done", "failed")
+    ):
+        return None
+    version = record.get("schema", 1)
+    if not isinstance(version, int) or version > SCHEMA:
+        raise UserError(
+            f"'{path}' holds records of schema {version}, and this version of "
+            f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
+            "--out."
+        )
+    return record | {"id": str(record["id"])}
 
 
 def read_runs(out: Path | str) -> dict[str, dict]:
@@ -293,7 +316,8 @@ def _mend_end(path: Path) -> None:
     with path.open("rb+") as file:
         content, size = _last_lines(file)
         end = content.rfind(b"\n") + 1
-        last = _parse(content[end:] or content[:end].splitlines()[-1], path) if content else None
+        line = content[end:] or content.splitlines()[-1] if content else b""
+        last = parse_line(line, path)
         if content[end:] and last is not None:
             file.write(b"\n")
         elif content[end:]:
@@ -308,26 +332,3 @@ def _last_lines(file: BinaryIO) -> tuple[bytes, int]:
         file.seek(size - length)
         content = file.read(length)
     return content, size
-
-
-def _parse(line: bytes, path: Path) -> dict | None:
-    """The record of a line; None where it is none. UserError for one of a newer version."""
-    try:
-        record = jsonable(json.loads(line))  # NaN, which other programs write, becomes None
-    except (ValueError, RecursionError):  # also undecodable bytes
-        return None
-    if (
-        not isinstance(record, dict)
-        or not isinstance(record.get("task"), str)
-        or not isinstance(record.get("id"), (str, int))
-        or record.get("status") not in ("done", "failed")
-    ):
-        return None
-    version = record.get("schema", 1)
-    if not isinstance(version, int) or version > SCHEMA:
-        raise UserError(
-            f"'{path}' holds records of schema {version}, and this version of "
-            f"fastdigin reads those up to {SCHEMA}; update fastdigin, or name another "
-            "--out."
-        )
-    return record | {"id": str(record["id"])}

@@ -165,6 +165,8 @@ class Run:
                     "works. What is finished is kept; the same command does the rest"
                 )
         self._follow(bar, 0.0)
+        for id in rows.done:  # also of a line that was there before this run looked
+            self._left.pop(id, None)
         self.errors = {id: why for id, why in rows.errors.items() if id in self._left}
         if rows.failure is not None and len(self._left) == len(ids):
             raise UserError(f"the workers cannot start: {rows.failure}")
@@ -184,6 +186,7 @@ class _Drain:
 
     def __init__(self, dataset: Dataset):
         self.errors: dict[str, str] = {}
+        self.done: list[str] = []
         self.failure: str | None = None
         self.ended = threading.Event()
         threading.Thread(target=self._read, args=(dataset,), daemon=True).start()
@@ -193,6 +196,8 @@ class _Drain:
             for row in dataset.iter_rows():
                 if row["status"] == "error":
                     self.errors[row["id"]] = row["error"]
+                elif row["status"] == "done":
+                    self.done.append(row["id"])
         except Exception as error:  # whatever ends Ray's execution; the run names it
             self.failure = str(error).strip().splitlines()[-1]
         self.ended.set()

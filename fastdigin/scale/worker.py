@@ -19,6 +19,8 @@ import ray
 import torch
 
 from fastdigin.results import ResultStore
+from fastdigin.results.keys import keys_of
+from fastdigin.results.store import IMAGE_KEYS
 from fastdigin.scale.beats import EVERY
 from fastdigin.scale.tail import Tail
 from fastdigin.tasks.task import Request, Task
@@ -54,13 +56,15 @@ class Worker:
     Args:
         load: makes the task, and with it the engine, in this process.
         told: what all actors of the run have in common.
-        full: whether rows hold all keys of the record, or only what a run needs to count.
+        full: whether rows hold all keys of the task's records, whatever became of their jobs, or
+            only what a run needs to count.
     """
 
     def __init__(self, load: Load, told: Told, full: bool = False):
         os.chdir(told.folder)
         torch.set_num_threads(told.threads)
         self._told, self._full = told, full
+        self._keys: Sequence[str] = ("id", "status", "error")
         self._chosen = load()
         self._finished = Tail(told.out)
         self._stored: tuple[Task, ResultStore] | None = None
@@ -80,7 +84,7 @@ class Worker:
             self._finished.read()
             todo = []
             for request in requests:
-                line = self._finished.done.get((task.name, request.id))
+                line = self._finished.finished(task.name, request.id)
                 if line is None:
                     todo.append(request)
                 else:
@@ -104,11 +108,13 @@ class Worker:
         """Opened once for a task: it checks the folder and its settings."""
         if self._stored is None or self._stored[0] is not task:
             self._stored = task, ResultStore(self._told.out, task.name, task.run_settings)
+            if self._full:
+                own = [key.name for key in keys_of(task.record_type).values()]
+                self._keys = ["schema", "task", *own, *IMAGE_KEYS]
         return self._stored[1]
 
     def _row(self, line: Mapping[str, Any]) -> dict[str, list]:
-        keys = line if self._full else ("id", "status", "error")
-        return {key: [_cell(line.get(key))] for key in keys}
+        return {key: [_cell(line.get(key))] for key in self._keys}
 
 
 def _cell(value: Any) -> Any:

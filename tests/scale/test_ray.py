@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -30,12 +30,8 @@ JOBS = 40
 @pytest.fixture(scope="module")
 def cluster():
     """Two CPUs on this machine, whatever it has."""
-    here = Path(__file__).parent  # what workers shall load is in this file
-    paths = [os.environ.get("PYTHONPATH", ""), str(here), str(here.parent)]
-    ray.init(
-        num_cpus=2, include_dashboard=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": ":".join(filter(None, paths))}},
-    )  # fmt: skip
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -107,17 +103,64 @@ def test_what_fails_once_is_done_again(cluster, tmp_path, fault):
     assert check(tmp_path, 12) == {"missing": 0, "twice": 0, "wrong_pictures": 0}
 
 
+def lose(out, record) -> None:
+    """Takes a record's picture away, or what is in it: by turns."""
+    path = out / record["image"]
+    path.unlink() if int(record["id"][-1]) % 2 else path.write_bytes(b"")
+
+
+def test_a_job_whose_picture_is_lost_is_done_again(cluster, tmp_path):
+    sleeping(tmp_path, tmp_path, jobs=9)
+    lines = records(tmp_path)
+    for line in lines[:3]:
+        lose(tmp_path, line)
+    made = sleeping(tmp_path, tmp_path, jobs=9)
+    assert made.errors == {}
+    again = [line["id"] for line in records(tmp_path)[9:]]
+    assert sorted(again) == sorted(line["id"] for line in lines[:3])
+    assert check(tmp_path, 9)["wrong_pictures"] == 0
+
+
+def refusing(seconds, faults, count):
+    """One job of it fails its check."""
+    chosen = load(seconds, faults, count)
+
+    def check(request):
+        if request.id == "job-0000004":
+            raise UserError("no such photo")
+        return request
+
+    def choose(rows):
+        task, requests = chosen(rows)
+        task.check = check
+        return task, requests
+
+    return choose
+
+
 def test_a_dataset_of_records_from_a_dataset_of_inputs(cluster, tmp_path):
+    """Rows of new jobs, of finished ones and of failed ones have the same columns."""
     ids = [f"job-{number:07d}" for number in range(6)]
-    inputs = ray.data.from_items([{"id": id} for id in ids])
-    found = fd.scale.map(
-        inputs, partial(load, 0.0, str(tmp_path), 6), out=tmp_path, workers=1
-    ).take_all()
+
+    def rows_of(ids, load):
+        inputs = ray.data.from_items([{"id": id} for id in ids], override_num_blocks=1)
+        loading = partial(load, 0.0, str(tmp_path), 6)
+        return fd.scale.map(inputs, loading, out=tmp_path, workers=1).take_all()
+
+    rows_of(ids[:3], load)
+    kept = records(tmp_path)
+    lose(tmp_path, kept[2])
+    found = rows_of(ids, refusing)
     assert sorted(row["id"] for row in found) == ids
-    lines = {record["id"]: record for record in records(tmp_path)}
+    lines = {line["id"]: line for line in records(tmp_path)}
+    assert len(records(tmp_path)) == 3 + 4  # the lost one again, and three new ones
     for row in found:
-        assert row["status"] == "done" and row["image"] == lines[row["id"]]["image"]
-        assert json.loads(row["history"]) == lines[row["id"]]["history"]
+        assert row.keys() == {*kept[0], "error"}
+        line = lines[row["id"]]
+        assert row["status"] == line["status"] and row["image"] == line["image"]
+        assert row["error"] == line.get("error")
+        assert json.loads(row["history"]) == line["history"]
+    assert [row["id"] for row in found if row["status"] == "failed"] == [ids[4]]
 
 
 def test_a_command_on_ray_gives_what_it_gives_alone(cluster, tmp_path, capsys):

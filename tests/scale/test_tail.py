@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fastdigin.scale.tail import Tail
 
 
@@ -18,7 +20,7 @@ def test_each_line_is_read_once_and_only_when_it_is_complete(tmp_path):
     path.write_text(line("a") + line("b")[:-5])
     assert [read["id"] for read in tail.read()] == ["a"]
     with path.open("a") as file:
-        file.write(line("b")[-5:] + "no json\n" + line("é"))
+        file.write(line("b")[-5:] + "no json \r\n[1]\n" + line("é"))
     assert [read["id"] for read in tail.read()] == ["b", "é"]
     assert tail.read() == []
     assert set(tail.done) == {("t", "a"), ("t", "b"), ("t", "é")}
@@ -30,3 +32,24 @@ def test_the_last_word_on_a_job_counts(tmp_path):
     tail = Tail(tmp_path)
     tail.read()
     assert set(tail.done) == {("t", "a")}
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty", "elsewhere"])
+def test_a_finished_job_has_all_its_pictures(tmp_path, lost):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("whole", "lost"):
+        (folder / f"{name}.png").write_bytes(b"a picture")
+    lines = [
+        {"task": "t", "id": "a", "status": "done", "image": "images/whole.png", "mask": None},
+        {"task": "t", "id": "b", "status": "done", "image": "images/whole.png",
+         "mask": "results.jsonl" if lost == "elsewhere" else "images/lost.png"},
+    ]  # fmt: skip
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    tail = Tail(tmp_path)
+    assert tail.finished("t", "a") is None  # nothing was read yet
+    tail.read()
+    (folder / "lost.png").unlink() if lost == "missing" else (folder / "lost.png").write_bytes(b"")
+    assert tail.finished("t", "a") == lines[0]
+    assert tail.finished("t", "b") is None
+    assert tail.finished("other", "a") is None
