@@ -36,6 +36,8 @@ KERNEL_OPS = (
     "geglu",
 )
 
+METHODS_CLASSIFIERS = ("robust", "clean", "spurious", "imagenet")
+
 # Those of fastdigin_bench.gpu and fastdigin_bench.profile, likewise.
 GPU_PARTS = (
     "smoke", "counterfactual", "tests", "slots", "graphs", "dtypes", "kernels", "disagreement",
@@ -134,6 +136,29 @@ def _memory_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _methods_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("methods"), metavar="DIR",
+        help="pictures; the same folder continues a run (default methods)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="eight photos and eight neurons, within ten minutes"
+    )
+    parser.add_argument("--photos", type=count, default=50, metavar="N", help="(default 50)")
+    parser.add_argument("--neurons", type=count, default=24, metavar="N", help="(default 24)")
+    parser.add_argument(
+        "--classifier", choices=METHODS_CLASSIFIERS, default="robust",
+        help="which one is explained; imagenet is EfficientNet-Lite0 (default robust)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--half", choices=("reporting", "tuning"), default="reporting",
+        help="of the photos: those to report on, or to tune on (default reporting)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="METHOD", help="names as in the table"
+    )
+
+
 def _profile_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", choices=PROFILED_GPUS, default="h100", help="(default h100)")
     parser.add_argument(
@@ -177,6 +202,7 @@ BENCHES = {
     "gpu": Bench("all that is estimated about a GPU, measured on one", _gpu_arguments),
     "kernels": Bench("every implementation of every operation", _kernels_arguments),
     "memory": Bench("peak memory, predicted and measured", _memory_arguments),
+    "methods": Bench("our counterfactuals beside those of other methods", _methods_arguments),
     "profile": Bench("an estimate of the speed on a GPU, from counts alone", _profile_arguments),
     "scaling": Bench("speed by jobs, steps and resolution; occupancy", _scaling_arguments),
     "throughput": Bench("images per minute beside a plain loop", _throughput_arguments),

@@ -1,0 +1,127 @@
+"""``fastdigin bench methods``: which method of explanation is best, at what cost?
+
+Every method gets the same held-out photos, the same questions and the same classifier, eight photos
+at a time, and its pictures get the same scores. The pictures stay in ``--out``, so the same command
+continues a run that was stopped, and scores are read off the pictures that are there. Settings of
+the baselines were chosen on the photos to tune on (bench/NOTES.md).
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastdigin import embedded
+from fastdigin.commands.task import load_engine
+from fastdigin.engine.engine import Engine
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import EMBEDDED
+from fastdigin.results.pictures import png
+from fastdigin.storage import write_atomically
+from fastdigin_bench.methods import report, scores
+from fastdigin_bench.methods.asked import Method, neurons_asked, photos_asked
+from fastdigin_bench.methods.by_task import (
+    DEFAULT,
+    FAST,
+    PROMPT_TO_PROMPT,
+    PUBLISHED,
+    ByNeuronCounterfactuals,
+)
+from fastdigin_bench.methods.fastdime import FastDiME
+from fastdigin_bench.methods.feature_attack import FeatureAttack
+from fastdigin_bench.methods.imagenet import imagenet_garments
+from fastdigin_bench.methods.ldce import LDCE
+from fastdigin_bench.methods.made import BATCH, made
+from fastdigin_bench.methods.pixel_pgd import PixelPGD
+from fastdigin_bench.methods.prompt_swap import PromptSwap
+from fastdigin_bench.methods.rcsb import RCSB
+from fastdigin_bench.output import conditions, finish, make_folder, say, write_json
+
+METHODS: tuple[Method, ...] = (
+    DEFAULT, FAST, PUBLISHED, PROMPT_TO_PROMPT,
+    PromptSwap(), PixelPGD(), FastDiME(), LDCE(), RCSB(),
+)  # fmt: skip
+NO_EDIT = PromptSwap(strength=0.0, name="autoencoder alone")
+NEURON_METHODS: tuple[Method, ...] = (ByNeuronCounterfactuals(), FeatureAttack())
+QUICK = 8  # photos, and neurons
+SLOTS = 8
+
+
+def run(options: Namespace) -> int:
+    """Makes what ``--out`` lacks, scores it, and prints the tables; 0."""
+    count, neurons = (options.photos, options.neurons)
+    if options.quick:
+        count, neurons = min(count, QUICK), min(neurons, QUICK)
+    out = make_folder(options.out / options.classifier / options.half, "--out")
+    engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
+    classifier = classifier_named(options.classifier)
+    readers = {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
+    asked = photos_asked(classifier, options.half, count)
+    methods = chosen(options.only)
+    parts = [options.quick and "quick", options.classifier, options.half]
+    usual = ("robust", "reporting")
+    name = "-".join(["methods", *(part for part in parts if part and part not in usual)])
+    file = options.results / f"{name}.json"
+    results: dict[str, Any] = {
+        "conditions": conditions() | {
+            "classifier": classifier.name, "photos": options.half, "slots": engine.slots,
+            "seconds": "of the process's processors, per image",
+        }
+    }  # fmt: skip
+    for end in range(BATCH, count + BATCH, BATCH):  # a run that is stopped has compared something
+        part, rows, images = asked[:end], {}, {"photo": [one.image for one in asked[:end]]}
+        for method in (NO_EDIT, *methods):
+            say(f"{method.name}: {len(part)} of {count} photos")
+            images[method.name], seconds = made(out, method, engine, classifier, part)
+            rows[method.name] = scores.rows_of(
+                classifier, readers, part, images[method.name], seconds
+            )
+        results |= report.compared(rows, NO_EDIT.name, DEFAULT.name)
+        write_json(file, results)
+    write_atomically(file.with_suffix(".png"), png(report.sheet(images)))
+    report.draw(results["methods"], options.results / f"{name}-front.png")
+    print(report.text(rows, scores.SCORES, NO_EDIT.name, DEFAULT.name), flush=True)
+    rows, images = neuron_part(engine, options.half, neurons, out, readers)
+    results["neurons"] = [scores.plain(n, scores.figures(found)) for n, found in rows.items()]
+    write_atomically(options.results / f"{name}-neurons.png", png(report.sheet(images)))
+    print(report.text(rows, scores.NEURON_SCORES), flush=True)
+    finish(file, results)
+    return 0
+
+
+def chosen(names: Sequence[str]) -> list[Method]:
+    """The methods of these names, or all of them. UserError for a name that there is not."""
+    known = [method.name for method in METHODS]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only {name!r} is no method: name some of {', '.join(known)}")
+    return [method for method in METHODS if not names or method.name in names]
+
+
+def classifier_named(name: str) -> Classifier:
+    """A packaged one, or the one of ImageNet."""
+    return imagenet_garments() if name == "imagenet" else Classifier.load(f"embedded:{name}")
+
+
+def neuron_part(
+    engine: Engine, half: str, count: int, out: Path, readers: Mapping[str, Classifier]
+) -> tuple[dict[str, scores.Rows], dict[str, list[Tensor]]]:
+    """Rows and images of the methods for neurons, of the spurious classifier's planted ones."""
+    spurious = Classifier.load("embedded:spurious")
+    asked = neurons_asked(half, count)
+    planted = {n: place for place, found in embedded.planted_neurons().items() for n in found}
+    rows, images = {}, {"photo": [one.image for one in asked]}
+    for method in NEURON_METHODS:
+        say(f"{method.name}: {len(asked)} photos and neurons")
+        images[method.name], seconds = made(
+            make_folder(out / "neurons", "--out"), method, engine, spurious, asked
+        )
+        rows[method.name] = scores.neuron_rows(
+            spurious, readers, planted, asked, images[method.name], seconds
+        )
+    return rows, images

@@ -1,0 +1,100 @@
+"""What the images of a method are worth: the same scores for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdigin.editing.masks import soften
+from fastdigin.models.classifier import Classifier
+from fastdigin.results.pictures import read_picture
+from fastdigin.tasks.masked import masked_l1
+from fastdigin_bench.figures import Figure, Value, figure
+from fastdigin_bench.methods.asked import Asked, AskedNeuron
+from fastdigin_bench.pictures import predictions
+
+SCORES = {  # key -> (title, whether more is better)
+    "flip_rate": ("flips", True),
+    "judge": ("judge agrees", True),
+    "kept": ("colour, background kept", True),
+    "confidence": ("confidence", True),
+    "background_l1": ("background L1", False),
+    "l1": ("L1", False),
+    "seconds": ("seconds", False),
+}
+NEURON_SCORES = {
+    "moved": ("activation as asked", True),
+    "shown": ("background comes and goes", True),
+    "kept": ("garment still seen by judge", True),
+    "foreground_l1": ("L1 in the true mask", False),
+    "seconds": ("seconds", False),
+}
+Rows = list[dict[str, Value]]
+
+
+@torch.no_grad()
+def rows_of(
+    classifier: Classifier, readers: Mapping[str, Classifier], asked: Sequence[Asked],
+    images: Sequence[Tensor], seconds: Sequence[float],
+) -> Rows:  # fmt: skip
+    """A row a photo. readers: judge, background and colour.
+
+    The background is what lies outside of the garment's true mask with the soft margin that the
+    paper gives masks: a garment may change its outline.
+    """
+    probabilities = torch.softmax(classifier.logits(torch.stack(list(images))), dim=1)
+    seen = {name: predictions(reader, images) for name, reader in readers.items()}
+    rows = []
+    for n, (one, image) in enumerate(zip(asked, images, strict=True)):
+        background = 1 - soften(read_picture(one.photo.mask_path))
+        rows.append({
+            "flip_rate": classifier.sees(probabilities[n], one.target),
+            "judge": seen["judge"][n] == one.item.target,
+            "kept": seen["background"][n] == one.photo.background
+            and seen["colour"][n] == one.photo.colour,
+            "confidence": float(probabilities[n, one.target]),
+            "background_l1": masked_l1(image, one.image, background),
+            "l1": float((image - one.image).abs().mean()),
+            "seconds": seconds[n],
+        })  # fmt: skip
+    return rows
+
+
+@torch.no_grad()
+def neuron_rows(
+    classifier: Classifier, readers: Mapping[str, Classifier], planted: Mapping[int, str],
+    asked: Sequence[AskedNeuron], images: Sequence[Tensor], seconds: Sequence[float],
+) -> Rows:  # fmt: skip
+    """A row a photo. planted: neuron -> the background that it fires for."""
+    seen = {name: predictions(reader, images) for name, reader in readers.items()}
+    rows = []
+    for n, (one, image) in enumerate(zip(asked, images, strict=True)):
+        before, after = classifier.activations(torch.stack([one.image, image]))[:, one.neuron]
+        up = one.direction == "max"
+        rows.append({
+            "moved": bool(after > before) == up,
+            "shown": (seen["background"][n] == planted[one.neuron]) == up,
+            "kept": seen["judge"][n] == one.photo.garment,
+            "foreground_l1": masked_l1(image, one.image, read_picture(one.photo.mask_path)),
+            "seconds": seconds[n],
+        })  # fmt: skip
+    return rows
+
+
+def figures(rows: Rows) -> dict[str, Figure]:
+    """Score -> its figure, with 95% interval."""
+    return {key: figure(key, [row[key] for row in rows]) for key in rows[0]}
+
+
+def plain(name: str, found: Mapping[str, Figure]) -> dict[str, Any]:
+    """JSON values of one method."""
+    values = {key: one.plain() for key, one in found.items()}
+    return {
+        "name": name,
+        "n": next(iter(found.values())).n,
+        **{key: value["value"] for key, value in values.items()},
+        "intervals": {key: value["interval"] for key, value in values.items()},
+    }
