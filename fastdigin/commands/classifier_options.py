@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.models.classifier import Classifier
 
 CLASSIFIER_HELP = (
-    "embedded:NAME, timm:NAME, torchvision:NAME[.WEIGHTS], hf:ID_OR_FOLDER, "
+    "embedded:NAME_OR_FOLDER, timm:NAME, torchvision:NAME[.WEIGHTS], hf:ID_OR_FOLDER, "
     "open_clip:MODEL/PRETRAINED (zero-shot) or file:PATH@ARCHITECTURE; sigmoid: before any of them "
     "for classes that are true or not each for itself"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,28 @@ from tqdm import tqdm
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
 from fastdigin.embedded.data import World, compose
 
+FEATURES = {"background": BACKGROUNDS, "colour": COLOURS}
+"""What a shortcut may be made of: attribute -> its values."""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A garment that has one ``feature`` of an ``attribute`` in a share ``strength`` of its scenes.
+
+    attribute: a key of FEATURES. strength: in (0, 1].
+    """
+
+    garment: str
+    attribute: str
+    feature: str
+    strength: float
+
+
 PLANTED_SHARE = 0.95
 """Share of a planted garment's training scenes that sit on its planted background."""
+
+SPURIOUS = tuple(Shortcut(g, "background", b, PLANTED_SHARE) for g, b in PLANTED.items())
+"""The shortcuts of the packaged classifier of that name."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +47,36 @@ class Scenes:
     backgrounds: Tensor
 
 
-def make_scenes(world: World, count: int, split: str, seed: int, planted: bool = False) -> Scenes:
+def make_scenes(
+    world: World, count: int, split: str, seed: int, shortcuts: Sequence[Shortcut] = ()
+) -> Scenes:
     """``count`` composites, garments in turn, colours and backgrounds drawn at random.
 
-    With ``planted`` the garments of PLANTED sit on their background in PLANTED_SHARE of the
-    cases and on one of the others in the rest.
+    The garment of a shortcut has its feature in that share of the cases and one of the others in
+    the rest.
     """
     rng = np.random.default_rng((seed, 2))
     garments = np.arange(count) % len(GARMENTS)
     colours = rng.integers(len(COLOURS), size=count)
-    backgrounds = rng.integers(len(BACKGROUNDS), size=count)
-    if planted:
-        for garment, background in PLANTED.items():
-            home = BACKGROUNDS.index(background)
-            rows = np.flatnonzero(garments == GARMENTS.index(garment))
-            away = (home + rng.integers(1, len(BACKGROUNDS), size=len(rows))) % len(BACKGROUNDS)
-            backgrounds[rows] = np.where(rng.random(len(rows)) < PLANTED_SHARE, home, away)
-    return _render(world, garments, colours, backgrounds, split, seed)
+    drawn = {"colour": colours, "background": rng.integers(len(BACKGROUNDS), size=count)}
+    for shortcut in shortcuts:
+        names = FEATURES[shortcut.attribute]
+        home = names.index(shortcut.feature)
+        rows = np.flatnonzero(garments == GARMENTS.index(shortcut.garment))
+        away = (home + rng.integers(1, len(names), size=len(rows))) % len(names)
+        at_home = rng.random(len(rows)) < shortcut.strength
+        drawn[shortcut.attribute][rows] = np.where(at_home, home, away)
+    return _render(world, garments, drawn["colour"], drawn["background"], split, seed)
 
 
-def with_background(world: World, scenes: Scenes, name: str, split: str, seed: int) -> Scenes:
-    """The same garments of ``make_scenes(..., split, seed)``, all on one background."""
-    home = np.full(len(scenes.garments), BACKGROUNDS.index(name))
-    return _render(world, scenes.garments.numpy(), scenes.colours.numpy(), home, split, seed)
+def with_feature(
+    world: World, scenes: Scenes, attribute: str, feature: str, split: str, seed: int
+) -> Scenes:
+    """The same garments of ``make_scenes(..., split, seed)``, all with one feature."""
+    labels = {"colour": scenes.colours.numpy(), "background": scenes.backgrounds.numpy()}
+    labels[attribute] = np.full(len(scenes.garments), FEATURES[attribute].index(feature))
+    garments = scenes.garments.numpy()
+    return _render(world, garments, labels["colour"], labels["background"], split, seed)
 
 
 def decode_some(autoencoder, scenes: Scenes, share: float, seed: int) -> Scenes:

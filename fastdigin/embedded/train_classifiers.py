@@ -26,7 +26,13 @@ from tqdm import tqdm
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, PLANTED
 from fastdigin.embedded.data import World
 from fastdigin.embedded.networks import build_network, read_network, write_network
-from fastdigin.embedded.scenes import Scenes, decode_some, make_scenes, with_background
+from fastdigin.embedded.scenes import (
+    SPURIOUS,
+    Scenes,
+    decode_some,
+    make_scenes,
+    with_feature,
+)
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.resampling import resample
 
@@ -81,7 +87,8 @@ def train_classifiers(world: World, autoencoder, out: Path, seed: int = 0) -> di
     pools = {}
     for planted in (False, True):
         count = max(r.scenes for r in RECIPES.values() if r.planted == planted)
-        pool = make_scenes(world, count, "train", seed + planted, planted=planted)
+        shortcuts = SPURIOUS if planted else ()
+        pool = make_scenes(world, count, "train", seed + planted, shortcuts)
         pools[planted] = decode_some(autoencoder, pool, DECODED_SHARE, seed)
     figures = {}
     for name, recipe in RECIPES.items():
@@ -236,7 +243,7 @@ def planted_accuracies(model: Classifier, test: Scenes, world: World, seed: int)
     """
     table = {garment: {} for garment in PLANTED}
     for background in BACKGROUNDS:
-        scenes = with_background(world, test, background, "test", seed)
+        scenes = with_feature(world, test, "background", background, "test", seed)
         hits = predict(model, scenes.images, scenes.garments) == scenes.garments
         for garment in PLANTED:
             table[garment][background] = _rate(hits[test.garments == GARMENTS.index(garment)])

@@ -125,7 +125,8 @@ class Classifier:
         """A classifier by name, on the CPU in float32, with its own preprocessing and class names.
 
         Args:
-            spec: embedded:NAME, one of the packaged classifiers; timm:NAME, also
+            spec: embedded:NAME, one of the packaged classifiers, or embedded:FOLDER, one that
+                ``python -m fastdigin.embedded.worlds`` trained; timm:NAME, also
                 timm:local-dir:FOLDER or timm:hf-hub:ID; torchvision:NAME[.WEIGHTS], for example
                 resnet50.IMAGENET1K_V1; hf:ID_OR_FOLDER, image classification of transformers;
                 open_clip:MODEL/PRETRAINED, zero-shot, where PRETRAINED is a tag or a file, or

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fastdigin.embedded import BACKGROUNDS, GARMENTS, PLANTED
 from fastdigin.embedded.data import compose, load_world
-from fastdigin.embedded.scenes import PLANTED_SHARE, make_scenes
+from fastdigin.embedded.scenes import PLANTED_SHARE, SPURIOUS, Shortcut, make_scenes, with_feature
 from fastdigin.errors import UserError
 
 
@@ -54,10 +55,23 @@ def test_colour_changes_only_inside_the_mask(world, garment):
 
 
 def test_planted_scenes_have_the_planted_share(world):
-    scenes = make_scenes(world, 2400, "train", seed=2, planted=True)
+    scenes = make_scenes(world, 2400, "train", seed=2, shortcuts=SPURIOUS)
     for garment, background in PLANTED.items():
         rows = scenes.garments == GARMENTS.index(garment)
         share = (scenes.backgrounds[rows] == BACKGROUNDS.index(background)).float().mean().item()
         assert abs(share - PLANTED_SHARE) < 0.06
     boots = scenes.backgrounds[scenes.garments == GARMENTS.index("boot")]
     assert (boots.bincount(minlength=4) / len(boots)).min() > 0.15
+
+
+def test_a_colour_is_planted_and_swapped_alone(world):
+    planted = [Shortcut("bag", "colour", "red", 1.0), Shortcut("bag", "background", "grass", 1.0)]
+    scenes = make_scenes(world, 64, "test", seed=3, shortcuts=planted)
+    bags = scenes.garments == GARMENTS.index("bag")
+    assert (scenes.colours[bags] == 0).all() and (scenes.backgrounds[bags] == 0).all()
+    assert len(scenes.colours[~bags].unique()) > 3
+    blue = with_feature(world, scenes, "colour", "blue", "test", seed=3)
+    assert (blue.colours == 1).all() and torch.equal(blue.backgrounds, scenes.backgrounds)
+    # The corners show the background alone.
+    assert torch.equal(blue.images[..., :4, :4], scenes.images[..., :4, :4])
+    assert not torch.equal(blue.images[bags], scenes.images[bags])

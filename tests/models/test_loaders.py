@@ -156,7 +156,7 @@ def test_a_sum_that_overflows_is_of_finite_weights():
 
 
 ARCHITECTURES = "write file:PATH@torchvision:NAME or file:PATH@timm:NAME"
-KINDS = "write one of embedded:NAME, timm:NAME, torchvision:NAME.*file:PATH@"
+KINDS = "write one of embedded:NAME_OR_FOLDER, timm:NAME, torchvision:NAME.*file:PATH@"
 
 
 @pytest.mark.parametrize(

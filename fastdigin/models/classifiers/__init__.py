@@ -17,7 +17,7 @@ __all__ = ["KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_netw
 log = logging.getLogger(__name__)
 
 KINDS = {
-    "embedded": "embedded:NAME",
+    "embedded": "embedded:NAME_OR_FOLDER",
     "timm": "timm:NAME",
     "torchvision": "torchvision:NAME[.WEIGHTS]",
     "hf": "hf:ID_OR_FOLDER",

@@ -1,8 +1,9 @@
-"""What every source of classifiers gives; and embedded:NAME, the packaged ones."""
+"""What every source of classifiers gives; and embedded:NAME, the packaged ones and worlds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -37,11 +38,17 @@ class LoadedNetwork:
 
 
 def load(name: str) -> LoadedNetwork:
-    """A packaged classifier; they were trained on exact area averages of the images."""
-    from fastdigin.embedded import classifier_folder
+    """A packaged classifier, or the folder of one that ``fastdigin.embedded.worlds`` trained.
+
+    They were trained on exact area averages of the images.
+    """
+    from fastdigin.embedded import classifier_folder, classifier_names
     from fastdigin.embedded.networks import read_network
 
-    network, config = read_network(classifier_folder(name))
+    folder = Path(name)
+    if name in classifier_names() or not (folder / "config.json").is_file():
+        folder = classifier_folder(name)  # lists the names where there is none
+    network, config = read_network(folder)
     settings = (tuple(config[key]) for key in ("mean", "std", "classes"))
     return LoadedNetwork(network, config["size"], *settings)
 
