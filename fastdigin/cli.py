@@ -25,6 +25,7 @@ _COMMANDS = {
     "caption": "a table of what photos show, to be corrected and used",
     "search": "real photos that resemble an image, and their labels",
     "activating": "the photos of a folder that activate neurons most",
+    "score": "how good explanations are, of any method, by the metrics of the field",
     "status": "how far the run of a folder is",
     "retry": "the failed jobs of a folder once more",
     "merge": "the results of several folders in one",

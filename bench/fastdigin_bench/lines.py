@@ -29,8 +29,8 @@ PACKAGES = {
 
 ORDER = (
     "bench", "examples", "cli", "commands", "public", "doctor", "report", "scale", "tasks",
-    "retrieval", "photos", "datasets", "presets", "editing", "objectives", "engine", "models",
-    "results", "embedded", "configuration", "storage", "hardware", "errors", "kernels",
+    "retrieval", "photos", "metrics", "datasets", "presets", "editing", "objectives", "engine",
+    "models", "results", "embedded", "configuration", "storage", "hardware", "errors", "kernels",
 )  # fmt: skip
 """The rooms from the top down: a room may import those below it (design, section 2).
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastdigin.errors import UserError
+from fastdigin.metrics.figures import Figure
 from fastdigin.report.console import table
 from fastdigin.storage import write_atomically
 from fastdigin_kernels.common import native
@@ -37,6 +38,13 @@ def rows_table(rows: Sequence[Any], columns: Mapping[str, str | Callable[[Any], 
         for row in rows
     ]
     return table(list(columns), cells)
+
+
+def figures_table(figures: Sequence[Figure]) -> str:
+    """A row a figure."""
+    met = {None: "", True: "yes", False: "NO"}
+    rows = [[f.name, f.show(), f.show_target(), met[f.met]] for f in figures]
+    return table(["figure", "value", "target", "met"], rows)
 
 
 def say(text: str) -> None:

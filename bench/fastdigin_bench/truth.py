@@ -19,12 +19,19 @@ from fastdigin import embedded
 from fastdigin.commands.task import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
+from fastdigin.metrics.figures import figures_of
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.storage import fingerprint
 from fastdigin_bench import truth_compare, truth_tasks, truth_world
 from fastdigin_bench.command import TRUTH_PARTS
-from fastdigin_bench.figures import figures_of, figures_table
-from fastdigin_bench.output import conditions, finish, make_folder, read_json, write_json
+from fastdigin_bench.output import (
+    conditions,
+    figures_table,
+    finish,
+    make_folder,
+    read_json,
+    write_json,
+)
 from fastdigin_bench.truth_rows import TARGETS
 
 SLOTS = 8  # neither this nor compiling is left to the machine: both change the results' last bits

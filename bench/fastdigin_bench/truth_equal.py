@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdigin_bench.figures import Value, figures_of, resampled_sums
+from fastdigin.metrics.figures import Value, figures_of, resampled_sums
 from fastdigin_bench.truth_rows import TARGETS, Row
 
 LEAST_PAIRS = 200

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from fastdigin import embedded
+from fastdigin.metrics.distances import masked_l1
+from fastdigin.metrics.figures import Target, Value, at_least, at_most
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import (
     CounterfactualRecord,
@@ -19,8 +21,6 @@ from fastdigin.results import (
     NeuronRecord,
 )
 from fastdigin.results.pictures import read_picture
-from fastdigin.tasks.masked import masked_l1
-from fastdigin_bench.figures import Target, Value, at_least, at_most
 from fastdigin_bench.pictures import round_trip
 
 Row = dict[str, Value]

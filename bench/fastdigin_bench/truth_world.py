@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
+from fastdigin.metrics.figures import Figure, at_least, figure, share
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results.pictures import png, read_picture, to_pil
 from fastdigin.storage import write_atomically
-from fastdigin_bench.figures import Figure, at_least, figure, share
 from fastdigin_bench.output import make_folder
 from fastdigin_bench.pictures import contact_sheet, predictions, round_trip
 

@@ -21,11 +21,11 @@ from fastdigin.editing.schedules import Schedule, parse_schedule, schedule_weigh
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import EarlyStop, Job, Result, Settings
 from fastdigin.errors import UserError
+from fastdigin.metrics.distances import masked_l1
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.photos import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.results import CounterfactualRecord
-from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
 from fastdigin.tasks.regularisers import Regulariser

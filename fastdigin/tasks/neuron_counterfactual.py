@@ -20,6 +20,7 @@ from fastdigin.embedded import BACKGROUNDS
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.errors import UserError
+from fastdigin.metrics.distances import masked_l1
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import NeuronActivation
 from fastdigin.photos import (
@@ -33,7 +34,6 @@ from fastdigin.photos import (
 from fastdigin.results import NeuronCounterfactualRecord
 from fastdigin.storage import fingerprint
 from fastdigin.tasks.firing import check_fires, off_note
-from fastdigin.tasks.masked import masked_l1
 from fastdigin.tasks.monitors import Activation, Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
 from fastdigin.tasks.regularisers import Regulariser

@@ -10,8 +10,8 @@ from PIL import Image
 
 import fastdigin as fd
 from fastdigin import embedded as world
+from fastdigin.metrics.distances import masked_l1
 from fastdigin.tasks import counterfactual as cf
-from fastdigin.tasks.masked import masked_l1
 
 
 def pixels() -> torch.Tensor:

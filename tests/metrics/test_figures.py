@@ -2,7 +2,8 @@
 
 import pytest
 
-from fastdigin_bench.figures import at_least, at_most, figure, figures_of, figures_table, share
+from fastdigin.metrics.figures import at_least, at_most, figure, figures_of, share
+from fastdigin_bench.output import figures_table
 
 
 def test_a_share_has_wilsons_interval():

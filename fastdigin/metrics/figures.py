@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastdigin.report.console import table
 from fastdigin.results.numbers import number, wilson_interval
 
 RESAMPLES = 2_000
@@ -120,13 +119,6 @@ def figures_of(rows: Sequence[Mapping[str, Value]], targets: Mapping[str, Target
     """A figure for each name in rows that share their names."""
     names = rows[0] if rows else ()
     return [figure(name, [row[name] for row in rows], targets.get(name)) for name in names]
-
-
-def figures_table(figures: Sequence[Figure]) -> str:
-    """A row a figure."""
-    met = {None: "", True: "yes", False: "NO"}
-    rows = [[f.name, f.show(), f.show_target(), met[f.met]] for f in figures]
-    return table(["figure", "value", "target", "met"], rows)
 
 
 def _number(value: float, unit: Unit) -> str:
