@@ -9,7 +9,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from fastdigin_bench.figures import Figure, figure
+from fastdigin.metrics.figures import Figure, figure
 from fastdigin_bench.methods.scores import Rows, figures, plain
 from fastdigin_bench.pictures import contact_sheet
 from fastdigin_bench.plots import Panel, plot

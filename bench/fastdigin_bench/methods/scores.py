@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fastdigin.editing.masks import soften
+from fastdigin.metrics.distances import masked_l1
+from fastdigin.metrics.figures import Figure, Value, figure
 from fastdigin.models.classifier import Classifier
 from fastdigin.results.pictures import read_picture
-from fastdigin.tasks.masked import masked_l1
-from fastdigin_bench.figures import Figure, Value, figure
 from fastdigin_bench.methods.asked import Asked, AskedNeuron
 from fastdigin_bench.pictures import predictions
 
