@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastdigin.models.missing import is_folder, loading, without_bars
+from fastdigin.models.missing import fetching, loading, without_bars
 from fastdigin.models.weights import check_weights
 from fastdigin.storage import weights_fingerprint
 
@@ -60,8 +60,8 @@ class Captioner:
         owner = f"captioner {source!r}"
         files = "config.json, preprocessor_config.json, the tokenizer's files and model.safetensors"
         where = (f"a hub id or a folder with {files} of an image-to-text model", None)
-        if source.count("/") == 1 and not is_folder(source):
-            where = (f"{files} of {source}", f"hf download {source}")
+        if "/" in source and (command := fetching(source)):
+            where = (f"{files} of {source}", command)
         with loading(owner, *where), without_bars():
             # First, because it knows best what is wrong with a model.
             network, info = AutoModelForImageTextToText.from_pretrained(

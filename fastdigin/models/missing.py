@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from fastdigin.errors import MissingFiles, MissingPackage, UserError
 
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _DAMAGED = (SafetensorError, pickle.UnpicklingError, EOFError)
 _WRONG = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """What libraries raise for files of another kind; most of the rest means that there are none."""
@@ -113,8 +115,18 @@ def kept_offline() -> Iterator[None]:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a text names a folder of this machine, there or not, and not a hub id."""
-    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    """Whether a text names a folder of this machine, there or not, and can be no hub id."""
+    return Path(source).exists() or _HUB_ID.fullmatch(source) is None
+
+
+def fetching(source: str, *options: str) -> str | None:
+    """The command that fetches a repository; None where a folder of this machine was meant.
+
+    That is so for "photos/model" too, if there is a folder "photos".
+    """
+    if is_folder(source) or Path(source).parent.is_dir() and "/" in source:
+        return None
+    return " ".join(["hf download", source, *options])
 
 
 def offline() -> bool:

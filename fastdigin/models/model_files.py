@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from fastdigin.errors import UserError
-from fastdigin.models.missing import cannot_load, is_folder, loading, offline
+from fastdigin.models.missing import cannot_load, fetching, is_folder, loading, offline
 
 EMBEDDED = "embedded"
 INDEX = "model_index.json"
@@ -127,10 +127,10 @@ def _from_hub(source: str, half: bool) -> Path:
     from huggingface_hub import list_repo_files, snapshot_download, try_to_load_from_cache
 
     files = "model_index.json and the safetensors, configurations and vocabularies that it names"
-    command = f"hf download {source} --include '*.json' --include '*.txt'"
-    command += " --include '*/*.safetensors' --exclude '*non_ema*'"
-    if not half:
-        command += " --exclude '*.fp16*'"
+    options = ["--include '*.json' --include '*.txt' --include '*/*.safetensors'"]
+    options += ["--exclude '*non_ema*'"] + ([] if half else ["--exclude '*.fp16*'"])
+    command = fetching(source, *options)
+    files = files if command else f"a folder with {files}"
     cached = try_to_load_from_cache(source, INDEX)
     if isinstance(cached, str):
         folder = Path(cached).parent
@@ -138,7 +138,7 @@ def _from_hub(source: str, half: bool) -> Path:
         if not missing:
             return folder
         files = ", ".join(missing)
-        command = f"hf download {source} {' '.join(map(shlex.quote, missing))}"
+        command = fetching(source, *map(shlex.quote, missing))
     owner = f"model {source!r}"
     if offline():
         raise cannot_load(owner, files, command)

@@ -10,7 +10,9 @@ from photos import as_tensor, photo
 from torch import nn
 
 from fastdigin.errors import Missing, UserError
+from fastdigin.models.captioner import Captioner
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.models.segmenter import Segmenter
 from fastdigin.models.weights import check_weights
 
@@ -248,3 +250,18 @@ def test_a_model_of_timm_without_a_head_is_no_classifier(tmp_path):
     model = timm.create_model("test_vit", num_classes=0)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     assert "has no head" in refused(Classifier.load, f"timm:local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["photos/model", "./x", "x/", "C:/x", "photos/sub/model", "~/x"])
+@pytest.mark.parametrize(
+    ("load", "before"),
+    [(LatentDiffusion.from_pretrained, ""), (Captioner.load, "")]
+    + [(Classifier.load, kind) for kind in ("hf:", "timm:hf-hub:", "open_clip:hf-hub:")],
+)
+def test_no_hint_fetches_what_names_a_folder_here(
+    name, load, before, no_network, tmp_path, monkeypatch
+):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = refused(load, before + name)
+    assert name in said and "hf download" not in said

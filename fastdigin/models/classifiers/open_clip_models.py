@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, square
-from fastdigin.models.missing import loading, require, unknown
+from fastdigin.models.missing import fetching, loading, require, unknown
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.models.weights import check_weights
 from fastdigin.storage import TensorCache, cache_folder, cache_key, cached
@@ -120,7 +120,7 @@ def _load(open_clip: Any, name: str, owner: str) -> tuple[Any, Any]:
     """The model in fp32 and its tokenizer."""
     architecture, pretrained, repository = _find(open_clip, name, owner)
     files = "open_clip_model.safetensors (or open_clip_pytorch_model.bin) of "
-    where = (f"{files}{repository}", f"hf download {repository}")
+    where = (f"{files}{repository}", repository and fetching(repository))
     if repository is None:
         files = "a file with the weights of the model, or a folder with open_clip_config.json and"
         where = (f"{files} weights", None)

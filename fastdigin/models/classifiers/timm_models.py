@@ -11,7 +11,14 @@ from torch import nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, first_convolution, numbered, square
-from fastdigin.models.missing import cannot_load, loading, offline, require, unknown
+from fastdigin.models.missing import (
+    cannot_load,
+    fetching,
+    loading,
+    offline,
+    require,
+    unknown,
+)
 from fastdigin.models.preprocessing import Resizing
 
 
@@ -63,7 +70,7 @@ def _files(timm: Any, name: str) -> tuple[str, str | None]:
     cfg = None if source else timm.get_pretrained_cfg(name)
     if source or (cfg and cfg.hf_hub_id):
         repository = source or cfg.hf_hub_id
-        return f"model.safetensors of {repository}", f"hf download {repository}"
+        return f"model.safetensors of {repository}", fetching(repository)
     owner = f"classifier 'timm:{name}'"
     if not cfg or not cfg.url:
         raise UserError(

@@ -15,7 +15,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifiers.loaded import LoadedNetwork, first_convolution, numbered, square
 from fastdigin.models.classifiers.outputs import Activation, in_channels
 from fastdigin.models.layers import find_head
-from fastdigin.models.missing import is_folder, loading, without_bars
+from fastdigin.models.missing import fetching, loading, without_bars
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.models.resampling import resample
 from fastdigin.models.weights import check_weights
@@ -59,8 +59,8 @@ def _load(source: str) -> tuple[LoadedNetwork, list[str]]:
     owner = f"classifier 'hf:{source}'"
     files = "config.json, preprocessor_config.json and model.safetensors of "
     where = (f"a folder with {files}an image classifier", None)
-    if not is_folder(source):
-        where = (files + source, f"hf download {source}")
+    if command := fetching(source):
+        where = (files + source, command)
     with loading(owner, *where), without_bars():
         processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         network, info = AutoModelForImageClassification.from_pretrained(
