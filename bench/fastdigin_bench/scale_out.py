@@ -3,10 +3,10 @@
     python -m fastdigin_bench.scale_out chaos  [--jobs 2000] [--kills 25] [--driver-kills 10]
     python -m fastdigin_bench.scale_out growth [--jobs 1000 10000 100000] [--workers 16]
 
-chaos: workers and the driver are killed (SIGKILL) at random moments, one job runs out of memory
-once and one write finds the disk full once; in the end every job must have exactly one record, and
-its pictures must be those of an undisturbed run. growth: the driver's memory and the time per job
-as the jobs become many; every path is the real one but for the engine. Last comes one line of
+chaos: workers and the driver are killed (SIGKILL) at random moments of their work, one job runs out
+of memory once and one finds the disk full once; in the end every job must have exactly one record,
+and its pictures must be those of an undisturbed run. growth: the driver's memory and the time per
+job as the jobs become many; every path is the real one but for the engine. Last comes one line of
 JSON, also written to bench/results/.
 """
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -80,8 +80,10 @@ def check(out: Path, jobs: int) -> dict[str, int]:
 
 def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str, Any]:
     """Kills while two workers do the jobs, until all are done."""
-    rng = random.Random(0)
+    rng, began = random.Random(0), time.monotonic()
     killed = {"workers": 0, "drivers": 0}
+    every = max(1, 2 * jobs // (3 * (kills + driver_kills)))  # all come before the end
+    codes = []
     with tempfile.TemporaryDirectory() as folder:
         out, faults = Path(folder) / "out", Path(folder) / "faults"
         faults.mkdir()
@@ -91,31 +93,48 @@ def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str,
             sys.executable, "-m", "fastdigin_bench.scale_out", "drive", str(out), str(faults),
             str(jobs), "2", str(seconds),
         ]  # fmt: skip
-        while True:
+        while not codes or codes[-1] != 0:
             driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            code = _disturb(driver, rng, killed, kills, driver_kills)
-            if code == 0:
-                break
+            codes.append(_disturb(driver, out, rng, killed, kills, driver_kills, every))
+            print(
+                f"driver ended with {codes[-1]}: {_count(out)} records, {killed}", file=sys.stderr
+            )
+        left = [path.name for path in faults.iterdir()]
         found = check(out, jobs)
-    return {"jobs": jobs, "killed": killed, **found}
+    return {
+        "jobs": jobs, "killed": killed, "driver_codes": codes, "faults_left": left,
+        "minutes": round((time.monotonic() - began) / 60, 1), **found,
+    }  # fmt: skip
 
 
-def _disturb(driver, rng, killed, kills: int, driver_kills: int) -> int:
-    """Kills the driver's workers, and the driver in the end; its exit code."""
-    share = max(1, kills // (driver_kills + 1))
-    mine = 0
+def _disturb(driver, out: Path, rng, killed, kills: int, driver_kills: int, every: int) -> int:
+    """Kills the driver's workers as records come, and the driver in the end; its exit code.
+
+    every: how many records come between two kills, on average. A kill by the clock alone would
+    find workers that still load, on a busy machine.
+    """
+    share = math.ceil((kills - killed["workers"]) / (driver_kills - killed["drivers"] + 1))
+    mine, following = 0, _count(out) + rng.randrange(2 * every)
     while driver.poll() is None:
-        time.sleep(rng.uniform(1, 12))
+        time.sleep(rng.uniform(0, 2))
         workers = _workers_of(driver.pid)
-        more = mine < share or killed["drivers"] >= driver_kills
-        if workers and killed["workers"] < kills and more:
-            rng.choice(workers).send_signal(signal.SIGKILL)
+        if not workers or _count(out) < following:
+            continue
+        if mine < share and killed["workers"] < kills:
+            rng.choice(workers).kill()
             killed["workers"] += 1
             mine += 1
-        elif workers and killed["drivers"] < driver_kills and mine >= share:
+        elif killed["drivers"] < driver_kills:
             driver.kill()
             killed["drivers"] += 1
+        following = _count(out) + rng.randrange(2 * every)
     return driver.wait()
+
+
+def _count(out: Path) -> int:
+    """Records, also of what is being written."""
+    path = out / RESULTS_FILE
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _workers_of(pid: int) -> list[psutil.Process]:
@@ -175,7 +194,8 @@ def main() -> int:
         os._exit(1 if result["errors"] else 0)  # Ray's own end takes seconds, and a thread waits
     if options.kind == "chaos":
         result = chaos(options.jobs, options.kills, options.driver_kills, options.seconds)
-        bad = result["missing"] or result["twice"] or result["wrong_pictures"]
+        bad = any(result[key] for key in ("missing", "twice", "wrong_pictures", "faults_left"))
+        bad |= result["killed"] != {"workers": options.kills, "drivers": options.driver_kills}
     else:
         result = growth(options.jobs, options.workers, options.seconds)
         bad = any(r["missing"] or r["twice"] or r["wrong_pictures"] for r in result["runs"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastdigin.commands.shard import Shard
+from fastdigin.commands.workers import share_of_memory, sharing
 from fastdigin.errors import UserError
 from fastdigin.results import read_records
 from fastdigin.tasks.task import Task
@@ -26,22 +26,20 @@ def run_dry(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ta
 
     load: makes the task, once all networks that the options name are here.
     """
-    from fastdigin.doctor.needs import check_needs
+    if options.ray is not None:
+        from fastdigin.commands.ray import on_worker
 
-    wanted = {name.replace("_", "-"): value for name, value in vars(options).items()}
-    needs = [need for need in check_needs(wanted) if need.status != "here"]
-    plan: dict[str, Any] = {
-        "task": options.command,
-        "missing": [need.problem for need in needs],
-        "commands": list(dict.fromkeys(need.command for need in needs if need.command)),
-    }
-    if not needs:
+        plan, _ = on_worker(options, _planned, load)
+    else:
         workers, threads = options.workers or 1, torch.get_num_threads()
         torch.set_num_threads(max(1, threads // workers))  # as one of them has
+        options.memory = share_of_memory(options.memory, sharing(workers))
         try:
-            plan |= _plan(load(options), options.out, options.shard, workers)
+            plan = _planned(options, load)
         finally:
             torch.set_num_threads(threads)
+    for line in plan.get("failing", ()):
+        print(f"would fail: {line}", file=sys.stderr)
     if options.json:
         print(json.dumps(plan))
     else:
@@ -51,11 +49,25 @@ def run_dry(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ta
     return 1 if plan["missing"] else 0
 
 
-def _plan(task: Task, out: Path, shard: Shard, workers: int) -> dict[str, Any]:
-    ids = set(shard.of([request.id for request in task.requests]))
-    states = {r.id: r.status for r in read_records(out) if r.task == task.name}
-    left = [request for request in task.requests
-            if request.id in ids and states.get(request.id) != "done"]  # fmt: skip
+def _planned(options: argparse.Namespace, load: Callable[[argparse.Namespace], Task]) -> dict:
+    """The plan, made where a worker will be."""
+    from fastdigin.doctor.needs import check_needs
+
+    wanted = {name.replace("_", "-"): value for name, value in vars(options).items()}
+    needs = [need for need in check_needs(wanted) if need.status != "here"]
+    plan = {
+        "task": options.command,
+        "missing": [need.problem for need in needs],
+        "commands": list(dict.fromkeys(need.command for need in needs if need.command)),
+    }
+    return plan if needs else plan | _plan(load(options), options)
+
+
+def _plan(task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    ids = set(options.shard.of([request.id for request in task.requests]))
+    records = read_records(options.out)
+    done = {r.id for r in records if r.task == task.name and r.status == "done" and r.complete}
+    left = [request for request in task.requests if request.id in ids - done]
     items = (getattr(request, "item", None) for request in left)
     paths = (item.image for item in items if item is not None)
     absent = [path for path in paths if isinstance(path, Path) and not path.exists()]
@@ -68,21 +80,24 @@ def _plan(task: Task, out: Path, shard: Shard, workers: int) -> dict[str, Any]:
         "slots": task.engine.slots,
         "iterations": task.settings.optimisation.iterations,
     }
-    return plan | _measured(task, left, workers)
+    return plan | _measured(task, left, options.workers or 1)
 
 
 def _measured(task: Task, left: list, workers: int) -> dict[str, Any]:
-    """Bytes and hours, from the first iterations of the first batch; None where there is none."""
-    engine, checked = task.engine, []
+    """Bytes and hours, from the first iterations of the first batch; None where there is none.
+
+    "failing": the jobs of it that would fail, and why.
+    """
+    engine, checked, failing = task.engine, [], []
     for request in left:
         try:
             checked.append(task.check(request))
         except UserError as error:
-            print(f"would fail: {request.id}: {error}", file=sys.stderr)
+            failing.append(f"{request.id}: {error}")
         if len(checked) == engine.slots:
             break
     if not checked:
-        return {"memory": None, "hours": None}
+        return {"memory": None, "hours": None, "failing": failing}
     print(f"measuring a batch of {len(checked)} ...", file=sys.stderr)
     engine.submit(task.jobs(checked, len(checked)))
     seconds = []
@@ -90,7 +105,7 @@ def _measured(task: Task, left: list, workers: int) -> dict[str, Any]:
         start = time.perf_counter()
         for result in engine.step():
             if result.status == "failed":
-                print(f"would fail: {result.id}: {result.error}", file=sys.stderr)
+                failing.append(f"{result.id}: {result.error}")
         seconds.append(time.perf_counter() - start)
     first, *others = seconds
     iteration = sum(others) / len(others) if others else 0.0
@@ -101,6 +116,7 @@ def _measured(task: Task, left: list, workers: int) -> dict[str, Any]:
         "budget": plan and plan.budget,
         "seconds_per_image": batch / len(checked),
         "hours": batch / len(checked) * len(left) / workers / 3600,
+        "failing": failing,
     }
 
 

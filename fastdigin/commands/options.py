@@ -128,8 +128,12 @@ def named(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """A path that is not empty: Path("") would be the current folder."""
-    return Path(named(text))
+    """A path on this machine, not empty: Path("") would be the current folder."""
+    if "://" in named(text):
+        from fastdigin.results.folder import check_local
+
+        _said(check_local)(text)
+    return Path(text)
 
 
 def list_of(read: Callable[[str], Any]) -> Callable[[str], list]:

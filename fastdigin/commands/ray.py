@@ -9,15 +9,19 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from fastdigin.commands.history import remember
 from fastdigin.commands.run import check_same_inputs, conclude, environment_of
+from fastdigin.commands.workers import share_of_memory
 from fastdigin.errors import UserError
 from fastdigin.results import ResultStore, read_records
 from fastdigin.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fastdigin.scale.driver import Pool
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,9 @@ def run_on_ray(options: Namespace, load: Callable[[Namespace], Task]) -> int:
 
     load: makes the task of the options, where it is called.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError('--ray needs Ray: pip install "fastdigin[ray]"') from None
-    from fastdigin.scale.driver import START, Pool, Run, connect, wait_for
+    plan, pool = on_worker(options, _planned, load)
+    from fastdigin.scale.driver import Run
 
-    connect(options.ray or None)
-    pool = Pool.of_cluster(options.workers)
-    plan = wait_for(
-        ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=0)(_planned).remote(
-            options, load, pool.threads, pool.per_node, os.getcwd()
-        ),
-        START,
-    )
     options.slots, options.memory = plan.slots, plan.memory
     failed = []
 
@@ -71,16 +64,36 @@ def run_on_ray(options: Namespace, load: Callable[[Namespace], Task]) -> int:
     return 1 if failed or run.errors else 0
 
 
-def _planned(options: Namespace, load, threads: int, per_node: int, folder: str) -> _Plan:
-    """Runs where a worker will: checks everything once, and makes the results folder."""
-    import torch
+def on_worker(options: Namespace, function: Callable[..., Any], load: Any) -> tuple[Any, Pool]:
+    """What ``function(options, load)`` returns where a worker will be, and the pool of workers.
 
-    from fastdigin.engine.memory import parse_memory
+    There the options are those of one worker: its share of the memory.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError('--ray needs Ray: pip install "fastdigin[ray]"') from None
+    from fastdigin.scale.driver import PATIENCE, Pool, connect, wait_for
+
+    connect(options.ray or None)
+    pool = Pool.of_cluster(options.workers)
+    options.workers = pool.size
+    there = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=0)(_there)
+    asked = there.remote(options, function, load, pool.threads, pool.sharing, os.getcwd())
+    return wait_for(asked, PATIENCE), pool
+
+
+def _there(options: Namespace, function, load, threads: int, sharing: int, folder: str) -> Any:
+    import torch
 
     os.chdir(folder)
     torch.set_num_threads(threads)
-    if not torch.cuda.is_available():
-        options.memory = str(parse_memory(options.memory, torch.device("cpu")) // per_node)
+    options.memory = share_of_memory(options.memory, sharing)
+    return function(options, load)
+
+
+def _planned(options: Namespace, load: Callable[[Namespace], Task]) -> _Plan:
+    """Checks everything once, and makes the results folder."""
     task = load(options)
     ids = options.shard.of([request.id for request in task.requests])
     records = read_records(options.out)

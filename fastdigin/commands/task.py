@@ -43,8 +43,9 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     )  # fmt: skip
     run.add_argument(
         "--ray", nargs="?", const="", metavar="ADDRESS",
-        help="run on the Ray cluster at ADDRESS, or on one of this machine's own; --workers is "
-        "the number of its actors (default: one per GPU, or per core where there is none)",
+        help="run on the Ray cluster at ADDRESS (default: that of RAY_ADDRESS or `ray start`, or "
+        "else one of this machine's own); --workers is the number of its actors (default: one per "
+        "GPU, or per core where there is none)",
     )  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument(

@@ -39,7 +39,9 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
     if STARTED_BY in os.environ:  # this is a worker: whatever it is told, it starts no others
         raise UserError("a worker was told to start workers: report this command line as a bug")
     count = options.workers
-    memory = _share_of_memory(options, count)
+    memory = []
+    if hasattr(options, "memory"):
+        memory = ["--memory", share_of_memory(options.memory, sharing(count))]
     with tempfile.TemporaryDirectory() as folder:
         workers = []
         for number in range(1, count + 1):
@@ -145,11 +147,14 @@ def _environment(number: int, count: int) -> dict[str, str]:
     return os.environ | changes
 
 
-def _share_of_memory(options: Namespace, count: int) -> list[str]:
-    """--memory for a worker of a command that has it; as it is where each has a GPU to itself."""
-    gpus = torch.cuda.device_count()
-    on_one = math.ceil(count / gpus) if gpus else count
-    if on_one == 1 or not hasattr(options, "memory"):
-        return []
-    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
-    return ["--memory", str(parse_memory(options.memory, device) // on_one)]
+def sharing(count: int) -> int:
+    """How many of this machine's processes share a device, at most."""
+    return math.ceil(count / (torch.cuda.device_count() or 1))
+
+
+def share_of_memory(memory: str, processes: int) -> str:
+    """--memory for each of the processes that share a device; as it is for one alone."""
+    if processes == 1:
+        return memory
+    device = torch.device("cuda", 0) if torch.cuda.device_count() else torch.device("cpu")
+    return str(parse_memory(memory, device) // processes)

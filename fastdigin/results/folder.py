@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,17 @@ REPORT_FILE = "report.html"
 COMMAND_FILE = "command.json"
 PICTURES = "images"
 FILES = (RUN_FILE, RESULTS_FILE, LOCK_FILE, REPORT_FILE, COMMAND_FILE)
+
+
+def check_local(out: Path | str) -> None:
+    """UserError for an address, such as s3://bucket/run, which would be a folder called "s3:".
+
+    Records are appended under a lock, which stores of objects do not have.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(out)):
+        raise UserError(f"--out '{out}' must be a folder that this machine sees; mount that store "
+                        "(mountpoint-s3, gcsfuse, rclone), or name a folder and copy it there "
+                        "afterwards.")  # fmt: skip
 
 
 def check_entries(out: Path, task: str = "") -> None:

@@ -38,6 +38,7 @@ from fastdigin.results.folder import (
     RUN_FILE,
     append_line,
     check_entries,
+    check_local,
     sync_folder,
     writing,
 )
@@ -78,6 +79,7 @@ class ResultStore:
     def __init__(
         self, out: Path | str, task: str, settings: Mapping, environment: Mapping | None = None
     ):
+        check_local(out)
         self.out = Path(out)
         self.task = task
         self._results = self.out / RESULTS_FILE

@@ -26,6 +26,7 @@ def map(dataset: Dataset, task: Load, *, out: Path | str, workers: int | None = 
         task: called once in each actor, loads the model and the classifier there, and returns a
             function that makes of some rows a task and those of its requests that they mean.
         out: the results folder, which all machines see; pictures and records are written there.
+            No address of a store such as s3://, which raises UserError.
         workers: how many actors; None takes one per GPU, or per core where there is none.
 
     Returns:
@@ -45,8 +46,10 @@ def map(dataset: Dataset, task: Load, *, out: Path | str, workers: int | None = 
         ...     return chosen
         >>> records = fd.scale.map(ray.data.read_csv("photos.csv"), task, out="out")
     """
+    from fastdigin.results.folder import check_local
     from fastdigin.scale.driver import Pool, connect, told
 
+    check_local(out)
     connect(None)
     pool = Pool.of_cluster(workers)
     return pool.apply(dataset, task, told(Path(out), pool), full=True)

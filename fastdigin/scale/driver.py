@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from tqdm import tqdm
 
 from fastdigin.errors import UserError
+from fastdigin.models.missing import first_sentence
 from fastdigin.scale.beats import EVERY, Beats
 from fastdigin.scale.tail import Tail
 from fastdigin.scale.worker import Load, Told, Worker
@@ -43,31 +44,31 @@ START = 600
 class Pool:
     """The actors of a run.
 
-    size: how many. cpus, gpus: of each.
+    size: how many. cpus, gpus: of each. sharing: how many of them share the memory of a GPU, or of
+    a machine without, at most.
     """
 
     size: int
     cpus: float
     gpus: float
+    sharing: int
 
     @classmethod
     def of_cluster(cls, size: int | None) -> Pool:
         """One actor per GPU, or per core where there is none; ``size`` of them where given."""
-        have = ray.cluster_resources()
-        gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
-        size = size or max(1, int(gpus or cpus))
-        # Floored: Ray counts in steps of 1e-4, and the last actor must find its share.
-        share = math.floor(1e4 * cpus / size) / 1e4
-        return cls(size, share if share < 1 else math.floor(share), min(1.0, gpus / size))
+        return cls.of_machines([n["Resources"] for n in ray.nodes() if n["Alive"]], size)
+
+    @classmethod
+    def of_machines(cls, machines: Sequence[Mapping[str, float]], size: int | None) -> Pool:
+        """The same, by what each machine has."""
+        gpus, cpus = ([have.get(kind, 0.0) for have in machines] for kind in ("GPU", "CPU"))
+        size = size or max(1, int(sum(gpus) or sum(cpus)))
+        sharing = math.ceil(size / (sum(gpus) or len(machines)))
+        return cls(size, _share(cpus, size), min(1, _share(gpus, size)), sharing)
 
     @property
     def threads(self) -> int:
         return max(1, int(self.cpus))
-
-    @property
-    def per_node(self) -> int:
-        """How many actors share a machine's memory, at most."""
-        return math.ceil(self.size / max(1, len([n for n in ray.nodes() if n["Alive"]])))
 
     def apply(self, dataset: Dataset, load: Load, told: Told, *, full: bool) -> Dataset:
         """A row per job of a dataset whose blocks name inputs."""
@@ -81,17 +82,40 @@ class Pool:
         )
 
 
+def _share(machines: Sequence[float], size: int) -> float:
+    """The most that each of ``size`` actors can have of what machines have: whole units or parts.
+
+    An actor is on one machine, and all must find their share; Ray counts in steps of 1e-4.
+    """
+    total = sum(machines)
+    if size > total:
+        return math.floor(1e4 / math.ceil(size / total)) / 1e4 if total else 0.0
+    share = int(total // size)
+    while share > 1 and sum(units // share for units in machines) < size:
+        share -= 1
+    return share
+
+
 def connect(address: str | None) -> None:
-    """Joins the Ray cluster at an address, or starts one on this machine (None)."""
+    """Joins the Ray cluster at an address; None is Ray's own choice, in the end one of its own.
+
+    That is RAY_ADDRESS, or what `ray start` has started here, or else a new one.
+    """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the run says it itself
     if ray.is_initialized():
         return
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR",
                  include_dashboard=False if address is None else None)  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a bare one where Ray's own processes do not start in time
+        said = first_sentence(error)
+        if address is None:
+            raise UserError(
+                f"--ray: Ray does not start on this machine ({said}); try again when it has less "
+                "to do, or leave --ray out"
+            ) from None
         raise UserError(
-            f"--ray {address}: no Ray cluster answers there ({error}); start one with `ray start "
+            f"--ray {address}: no Ray cluster answers there ({said}); start one with `ray start "
             "--head`, or give --ray without an address for one of this machine"
         ) from None
 

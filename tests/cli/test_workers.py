@@ -149,11 +149,9 @@ def test_whoever_is_ended_ends_the_workers(tmp_path, sent):
 
 def test_threads_and_memory_are_shared(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    options = Namespace(memory="3MB")
     assert [workers._environment(n, 2)["OMP_NUM_THREADS"] for n in (1, 2)] == ["2", "2"]
     assert workers._environment(1, 8)["OMP_NUM_THREADS"] == "1"
-    assert workers._share_of_memory(options, 3) == ["--memory", "1000000"]
-    assert workers._share_of_memory(Namespace(), 3) == []
+    assert workers.share_of_memory("3MB", workers.sharing(3)) == "1000000"
 
 
 @pytest.mark.parametrize(("visible", "names"), [(None, "010"), ("4,7", "474")])
@@ -163,9 +161,8 @@ def test_each_worker_has_a_gpu(monkeypatch, visible, names):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = [workers._environment(n, 3)["CUDA_VISIBLE_DEVICES"] for n in (1, 2, 3)]
     assert found == list(names)
-    options = Namespace(memory="4MB")
-    assert workers._share_of_memory(options, 2) == []
-    assert workers._share_of_memory(options, 3) == ["--memory", "2000000"]
+    assert workers.share_of_memory("4MB", workers.sharing(2)) == "4MB"
+    assert workers.share_of_memory("4MB", workers.sharing(3)) == "2000000"
 
 
 @pytest.mark.parametrize(

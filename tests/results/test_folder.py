@@ -24,6 +24,15 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://b", "memory://x", "hdfs://h:1/x"])
+def test_an_address_is_no_folder(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    for out in (address, Path(address)):
+        with pytest.raises(UserError, match=f"--out '{out}' must be a folder.*mount that store"):
+            NeuronRecord(id="x").save(out)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
 @pytest.mark.parametrize("target", ["there", "missing"])
 def test_no_link_leads_out_of_the_folder(tmp_path, name, target):

@@ -36,6 +36,27 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("machines", "size", "pool"),
+    [
+        ([{"CPU": 2}], None, Pool(2, 1, 0, 2)),
+        ([{"CPU": 8}], 3, Pool(3, 2, 0, 3)),
+        ([{"CPU": 2}], 16, Pool(16, 0.125, 0, 16)),
+        ([{"CPU": 3}, {"CPU": 3}], 7, Pool(7, 0.5, 0, 4)),
+        ([{"CPU": 3}, {"CPU": 3}, {"CPU": 3}], 4, Pool(4, 1, 0, 2)),
+        ([{"CPU": 16, "GPU": 4}], None, Pool(4, 4, 1, 1)),
+        ([{"CPU": 16, "GPU": 4}], 2, Pool(2, 8, 1, 1)),
+        ([{"CPU": 16, "GPU": 4}], 6, Pool(6, 2, 0.5, 2)),
+        ([{"CPU": 4}, {"CPU": 16, "GPU": 3}], 7, Pool(7, 2, 0.3333, 3)),
+    ],
+)
+def test_all_actors_find_their_share(machines, size, pool):
+    assert Pool.of_machines(machines, size) == pool
+    cpus, gpus = (sum(m.get(kind, 0) // share if share else size or 99 for m in machines)
+                  for kind, share in (("CPU", pool.cpus), ("GPU", pool.gpus)))  # fmt: skip
+    assert min(cpus, gpus) >= pool.size
+
+
 def sleeping(out, faults, ids=None, jobs=JOBS, seconds=0.02, load=load, **also):
     task = Sleep(engine=SleepEngine(seconds, faults), count=jobs)
     ResultStore(out, task.name, task.run_settings)
@@ -170,9 +191,14 @@ def test_a_command_on_ray_gives_what_it_gives_alone(cluster, tmp_path, capsys):
         save_copy(photos / f"{name}.png")
     (photos / "z.png").write_text("no picture")
     arguments = [*CF, photos, "--target", TARGET, *QUICK, "--slots", 2, "--json"]
+    shares = ["--out", tmp_path / "ray", "--ray", "--workers", 1]
+    assert run(*arguments, *shares, "--dry-run") == 0
+    (plan,) = printed(capsys)
+    assert (plan["jobs"], plan["left"], plan["slots"], plan["missing"]) == (4, 4, 2, [])
+    assert plan["hours"] > 0 and not (tmp_path / "ray").exists()
     assert run(*arguments, "--out", tmp_path / "alone") == 1
     alone = {line["id"]: line for line in printed(capsys)}
-    assert run(*arguments, "--out", tmp_path / "ray", "--ray", "--workers", 1) == 1
+    assert run(*arguments, *shares) == 1
     together = printed(capsys)
     assert sorted(line["id"] for line in together) == sorted(alone)
     for line in together:
@@ -185,7 +211,7 @@ def test_a_command_on_ray_gives_what_it_gives_alone(cluster, tmp_path, capsys):
             ]
             # Another number of threads changes the last bits.
             assert np.abs(pictures[0] - pictures[1]).max() <= 2
-    assert run(*arguments, "--out", tmp_path / "ray", "--ray", "--limit", 3) == 0
+    assert run(*arguments, *shares, "--limit", 3) == 0
     assert printed(capsys) == []  # nothing was left to do
 
 
