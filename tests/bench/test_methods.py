@@ -9,9 +9,10 @@ import torch
 import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.commands.task import load_engine
+from fastdigin.photos import ImageInput
 from fastdigin_bench import methods
 from fastdigin_bench.methods import report, scores
-from fastdigin_bench.methods.asked import neurons_asked, photos_asked, stacked
+from fastdigin_bench.methods.asked import AskedNeuron, neurons_asked, photos_asked, stacked
 from fastdigin_bench.methods.by_task import ByCounterfactuals, published
 from fastdigin_bench.methods.fastdime import FastDiME, changed_mask
 from fastdigin_bench.methods.feature_attack import FeatureAttack
@@ -245,6 +246,30 @@ def test_scores_by_hand(robust, asked):
         assert (row["flip_rate"], row["judge"], row["kept"]) == (False, False, True)
         assert row["l1"] == row["background_l1"] == 0
     assert [row["seconds"] for row in found] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("background", "garment", "shown", "kept"),
+    [("grass", "boot", True, True), ("grass", "bag", True, False), ("plain", "boot", False, True)],
+)
+def test_faithful_is_what_changes_the_planted_background_alone(
+    background, garment, shown, kept, monkeypatch
+):
+    """A neuron of grass is raised on a boot that stands on something else."""
+    photo = next(p for p in embedded.photos() if p.garment == "boot" and p.background == "plain")
+    image = scores.read_picture(photo.path)
+    asked = [AskedNeuron(ImageInput(photo.id, photo.path), image, 1, "max", photo)]
+    seen = {"background": [background], "judge": [garment]}
+    monkeypatch.setattr(scores, "predictions", lambda reader, images: seen[reader])
+
+    class Classifier:
+        def activations(self, images):
+            return torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+
+    readers = {name: name for name in seen}
+    (row,) = scores.neuron_rows(Classifier(), readers, {1: "grass"}, asked, [image], [1.0])
+    assert (row["moved"], row["shown"], row["kept"]) == (True, shown, kept)
+    assert row["faithfulness"] == (shown and kept) and row["foreground_l1"] == 0
 
 
 def test_a_run_is_continued_and_ends_in_one_line(tmp_path, capsys, monkeypatch):

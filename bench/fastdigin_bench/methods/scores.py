@@ -27,8 +27,9 @@ SCORES = {  # key -> (title, whether more is better)
 }
 NEURON_SCORES = {
     "moved": ("activation as asked", True),
-    "shown": ("background comes and goes", True),
-    "kept": ("garment still seen by judge", True),
+    "shown": ("background comes or goes", True),
+    "kept": ("judge still sees the garment", True),
+    "faithfulness": ("both", True),
     "foreground_l1": ("L1 in the true mask", False),
     "seconds": ("seconds", False),
 }
@@ -68,16 +69,22 @@ def neuron_rows(
     classifier: Classifier, readers: Mapping[str, Classifier], planted: Mapping[int, str],
     asked: Sequence[AskedNeuron], images: Sequence[Tensor], seconds: Sequence[float],
 ) -> Rows:  # fmt: skip
-    """A row a photo. planted: neuron -> the background that it fires for."""
+    """A row a photo. planted: neuron -> the background that it fires for.
+
+    An explanation is faithful that changes the planted feature, and not the garment.
+    """
     seen = {name: predictions(reader, images) for name, reader in readers.items()}
     rows = []
     for n, (one, image) in enumerate(zip(asked, images, strict=True)):
         before, after = classifier.activations(torch.stack([one.image, image]))[:, one.neuron]
         up = one.direction == "max"
+        shown = (seen["background"][n] == planted[one.neuron]) == up
+        kept = seen["judge"][n] == one.photo.garment
         rows.append({
             "moved": bool(after > before) == up,
-            "shown": (seen["background"][n] == planted[one.neuron]) == up,
-            "kept": seen["judge"][n] == one.photo.garment,
+            "shown": shown,
+            "kept": kept,
+            "faithfulness": shown and kept,
             "foreground_l1": masked_l1(image, one.image, read_picture(one.photo.mask_path)),
             "seconds": seconds[n],
         })  # fmt: skip
