@@ -9,6 +9,7 @@ import torch
 import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.commands.task import load_engine
+from fastdigin.metrics.extractors import load_extractor
 from fastdigin.photos import ImageInput
 from fastdigin_bench import methods
 from fastdigin_bench.methods import report, scores
@@ -225,16 +226,18 @@ def test_winners_fronts_and_differences_by_hand():
         "worse": rows(judge=[True, False, False, False], background_l1=[0.2] * 4),
         "lazy": rows(judge=[False] * 4, background_l1=[0.0] * 4, flip_rate=[False] * 4),
     }
-    best = report.winners({n: scores.figures(r) for n, r in found.items()}, scores.SCORES)
+    made = {name: scores.figures(r) for name, r in found.items()}
+    best = report.winners(made, scores.SCORES)
     assert best["judge"] == {"fastdigin"} and best["background_l1"] == {"other"}
     assert best["l1"] == {"fastdigin", "other", "worse"}  # lazy flips nothing
-    made = report.compared(found | {"none": found["lazy"]}, "none", "fastdigin")
-    on_front = {one["name"] for one in made["methods"] if one["on_front_background_l1"]}
+    none = {"none": found["lazy"]}, {"none": made["lazy"]}
+    results = report.compared(made | none[1], found | none[0], "none", "fastdigin")
+    on_front = {one["name"] for one in results["methods"] if one["on_front_background_l1"]}
     assert on_front == {"fastdigin", "other", "lazy"}
-    (other,) = (one for one in made["methods"] if one["name"] == "other")
+    (other,) = (one for one in results["methods"] if one["name"] == "other")
     assert other["judge_engine_minus_this"]["value"] == 0.25
-    assert (other["faithfulness"], made["reference"]["name"]) == (None, "none")
-    text = report.text(found, scores.SCORES, "none", "fastdigin")
+    assert (other["faithfulness"], results["reference"]["name"]) == (None, "none")
+    text = report.text(made, scores.SCORES, "none", "fastdigin")
     assert "**75%** (30% to 95%)" in text and "fastdigin does not lead in background L1" in text
 
 
@@ -242,6 +245,14 @@ def test_scores_by_hand(robust, asked):
     """The photo itself: no flip, no change, and all of the rest kept."""
     readers = {n: fd.Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
     found = scores.rows_of(robust, readers, asked, [one.image for one in asked], [1.0, 2.0])
+    photos = [scores.read_picture(photo.path) for photo in embedded.photos()[:60]]
+    extractor = load_extractor("embedded:judge")
+    with torch.no_grad():
+        features = extractor.features(torch.stack(photos))
+    real, same = features[:40], photos[40:]
+    noise = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(n)) for n in range(20)]
+    near, far = (scores.realism(extractor, x, real)["kid"] for x in (same, noise))
+    assert near.interval[0] < near.value < far.interval[0] and far.n == 20
     for row in found:
         assert (row["flip_rate"], row["judge"], row["kept"]) == (False, False, True)
         assert row["l1"] == row["background_l1"] == 0

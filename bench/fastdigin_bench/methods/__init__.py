@@ -13,18 +13,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdigin import embedded
 from fastdigin.commands.task import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
+from fastdigin.metrics.extractors import load_extractor
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.results.pictures import png
 from fastdigin.storage import write_atomically
 from fastdigin_bench.methods import report, scores
-from fastdigin_bench.methods.asked import Method, neurons_asked, photos_asked
+from fastdigin_bench.methods.asked import Method, neurons_asked, other_photos, photos_asked
 from fastdigin_bench.methods.by_task import (
     DEFAULT,
     FAST,
@@ -50,6 +52,7 @@ NO_EDIT = PromptSwap(strength=0.0, name="autoencoder alone")
 NEURON_METHODS: tuple[Method, ...] = (ByNeuronCounterfactuals(), FeatureAttack())
 QUICK = 8  # photos, and neurons
 SLOTS = 8
+EXTRACTOR = "embedded:judge"
 
 
 def run(options: Namespace) -> int:
@@ -62,6 +65,8 @@ def run(options: Namespace) -> int:
     classifier = classifier_named(options.classifier)
     readers = {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
     asked = photos_asked(classifier, options.half, count)
+    extractor = load_extractor(EXTRACTOR)
+    others = extractor.features(torch.stack(other_photos(options.half)))
     methods = chosen(options.only)
     parts = [options.quick and "quick", options.classifier, options.half]
     usual = ("robust", "reporting")
@@ -70,26 +75,30 @@ def run(options: Namespace) -> int:
     results: dict[str, Any] = {
         "conditions": conditions() | {
             "classifier": classifier.name, "photos": options.half, "slots": engine.slots,
-            "seconds": "of the process's processors, per image",
+            "extractor": EXTRACTOR, "seconds": "of the process's processors, per image",
         }
     }  # fmt: skip
     for end in range(BATCH, count + BATCH, BATCH):  # a run that is stopped has compared something
-        part, rows, images = asked[:end], {}, {"photo": [one.image for one in asked[:end]]}
+        part, rows, found = asked[:end], {}, {}
+        images = {"photo": [one.image for one in part]}
         for method in (NO_EDIT, *methods):
             say(f"{method.name}: {len(part)} of {count} photos")
             images[method.name], seconds = made(out, method, engine, classifier, part)
             rows[method.name] = scores.rows_of(
                 classifier, readers, part, images[method.name], seconds
             )
-        results |= report.compared(rows, NO_EDIT.name, DEFAULT.name)
+            found[method.name] = scores.figures(rows[method.name]) | scores.realism(
+                extractor, images[method.name], others
+            )
+        results |= report.compared(found, rows, NO_EDIT.name, DEFAULT.name)
         write_json(file, results)
     write_atomically(file.with_suffix(".png"), png(report.sheet(images)))
     report.draw(results["methods"], options.results / f"{name}-front.png")
-    print(report.text(rows, scores.SCORES, NO_EDIT.name, DEFAULT.name), flush=True)
-    rows, images = neuron_part(engine, options.half, neurons, out, readers)
-    results["neurons"] = [scores.plain(n, scores.figures(found)) for n, found in rows.items()]
+    print(report.text(found, scores.SCORES, NO_EDIT.name, DEFAULT.name), flush=True)
+    found, images = neuron_part(engine, options.half, neurons, out, readers)
+    results["neurons"] = [scores.plain(name, figures) for name, figures in found.items()]
     write_atomically(options.results / f"{name}-neurons.png", png(report.sheet(images)))
-    print(report.text(rows, scores.NEURON_SCORES), flush=True)
+    print(report.text(found, scores.NEURON_SCORES), flush=True)
     finish(file, results)
     return 0
 
@@ -110,18 +119,18 @@ def classifier_named(name: str) -> Classifier:
 
 def neuron_part(
     engine: Engine, half: str, count: int, out: Path, readers: Mapping[str, Classifier]
-) -> tuple[dict[str, scores.Rows], dict[str, list[Tensor]]]:
-    """Rows and images of the methods for neurons, of the spurious classifier's planted ones."""
+) -> tuple[dict[str, scores.Figures], dict[str, list[Tensor]]]:
+    """Figures and images of the methods for neurons, of the spurious classifier's planted ones."""
     spurious = Classifier.load("embedded:spurious")
     asked = neurons_asked(half, count)
     planted = {n: place for place, found in embedded.planted_neurons().items() for n in found}
-    rows, images = {}, {"photo": [one.image for one in asked]}
+    found, images = {}, {"photo": [one.image for one in asked]}
     for method in NEURON_METHODS:
         say(f"{method.name}: {len(asked)} photos and neurons")
         images[method.name], seconds = made(
             make_folder(out / "neurons", "--out"), method, engine, spurious, asked
         )
-        rows[method.name] = scores.neuron_rows(
-            spurious, readers, planted, asked, images[method.name], seconds
+        found[method.name] = scores.figures(
+            scores.neuron_rows(spurious, readers, planted, asked, images[method.name], seconds)
         )
-    return rows, images
+    return found, images

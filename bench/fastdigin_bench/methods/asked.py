@@ -82,6 +82,12 @@ def photos_asked(classifier: Classifier, half: str, count: int) -> list[Asked]:
     ]  # fmt: skip
 
 
+def other_photos(half: str) -> list[Tensor]:
+    """The photos (3, H, W) of the other half, of which nothing is asked."""
+    (other,) = halves().keys() - {half}
+    return [read_picture(photo.path) for photo in halves()[other]]
+
+
 def neurons_asked(half: str, count: int) -> list[AskedNeuron]:
     """The first ``count`` of the demo's plans whose photos lie in that half."""
     by_id = {photo.id: photo for photo in halves()[half]}

@@ -37,7 +37,7 @@ class FastDiME:
 
     scales: tuple[float, ...] = (0.3, 0.6, 1.2)
     steps: int = 50
-    strength: float = 0.6
+    strength: float = 0.8
     distance: float = 0.001
     warm_up: float = 0.5
     threshold: float = 0.3

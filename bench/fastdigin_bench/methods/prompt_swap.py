@@ -23,7 +23,7 @@ from fastdigin_bench.methods.latents import descent
 class PromptSwap:
     """strength: share of the steps that are taken again; with 0 it is the autoencoder's image."""
 
-    strength: float = 0.7
+    strength: float = 0.8
     steps: int = 20
     guidance_scale: float = 3.0
     name: str = "prompt swap (SDEdit)"

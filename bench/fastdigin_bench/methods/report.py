@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from fastdigin.metrics.figures import Figure, figure
-from fastdigin_bench.methods.scores import Rows, figures, plain
+from fastdigin_bench.methods.scores import Figures, Rows, plain
 from fastdigin_bench.pictures import contact_sheet
 from fastdigin_bench.plots import Panel, plot
 
@@ -27,9 +27,10 @@ UNKNOWN = dict.fromkeys(
 Scores = Mapping[str, tuple[str, bool]]
 
 
-def compared(rows: Mapping[str, Rows], reference: str, engine: str) -> dict[str, Any]:
+def compared(
+    found: Mapping[str, Figures], rows: Mapping[str, Rows], reference: str, engine: str
+) -> dict[str, Any]:
     """What the results' file holds. reference: changes nothing, and is no competitor."""
-    found = {name: figures(r) for name, r in rows.items()}
     rivals = {name: f for name, f in found.items() if name != reference}
     fronts = {
         cost: front({n: (f["judge"].value, f[cost].value) for n, f in rivals.items()})
@@ -48,7 +49,7 @@ def compared(rows: Mapping[str, Rows], reference: str, engine: str) -> dict[str,
     }
 
 
-def winners(methods: Mapping[str, Mapping[str, Figure]], scores: Scores) -> dict[str, set[str]]:
+def winners(methods: Mapping[str, Figures], scores: Scores) -> dict[str, set[str]]:
     """Score -> the methods with the best value, of those that flip EQUAL_FLIPS and more.
 
     Where none does, and where flips are no score, all are compared.
@@ -84,9 +85,10 @@ def paired(ours: Rows | None, theirs: Rows, key: str) -> dict[str, Any] | None:
     return {"value": found["value"], "interval": found["interval"]}
 
 
-def text(rows: Mapping[str, Rows], scores: Scores, reference: str = "", engine: str = "") -> str:
+def text(
+    found: Mapping[str, Figures], scores: Scores, reference: str = "", engine: str = ""
+) -> str:
     """A table in Markdown, winners in bold, and where the engine does not lead."""
-    found = {name: figures(r) for name, r in rows.items()}
     rivals = {name: f for name, f in found.items() if name != reference}
     best = winners(rivals, scores)
     lines = [["method", *(title for title, _ in scores.values())], ["---"] * (1 + len(scores))]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastdigin.editing.masks import soften
 from fastdigin.metrics.distances import masked_l1
+from fastdigin.metrics.extractors import Extractor
+from fastdigin.metrics.features import jackknifed, kernel_distance
 from fastdigin.metrics.figures import Figure, Value, figure
 from fastdigin.models.classifier import Classifier
 from fastdigin.results.pictures import read_picture
@@ -23,6 +25,7 @@ SCORES = {  # key -> (title, whether more is better)
     "confidence": ("confidence", True),
     "background_l1": ("background L1", False),
     "l1": ("L1", False),
+    "kid": ("KID", False),
     "seconds": ("seconds", False),
 }
 NEURON_SCORES = {
@@ -34,6 +37,7 @@ NEURON_SCORES = {
     "seconds": ("seconds", False),
 }
 Rows = list[dict[str, Value]]
+Figures = dict[str, Figure]
 
 
 @torch.no_grad()
@@ -91,12 +95,25 @@ def neuron_rows(
     return rows
 
 
-def figures(rows: Rows) -> dict[str, Figure]:
+def figures(rows: Rows) -> Figures:
     """Score -> its figure, with 95% interval."""
     return {key: figure(key, [row[key] for row in rows]) for key in rows[0]}
 
 
-def plain(name: str, found: Mapping[str, Figure]) -> dict[str, Any]:
+@torch.no_grad()
+def realism(extractor: Extractor, images: Sequence[Tensor], photos_nd: Tensor) -> Figures:
+    """KID, the distance of the images as a set to photos of which none was asked about.
+
+    photos_nd: their features.
+    """
+    features = extractor.features(torch.stack(list(images)))
+    value, interval = jackknifed(
+        lambda kept: kernel_distance(photos_nd, features[kept]), len(features)
+    )
+    return {"kid": Figure("kid", value, len(features), interval)}
+
+
+def plain(name: str, found: Figures) -> dict[str, Any]:
     """JSON values of one method."""
     values = {key: one.plain() for key, one in found.items()}
     return {
