@@ -24,6 +24,29 @@ def quick(monkeypatch):
         monkeypatch.setattr(task, "embedded_settings", brief)
 
 
+MODELS = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packaged_model():
+    """Loaded once for all commands that take it as it is."""
+    from fastdigin.models.diffusion import LatentDiffusion
+
+    load = LatentDiffusion.from_pretrained
+
+    def loaded(source, **options):
+        key = str(options)
+        if source != "embedded" or options.get("lora"):
+            return load(source, **options)
+        if key not in MODELS:
+            MODELS[key] = load(source, **options)
+        return MODELS[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentDiffusion, "from_pretrained", loaded)
+        yield
+
+
 @pytest.fixture
 def words(tmp_path):
     return words_file(tmp_path / "words.txt", "sneaker on grass", "bag")

@@ -58,18 +58,3 @@ def test_a_job_whose_picture_is_lost_is_done_again(tmp_path, capsys):
     assert run(*CF, photo, *CHANGE, "--out", out) == 0
     assert "1 finished images lack pictures and are done again" in capsys.readouterr().err
     assert picture.read_bytes() == content and len(records(out)) == 2
-
-
-def test_damaged_caches_are_made_anew(tmp_path, monkeypatch):
-    """Of inversions, attention and whatever else is kept between runs."""
-    monkeypatch.setenv("FASTDIGIN_CACHE", str(tmp_path / "cache"))
-    photo = save_copy(tmp_path / "a.png")
-    for number, damage in enumerate((b"", b"\xff" * 999, b"")):
-        assert run(*CF, photo, *CHANGE, "--out", tmp_path / str(number)) == 0
-        kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-        assert kept
-        for path in kept:
-            path.write_bytes(damage)
-    pictures = {(tmp_path / str(n) / records(tmp_path / str(n))[0]["image"]).read_bytes()
-                for n in range(3)}  # fmt: skip
-    assert len(pictures) == 1

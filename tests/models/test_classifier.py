@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import timm
 import torch
@@ -135,7 +136,11 @@ def test_class_index():
         assert classifier.class_index(name) == 0
     assert classifier.class_index("lifting crane") == 2
     assert classifier.class_index("7") == 3  # a name goes before an index
-    assert classifier.class_index(torch.tensor(2)) == 2
+    for index in (torch.tensor(2), np.int64(2)):
+        assert classifier.class_index(index) == 2
+    for index in (True, 7.9, float("nan"), 5.0, None, [5]):
+        with pytest.raises(UserError, match="neither a name nor a whole number"):
+            classifier.class_index(index)
 
 
 def test_ambiguous_class_lists_the_indices():
