@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretended import PretendedGpu
 from tiny import IMAGE_SHAPE, build_classifier, make_job, uniform
 
-from fastdigin import hardware
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Candidate, EarlyStop
 from fastdigin.objectives import ClassConfidence, Cutouts, Distance
@@ -261,16 +259,3 @@ def test_jobs_are_not_changed(tiny):
     list(Engine(tiny.model).run([job]))
     for x, y in zip((job.latents, job.conditioning, job.null_text), before, strict=True):
         assert torch.equal(x, y) and not x.requires_grad
-
-
-def test_a_finished_job_comes_to_the_host_in_one_copy(tiny, monkeypatch):
-    """Of a GPU, where each copy waits."""
-    copies, cpu = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (copies.append(x), cpu(x))[1])
-    jobs = [make_job(tiny.model, str(n), seed=n, iterations=n % 2) for n in range(3)]
-    with hardware.pretend(PretendedGpu()):
-        results = list(Engine(tiny.model, slots=2, kept_steps=0, compile="off").run(jobs))
-    assert len(copies) == len(results) == 3
-    for result in results:
-        assert result.image.shape == result.initial_image.shape == IMAGE_SHAPE
-        assert result.null_text.shape == result.conditioning.shape == (STEPS, 16, 16)

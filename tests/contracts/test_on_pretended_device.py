@@ -1,6 +1,7 @@
-"""All four tasks of every family where tensors say that they are on a GPU (pretended_devices.py).
+"""All four tasks where tensors say that they are on a GPU (pretended_devices.py).
 
-A mixing of devices fails, wherever it is; so does a product of two dtypes, in bf16.
+An iteration waits for the device once, at its end, and for each job that it finishes. A mixing of
+devices fails, wherever it is; so does a product of two dtypes, in bf16.
 """
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from four_tasks import four_tasks
 from pretended import PretendedGpu
 from pretended_devices import DEVICE, PretendedDevice, to_device
-from tiny import build_classifier
+from tiny import build_classifier, build_tiny
 
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.engine import Engine
@@ -16,10 +17,6 @@ from fastdigin.hardware import pretend
 from fastdigin.models.diffusion import LatentDiffusion
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd-turbo", "sdxl-turbo", "lcm")
-
-
-def classifier_on_device(**named):
-    return build_classifier(**named).to(dtype=torch.bfloat16).to(DEVICE)
 
 
 @pytest.fixture
@@ -38,19 +35,32 @@ def iterations(monkeypatch):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_nothing_mixes_devices_or_dtypes(name, folder_of, iterations):
-    model = LatentDiffusion.load(str(folder_of(name)), device="cpu", dtype=torch.bfloat16)
-    with PretendedDevice(), pretend(PretendedGpu()):
+def check(model, dtype, gpu, iterations):
+    with PretendedDevice(), pretend(gpu):
         for network in model.networks:
             to_device(network)
         assert model.device == DEVICE
         engine = Engine(model, slots=2, kept_steps=1, compile="off")
-        records = list(four_tasks(engine, build=classifier_on_device))
+        records = list(
+            four_tasks(engine, build=lambda **x: build_classifier(**x).to(dtype=dtype).to(DEVICE))
+        )
     assert [record.error for record in records] == [None] * 8
     assert len(records[0].history) == 2, "nothing was optimised"
     for waits, launches, finished in iterations:
         assert len(waits) <= 1 + finished, waits  # a finished job is brought to the host
         assert launches > 100
     assert any(not finished for *_, finished in iterations)
+
+
+@pytest.mark.parametrize(
+    "gpu", [PretendedGpu(graphs=False), PretendedGpu()], ids=["plain", "graphs"]
+)
+def test_an_iteration_of_all_tasks_waits_once(gpu, iterations):
+    check(build_tiny(levels=1).model, torch.float64, gpu, iterations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_mixes_devices_or_dtypes(name, folder_of, iterations):
+    model = LatentDiffusion.load(str(folder_of(name)), device="cpu", dtype=torch.bfloat16)
+    check(model, torch.bfloat16, PretendedGpu(), iterations)
