@@ -40,21 +40,10 @@ def test_bytes_of_a_row(row):
     assert row["weights_bytes"] == alone.weights and row["state_bytes_per_slot"] == alone.state
     assert row["step_peak_bytes"] == alone.step and row["decoder_peak_bytes"] == alone.decoder
     assert row["step_peak_bytes"] > row["saved_bytes_per_step"]
-    assert {int(gb): alone.slots_in(int(gb) * 10**9) for gb in row["slots_in"]} == {
-        int(gb): slots for gb, slots in row["slots_in"].items()
-    }
+    assert row["slots_in"] == {gb: alone.slots_in(int(gb) * 10**9) for gb in row["slots_in"]}
     twice = account(SMALL_ARCHITECTURE, 32, steps=6, dtype=torch.float32)
     assert twice["marginal_bytes_per_slot"] < 1.2 * row["marginal_bytes_per_slot"]
     assert twice["plain_bytes_per_slot"] > 1.5 * row["plain_bytes_per_slot"]
-
-
-def test_frozen_networks_save_less_at_equal_arithmetic(row):
-    unet = small_unet()
-    stock = measure(unet)
-    assert row["plain_saved_bytes_per_step"] == stock.saved
-    freeze_aware(unet.network)
-    assert row["saved_bytes_per_step"] == measure(unet).saved < 0.8 * stock.saved
-    assert stock.forward == row["flops_forward"] and stock.backward == row["flops_backward"]
 
 
 def test_operations_and_bytes_by_hand():

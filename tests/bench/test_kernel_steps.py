@@ -7,23 +7,6 @@ from fastdigin.errors import UserError
 from fastdigin_bench import kernel_steps
 
 
-def test_every_second_belongs_to_one_kind():
-    found = kernel_steps.shares(
-        {
-            "fastdigin::attention_backward": 2.0,
-            "aten::_scaled_dot_product_flash_attention_for_cpu": 1.0,
-            "fastdigin::group_norm_silu_forward": 1.0,
-            "aten::mkldnn_convolution": 4.0,
-            "aten::addmm": 1.0,
-            "aten::copy_": 1.0,
-        }
-    )
-    assert found == {
-        "attention": 0.3, "norms and activations": 0.1, "convolutions": 0.4,
-        "linear layers": 0.1, "other": 0.1, "seconds": 10.0,
-    }  # fmt: skip
-
-
 def test_other_losses_are_not_compared(monkeypatch):
     losses = {"sdpa": torch.ones(2), "cpp": torch.ones(2)}
     monkeypatch.setattr(kernel_steps, "Engine", lambda model, **kwargs: model)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fastdigin_bench import command, kernel_cases, kernel_timing, kernels
+from fastdigin_bench import command, kernel_cases, kernels
 
 KEYS = {"model", "op", "shape", "dtype", "impl", "pass", "milliseconds", "gflops", "max_error",
         "fraction_of_matmul_peak", "ratio_vs_sdpa", "saved_megabytes", "refused"}  # fmt: skip
@@ -103,21 +103,3 @@ def test_a_result_that_is_not_a_number_is_refused():
     assert kernels.refusal([float("inf")], [1e-6]) is not None
     assert kernels.refusal([float("nan")], [1e-6]) is not None
     assert kernels.refusal([2e-7], [1e-6]) is None
-
-
-def test_turns_are_taken_in_order(monkeypatch):
-    calls = []
-    runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    monkeypatch.setattr(kernel_timing, "_SAMPLE_SECONDS", 0)
-    samples = kernel_timing.time_in_turns(runs, 0, torch.device("cpu"))
-    assert [len(taken) for taken in samples.values()] == [3, 3]
-    assert calls[4:] == ["a", "b"] * 3
-
-
-def test_arithmetic_of_attention():
-    case = find("self-attention")
-    batch, heads, tokens, keys, size = map(int, case.shape.split("x"))
-    product = 2 * batch * heads * tokens * keys * size
-    assert case.flops == (2 * product, 5 * product)
-    kept = kernels.saved_megabytes(case, "sdpa") * 1e6
-    assert 0.9 <= kept / (4 * batch * heads * tokens * (size + 1)) <= 1.1  # output, log-sum-exp

@@ -4,7 +4,6 @@ import pytest
 from tiny import build_classifier
 
 from fastdigin_bench import memory
-from fastdigin_bench.output import rows_table
 from fastdigin_bench.processes import in_processes
 
 
@@ -41,13 +40,6 @@ def test_targets_by_hand():
     assert slot["value"] == 1.2e9 and slot["met"] and step["value"] == 1.1e9 and not step["met"]
 
 
-def test_lines_by_hand():
-    found = memory.peak_lines([*ROWS, row(20, 8, 0, 2**20, 2**20)])
-    assert found["1 slot"] == [(5, 100 / 2**20), (50, 190 / 2**20)]
-    assert found["4 slots, without variables and moments"] == [(5, 360 / 2**20), (50, 370 / 2**20)]
-    assert found["8 slots"] == [(20, 1.0)] and len(found) == 5
-
-
 def test_peaks_of_a_tiny_model(tiny):
     """A kept step costs memory, a recomputed one none; predictions are near."""
     classifier = build_classifier()
@@ -68,13 +60,6 @@ def test_budgets_of_a_tiny_model(tiny):
     )
     assert "do not hold 1 slot" in small["refused"]
     assert large["kept_steps"] == 2 and large["measured_bytes"] < large["budget_bytes"] == 2**30
-    refused, run = rows_table([small, large], memory.PLANS).splitlines()[2:]
-    assert refused.split() == ["1MiB", "1", "refused"] and run.split()[:4] == [
-        "1GiB",
-        "1",
-        "1",
-        "2",
-    ]
 
 
 @pytest.mark.slow

@@ -32,17 +32,6 @@ def test_the_last_line_is_the_file(tmp_path, capsys):
             output.read_json(path)
 
 
-def test_tables():
-    rows = [{"steps": 5, "bytes": 2048}, {"steps": 20, "bytes": 4096}]
-    columns = {"steps": "steps", "KiB": lambda row: row["bytes"] // 1024}
-    titles, _, *cells = output.rows_table(rows, columns).splitlines()
-    assert [line.split() for line in (titles, *cells)] == [
-        ["steps", "KiB"],
-        ["5", "2"],
-        ["20", "4"],
-    ]
-
-
 def test_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
     series = {"one": [(1, 2), (2, 3)], "two": [(1, 1), (3, 1)]}

@@ -47,7 +47,6 @@ from fastdigin_bench.throughput import (
     Sides,
     Timings,
 )
-from fastdigin_bench.timing import time_in_turns
 
 ITEMS = [
     ImageInput(f"p{n}", uniform(*IMAGE_SHAPE, seed=n), "a red sneaker", "sneaker", "boot")
@@ -211,14 +210,6 @@ def test_the_engine_without_an_idea_computes_the_same(tiny, edited_jobs):
             assert len(decodes) == whole + (4 if name == "shared decode" else 0)
     hook.remove()
     assert {name: p.impl for name, p in tiny.model.unet.attn_processors.items()} == processors
-
-
-def test_what_is_compared_is_timed_in_turns():
-    order = []
-    functions = {name: lambda name=name: order.append(name) for name in "ab"}
-    found = time_in_turns(functions, 3)
-    assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # the first of each is not timed
-    assert all(len(each) == 3 and min(each) >= 0 for each in found.values())
 
 
 def test_causes_by_hand():

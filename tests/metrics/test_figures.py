@@ -58,13 +58,6 @@ def test_shown(found, shown, wanted):
     assert (found.show(), found.show_target()) == (shown, wanted)
 
 
-def test_plain_values_are_rounded():
-    assert figure("flips", [True, True, False], at_least(0.95)).plain() == {
-        "name": "flips", "value": 0.6667, "n": 3, "interval": [0.2077, 0.9385],
-        "target": "at least 95.0%", "met": False,
-    }  # fmt: skip
-
-
 def test_a_table_of_rows():
     rows = [{"flips": True, "L1": 0.5}, {"flips": True, "L1": None}]
     figures = figures_of(rows, {"flips": at_least(0.9), "L1": at_most(0.1)})
