@@ -135,11 +135,8 @@ def _autoencoder() -> AutoencoderKL:
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=SIZE,
-        scaling_factor=0.18215,
     )
 
 

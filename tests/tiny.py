@@ -97,8 +97,6 @@ def multistep_scheduler(**options) -> DPMSolverMultistepScheduler:
 def _networks(prediction_type: str, levels: int) -> SimpleNamespace:
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         block_out_channels=(8, 16)[:levels],
         down_block_types=("CrossAttnDownBlock2D",) * levels if levels > 1 else ("DownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",) * levels if levels > 1 else ("UpBlock2D",),
@@ -108,13 +106,9 @@ def _networks(prediction_type: str, levels: int) -> SimpleNamespace:
         norm_num_groups=4,
     )
     vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=0.7,

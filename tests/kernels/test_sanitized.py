@@ -26,7 +26,7 @@ def run(*command):
 
 def build(folder, target, *options):
     run("cmake", "-S", ROOT, "-B", folder, "-DCMAKE_CXX_FLAGS=-Werror", *options)
-    run("cmake", "--build", folder, "--target", target)
+    return run("cmake", "--build", folder, "--target", target)
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
@@ -44,4 +44,5 @@ def test_sanitizers_find_nothing(sanitizers, tmp_path):
 
 
 def test_a_release_build_has_no_warning(tmp_path):
-    build(tmp_path, "fastdigin_cpu", "-DCMAKE_BUILD_TYPE=Release")
+    built = build(tmp_path, "fastdigin_cpu", "-DCMAKE_BUILD_TYPE=Release")
+    assert "Built target fastdigin_cpu" in built and "warning" not in built

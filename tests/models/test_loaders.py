@@ -114,7 +114,7 @@ def test_weights_of_a_wrapped_network_are_named_as_such(saved, prefix):
 def test_broken_files_are_refused(saved):
     loader, spec, weights = saved
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(loader.load, spec)
+    assert refused(loader.load, spec)
 
 
 @every_loader

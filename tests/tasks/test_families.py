@@ -18,12 +18,12 @@ from fastdigin.tasks.neurons import NeuronVisualisations
 pytestmark = pytest.mark.slow
 
 
-def brief(task, model, steps, **changes):
+def brief(task, model, **changes):
     """A task's settings for the model with few steps and one iteration."""
     settings = task.default_settings(model)
     optimisation = replace(
         settings.optimisation,
-        steps=min(steps, settings.optimisation.steps),
+        steps=min(3, settings.optimisation.steps),
         iterations=1,
         last_steps=1,
         learning_rate=1e-4,
@@ -51,7 +51,9 @@ def enlarged(item, size):
     return replace(item, image=image[0].clamp(0, 1))
 
 
-def run_all_tasks(model, clean, spurious, steps):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_tasks(tmp_path, clean, spurious, name):
+    model = fd.LatentDiffusion.load(str(save_family(name, tmp_path)), device="cpu")
     engine = fd.Engine(model, slots=1, kept_steps=0)
     photos = [enlarged(item, model.image_size) for item in collect(["embedded:photos"], 4)]
     photo, dataset = photos[:1], [item.image for item in photos]
@@ -59,66 +61,22 @@ def run_all_tasks(model, clean, spurious, steps):
     target = "bag" if photo[0].source != "bag" else "boot"
     (cf,) = fd.counterfactuals(
         engine, photo, clean, target,
-        settings=brief(Counterfactuals, model, steps, injection_fractions=(0.5,),
+        settings=brief(Counterfactuals, model, injection_fractions=(0.5,),
                        blending_fractions=(0.0, 0.5), **of_photo),
     )  # fmt: skip
     (dis,) = fd.disagreements(
         engine, clean, spurious, "sneaker",
         # Of a random model's images f may be so sure that a confidence has no gradient left.
-        settings=brief(Disagreements, model, steps, objective="log_conf"),
+        settings=brief(Disagreements, model, objective="log_conf"),
     )  # fmt: skip
     (neu,) = fd.visualise_neurons(
         engine, spurious, 3, ["sneaker"], dataset,
-        settings=brief(NeuronVisualisations, model, steps, samples_per_word=1),
+        settings=brief(NeuronVisualisations, model, samples_per_word=1),
     )  # fmt: skip
     (ncf,) = fd.neuron_counterfactuals(
         engine, photo, spurious, 3, "max", dataset=dataset,
-        settings=brief(NeuronCounterfactuals, model, steps, **of_photo),
+        settings=brief(NeuronCounterfactuals, model, **of_photo),
     )  # fmt: skip
     for explanation in (cf, dis, neu, ncf):
         check(explanation)
     assert cf.result.job.injection is not None and ncf.result.job.injection is not None
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_all_tasks(tmp_path, clean, spurious, name):
-    model = fd.LatentDiffusion.load(str(save_family(name, tmp_path)), device="cpu")
-    run_all_tasks(model, clean, spurious, steps=3)
-
-
-def test_the_true_architecture_of_stable_diffusion_1(tmp_path, clean, spurious):
-    """All of SD 1.4 with random weights, at 256 px.
-
-    6.3 GB of memory at most, 2.1 GB of disk, seven minutes of one CPU core.
-    """
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
-    from diffusers import UNet2DConditionModel as UNet
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from fastdigin.embedded import model_folder
-    from fastdigin.engine.architectures import SD_1_4
-
-    tokenizer = CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
-    torch.manual_seed(0)
-    pipeline = StableDiffusionPipeline(
-        unet=UNet(sample_size=64, **SD_1_4.unet).half(),
-        vae=AutoencoderKL(sample_size=512, **SD_1_4.vae).half(),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                num_attention_heads=12, bos_token_id=602, eos_token_id=603, pad_token_id=603,
-            )
-        ).half(),
-        tokenizer=tokenizer,
-        scheduler=PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-            skip_prk_steps=True,
-        ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(tmp_path, variant="fp16")
-    del pipeline
-    model = fd.LatentDiffusion.load(str(tmp_path), device="cpu", size=256)
-    assert model.dtype == torch.float32 and model.latent_shape == (4, 32, 32)
-    assert sum(p.numel() for p in model.unet.parameters()) == 859_520_964
-    run_all_tasks(model, clean, spurious, steps=2)
