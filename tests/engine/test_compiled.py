@@ -122,13 +122,6 @@ def test_a_multistep_solver_agrees_too(tiny, missing):
     assert set(compiled.graphs.values()) == {1}
 
 
-def test_a_loop_without_guidance_agrees_too(compiled, model):
-    step = batch_steps(model, guidance=1.0, edited=False)[2]
-    inputs, eager = (*step_inputs(model, guided=False), step), StepFunctions(model)
-    incoming = gradients(model)
-    assert_same(compiled.joint(*inputs, *incoming), eager.joint(*inputs, *incoming))
-
-
 def test_no_graph_depends_on_the_step_the_job_or_the_layout(compiled, model):
     """Run after the tests above or alone, it finds one graph a key."""
     for steps in (4, 3):

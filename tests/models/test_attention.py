@@ -59,20 +59,6 @@ def test_keys_depend_on_the_text_only(tiny, inputs):
 
 
 @pytest.mark.parametrize("form", ["queries", "map"])
-@pytest.mark.parametrize("weight", [1.0, 0.3])
-def test_injecting_its_own_attention_changes_nothing(tiny, inputs, form, weight):
-    z, text = inputs
-    record, output = record_of(tiny.model, z, T, text)
-    identity = torch.eye(16, dtype=torch.float64).expand(2, 16, 16)
-    control = AttentionControl(
-        injected=InjectedAttention(
-            sources(record, form), identity, torch.full((2,), weight, dtype=torch.float64)
-        )
-    )
-    assert_near(tiny.model.predict(z, T, text, control), output, 1e-12)
-
-
-@pytest.mark.parametrize("form", ["queries", "map"])
 def test_injection_concerns_the_conditional_half_and_weight_zero_nothing(tiny, inputs, form):
     """Four samples: two null, two conditional, of which only the last injects."""
     z, text = inputs

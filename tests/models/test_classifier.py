@@ -121,14 +121,6 @@ def test_neuron_out_of_range_names_the_range():
             classifier.check_neuron(neuron)
 
 
-def test_number_of_names_must_be_the_number_of_logits():
-    classifier = Classifier(
-        TinyNetwork(3), size=8, mean=(0,) * 3, std=(1,) * 3, classes=("cat", "dog")
-    )
-    with pytest.raises(UserError, match="2 names"):
-        classifier.logits(random_images())
-
-
 def test_class_index():
     names = ("robin, American robin, Turdus migratorius", "crane", "crane, lifting crane", "7")
     classifier = make_classifier(names)
@@ -181,20 +173,6 @@ def test_prepared_images_are_only_normalised():
     for method in (classifier.logits, classifier.activations):
         torch.testing.assert_close(method(prepared, prepared=True), method(images))
         assert not torch.allclose(method(prepared), method(images))  # cropped once more
-
-
-def test_logits_of_an_output_object():
-    from types import SimpleNamespace
-
-    class Wrapped(TinyNetwork):
-        def forward(self, x):
-            return SimpleNamespace(logits=super().forward(x))
-
-    torch.manual_seed(0)
-    options = {"size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
-    wrapped = Classifier(Wrapped(), classes=("cat", "dog", "bird"), **options)
-    images = random_images()
-    torch.testing.assert_close(wrapped.logits(images), make_classifier().logits(images))
 
 
 def test_head_may_be_named():

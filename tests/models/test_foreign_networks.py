@@ -128,17 +128,6 @@ def test_without_a_gradient_nothing_can_be_explained(wrap):
     check_classifier(made(), "logits")
 
 
-def test_a_forward_without_gradient_is_refused_before_any_work():
-    class Frozen(Network):
-        @torch.no_grad()
-        def forward(self, x):
-            return super().forward(x)
-
-    for what in ("logits", "activations"):
-        with pytest.raises(UserError, match=f"no gradient of the {what} of classifier"):
-            check_classifier(made(Frozen()), what)
-
-
 def test_a_classifier_under_autocast():
     """Forward inside, backward outside."""
     classifier, x = made(), images().requires_grad_()

@@ -51,38 +51,13 @@ def assert_same_output_and_gradient(plain, frozen, x, tolerance=1e-12):
     assert_near(actual[1], expected[1], tolerance)
 
 
-def unet_of(latents, timesteps, text):
-    """U-Net -> a function of latents, and one of text."""
-
-    def bind(unet):
-        return (
-            lambda z: unet(z, timesteps, text, return_dict=False)[0],
-            lambda c: unet(latents, timesteps, c, return_dict=False)[0],
-        )
-
-    return bind
-
-
-def test_the_tiny_unet_is_the_same_function_of_latents_and_text(tiny_pair):
-    latents, text = normal(2, *LATENT_SHAPE), normal(2, 16, 16, seed=1)
-    bind = unet_of(latents, torch.tensor([500, 20]), text)
-    plain, frozen = (bind(model.unet) for model in tiny_pair)
-    assert_same_output_and_gradient(plain[0], frozen[0], latents)
-    assert_same_output_and_gradient(plain[1], frozen[1], text)
-
-
-def test_the_tiny_decoder_is_the_same_function(tiny_pair):
-    plain, frozen = (lambda z, v=model.vae: v.decode(z).sample for model in tiny_pair)
-    assert_same_output_and_gradient(plain, frozen, normal(2, *LATENT_SHAPE))
-
-
 def test_the_embedded_networks_are_the_same_functions(embedded_pair):
     unets, autoencoders = embedded_pair
-    latents, text = normal(2, 4, 16, 16), normal(2, 16, 64, seed=1)
-    bind = unet_of(latents, torch.tensor([900, 3]), text)
-    plain, frozen = (bind(unet) for unet in unets)
-    assert_same_output_and_gradient(plain[0], frozen[0], latents)
-    assert_same_output_and_gradient(plain[1], frozen[1], text)
+    latents, text, t = normal(2, 4, 16, 16), normal(2, 16, 64, seed=1), torch.tensor([900, 3])
+    plain, frozen = (lambda z, u=u: u(z, t, text, return_dict=False)[0] for u in unets)
+    assert_same_output_and_gradient(plain, frozen, latents)
+    plain, frozen = (lambda c, u=u: u(latents, t, c, return_dict=False)[0] for u in unets)
+    assert_same_output_and_gradient(plain, frozen, text)
     plain, frozen = (lambda z, v=v: v.decode(z).sample for v in autoencoders)
     assert_same_output_and_gradient(plain, frozen, latents)
 

@@ -2,10 +2,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
 
 from fastdigin.models.classifier import Classifier
-from fastdigin.models.layers import find_head
 
 UNIT = {"mean": (0,) * 3, "std": (1,) * 3}
 
@@ -77,9 +75,3 @@ def test_layer_before_the_head_is_timms_pre_logits(name):
     expected = network.forward_head(network.forward_features(images), pre_logits=True)
     actual = classifier_of(network, 160).activations(images, prepared=True)
     torch.testing.assert_close(actual, expected)
-
-
-def test_head_of_networks_without_a_linear_layer():
-    squeezenet = torchvision.models.squeezenet1_1(num_classes=10)
-    assert find_head(squeezenet) == "classifier.1"
-    assert find_head(nn.Conv2d(3, 2, 3)) is None

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 import fastdigin as fd
-from fastdigin import embedded as world
-from fastdigin.photos import collect, read_images
 
 WORDS = ["sneaker on grass", "bag"]
 
@@ -116,14 +114,3 @@ def test_a_sample_that_fails_does_not_stop_the_search(call, engine, monkeypatch)
     monkeypatch.setattr(type(engine), "evaluate", one_fails)
     (e,) = call(fd.visualise_neurons, neurons=3)
     assert e.word == "sneaker on grass" and math.isfinite(e.activation)
-
-
-def test_planted_neurons_see_their_background(spurious):
-    """The packaged claim that the demo rests on, on the packaged photos."""
-    photos = world.photos()
-    dataset = read_images(collect(["embedded:photos"]), 64)
-    activations = dataset_activations(spurious, dataset)
-    for background, neurons in world.planted_neurons().items():
-        there = torch.tensor([p.background == background for p in photos])
-        seen = activations[:, neurons[0]]
-        assert seen[there].mean() > seen[~there].mean()

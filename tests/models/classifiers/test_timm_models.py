@@ -16,8 +16,8 @@ def saved(folder, name="test_resnet", config=None, **options):
     return model
 
 
-def test_names_guessed_and_neurons(tmp_path, caplog):
-    model = saved(tmp_path)
+def test_names_are_guessed(tmp_path, caplog):
+    saved(tmp_path)
     classifier = Classifier.load(f"timm:local-dir:{tmp_path}")
     assert "their names are guessed to be ImageNet's" in caplog.text
     assert len(classifier.classes) == 1000 and classifier.named == "guessed"
@@ -26,12 +26,6 @@ def test_names_guessed_and_neurons(tmp_path, caplog):
     assert classifier.class_index("15") == 15
     with pytest.raises(UserError, match=r"134 \(crane\); 517 \(crane\)"):
         classifier.class_index("crane")
-    images = torch.rand(2, 3, classifier.size, classifier.size)
-    with torch.no_grad():
-        features = classifier.activations(images, prepared=True)
-        pixels = classifier._inputs(images)
-        expected = model.forward_head(model.forward_features(pixels), True)
-    torch.testing.assert_close(features, expected)
 
 
 def test_names_that_came_with_the_weights(tmp_path):
