@@ -138,6 +138,7 @@ def tables(draw: st.DrawFn, folder: Path) -> None:
 
 @cache
 def model() -> LatentDiffusion:
+    """The packaged one, loaded once."""
     return LatentDiffusion.from_pretrained("embedded", device="cpu")
 
 
@@ -205,6 +206,7 @@ def jobs(draw: st.DrawFn, folder: Path) -> None:
 
 @cache
 def engine() -> Engine:
+    """One around the packaged model."""
     return Engine(model(), slots=2, compile="off")
 
 
@@ -308,6 +310,7 @@ def fuzz(minutes: float, seed: int = 0, targets: tuple[Target, ...] = TARGETS) -
 
 
 def main() -> int:
+    """Runs the command; 1 where something went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, metavar="N", help="default 30")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first round's number")

@@ -171,6 +171,7 @@ def growth(sizes: list[int], workers: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Runs the command; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fastdigin_bench.scale_out")
     kinds = parser.add_subparsers(dest="kind", required=True)
     one = kinds.add_parser("chaos")

@@ -41,6 +41,7 @@ def add_images(parser: Parser) -> None:
 
 
 def add_layer(parser: Parser) -> None:
+    """Whose activations are meant."""
     parser.add_argument("--layer", metavar="NAME", help="module (default: the penultimate layer)")
 
 
@@ -56,6 +57,7 @@ def add_photo_search(parser: Parser, out: str, top: int) -> None:
 
 
 def add_out(parser: Parser, out: str) -> None:
+    """Of every command that writes a folder. out: the default."""
     parser.add_argument(
         "--out", type=path, default=Path(out), metavar="DIR", help=f"(default {out})"
     )

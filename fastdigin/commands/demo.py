@@ -15,6 +15,7 @@ So would compiled steps, which are off.
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """How many jobs, where they run and where they are kept."""
     parser.add_argument("--per-task", type=count, default=2, metavar="N", help="jobs (default 2)")
     add_run(parser, out="demo")
     add_attention(parser)

@@ -13,6 +13,7 @@ from fastdigin.errors import UserError
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """The folders, and where their results go."""
     parser.add_argument(
         "folders", nargs="+", type=path, metavar="DIR", help="each the --out of a run"
     )
@@ -52,7 +53,12 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         UserError: no results, other settings, or another result of the same id.
     """
     from fastdigin.results import ResultStore
-    from fastdigin.results.store import check_same_settings, read_lines, read_runs
+    from fastdigin.results.store import (
+        check_same_settings,
+        read_environments,
+        read_lines,
+        read_runs,
+    )
 
     out = out.resolve()
     known = {(x["task"], x["id"]): (out, x) for x in read_lines(out)} if out.is_dir() else {}
@@ -72,6 +78,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
             elif line["status"] == "done":
                 _check_same(before, (folder, line))
     stores = {task: ResultStore(out, task, settings[task]) for task in settings}
+    first = next(iter(settings))  # the folder keeps what made all of its tasks' results together
+    for environment in (each for folder in folders for each in read_environments(folder)):
+        ResultStore(out, first, settings[first], environment)
     for folder, line in wanted.values():
         _copy_pictures(folder, line, out)
         stores[line["task"]].append(line)

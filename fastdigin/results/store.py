@@ -186,6 +186,11 @@ def read_runs(out: Path | str) -> dict[str, dict]:
     return {task: settings for task, settings in runs.items() if task != ENVIRONMENTS}
 
 
+def read_environments(out: Path | str) -> list[dict]:
+    """The versions, machines and weights that made the results in OUT."""
+    return list(_read_run_file(Path(out)).get(ENVIRONMENTS, {}).values())
+
+
 def _read_run_file(out: Path) -> dict[str, dict]:
     path = out / RUN_FILE
     check_entries(out)

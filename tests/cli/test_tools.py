@@ -128,6 +128,8 @@ def test_merge(command, photos, tmp_path, capsys):
         for record in (r for r in records(part) if r["status"] == "done"):
             assert (out / record["image"]).read_bytes() == (part / record["image"]).read_bytes()
     assert (out / "report.html").is_file()
+    run_file, of_part = (json.loads((x / "run.json").read_text()) for x in (out, parts[0]))
+    assert run_file == of_part and run_file["environments"]
     before = (out / "results.jsonl").read_bytes()
     assert run("merge", *parts, "--out", out) == 0  # nothing is added twice
     assert (out / "results.jsonl").read_bytes() == before

@@ -72,6 +72,7 @@ TASKS = tuple(_TASKS)
 
 
 def task_class(name: str) -> type[Task]:
+    """The task of a name of TASKS."""
     return _TASKS[name][0]
 
 
