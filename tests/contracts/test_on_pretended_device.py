@@ -1,11 +1,14 @@
-"""All four tasks where tensors say that they are on a GPU (pretended_devices.py).
+"""All four tasks of every family, where tensors say that they are on a GPU (pretended_devices.py).
 
 An iteration waits for the device once, at its end, and for each job that it finishes. A mixing of
 devices fails, wherever it is; so does a product of two dtypes, in bf16.
 """
 
+import math
+
 import pytest
 import torch
+from families import FAMILIES
 from four_tasks import four_tasks
 from pretended import PretendedGpu
 from pretended_devices import DEVICE, PretendedDevice, to_device
@@ -15,8 +18,6 @@ from fastdigin.engine.batch import Batch
 from fastdigin.engine.engine import Engine
 from fastdigin.hardware import pretend
 from fastdigin.models.diffusion import LatentDiffusion
-
-FAMILIES = ("sd1", "sd2", "sdxl", "sd-turbo", "sdxl-turbo", "lcm")
 
 
 @pytest.fixture
@@ -45,7 +46,11 @@ def check(model, dtype, gpu, iterations):
             four_tasks(engine, build=lambda **x: build_classifier(**x).to(dtype=dtype).to(DEVICE))
         )
     assert [record.error for record in records] == [None] * 8
-    assert len(records[0].history) == 2, "nothing was optimised"
+    for record in records:
+        totals = [row["total"] for row in record.history]
+        assert len(totals) == 2 and totals[0] != totals[1], "nothing was optimised"
+        assert all(map(math.isfinite, totals)) and totals[record.best_iteration] == min(totals)
+        assert record.image.isfinite().all() and record.image.std() > 0.01
     for waits, launches, finished in iterations:
         assert len(waits) <= 1 + finished, waits  # a finished job is brought to the host
         assert launches > 100

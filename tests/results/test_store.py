@@ -94,15 +94,6 @@ def test_same_settings_continue_and_others_are_named(store):
     assert "another --out" in message and "weights" not in message
 
 
-def test_folders_that_cannot_be_used_are_refused_before_any_work(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    for folder, words in ((file, "is a file"), (file / "below", "cannot be written")):
-        with pytest.raises(UserError, match=words):
-            ResultStore(folder, "neurons", SETTINGS)
-    assert file.read_text() == "mine"
-
-
 @pytest.mark.parametrize(
     "name, content",
     [("run.json", "[1]"), ("run.json", "{"), ("run.json", '{"name": "x"}'), (RESULTS_FILE, "{}\n")],

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from fastdigin import embedded
-from fastdigin.errors import UserError
 from fastdigin.photos import collect, pixels
 from fastdigin.tasks import counterfactual, neuron_counterfactual
 
@@ -45,12 +44,6 @@ def test_photos_are_opened_a_batch_at_a_time(engine, clean, data_set, opened, qu
     assert set(opened) <= {f"{n:03}.png" for n in range(2 * engine.slots + 2)}
     rest = list(run)
     assert len(rest) == 99 and sum(e.status == "done" for e in rest) == 4
-
-
-def test_nothing_is_done_where_every_photo_is_bad(engine, clean, data_set, quick):
-    made = replace(counterfactual.EMBEDDED, optimisation=quick)
-    with pytest.raises(UserError, match="cannot be read as an image"):
-        counterfactual.counterfactuals(engine, data_set[5:], clean, "bag", settings=made)
 
 
 def test_the_scale_of_a_neuron_is_read_off_some_photos(
