@@ -281,7 +281,8 @@ class LatentDiffusion:
         """Attention layer -> (heads, queries N), found by one U-Net call."""
         store: dict[str, tuple[Tensor, Tensor]] = {}
         options = {"device": self.device, "dtype": self.dtype}
-        text = torch.zeros(1, 1, self.text_width, **options)
+        # Of the usual length: an attention that no run has need not be timed.
+        text = torch.zeros(1, self.text_length, self.text_width, **options)
         pooled = torch.zeros(1, self.pooled_width, **options) if self.pooled_width else None
         timestep = torch.zeros(1, dtype=torch.long, device=self.device)
         latents = torch.zeros(1, *self.latent_shape, **options)

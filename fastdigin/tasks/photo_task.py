@@ -35,6 +35,9 @@ from fastdigin.tasks.task import Preparation, Request, Task, given
 PREPARATION = 2.0
 """How much of an image's work preparing it is, in iterations; for the progress bar only."""
 
+MOST_QUESTIONS = 4
+"""For each slot, in one preparation: what is prepared is held until it is optimised."""
+
 
 @dataclass(frozen=True)
 class PhotoSettings:
@@ -122,6 +125,11 @@ class PhotoTask(Task):
 
     def check(self, request: PhotoRequest) -> CheckedPhoto:
         return CheckedPhoto(request, read_photo(self.model, self.classifier, request.item))
+
+    def fills(self, checked: Sequence[CheckedPhoto], width: int) -> bool:
+        """As many photos as slots: questions about one photo share its inversion."""
+        photos = {one.photo.content for one in checked}
+        return len(photos) == width or len(checked) == MOST_QUESTIONS * width
 
     def jobs(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
         """A stage that prepares ``width`` photos at a time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.photos import ImageInput, read_image, read_mask
+from fastdigin.storage import cache_key
 from fastdigin.tasks.captions import with_caption
 from fastdigin.tasks.words import check_text, find_class, first_that_fits, words_for
 
@@ -45,6 +46,11 @@ class SourcePhoto:
     prompt: str
     source: str
     source_class: int
+
+    @cached_property
+    def content(self) -> str:
+        """Equal for questions about one photo in the same words: they share its inversion."""
+        return cache_key(self.image, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -153,17 +159,24 @@ def make_sources(
 ) -> list[Source]:
     """Inverts photos and records what injection and masks need, ``batch`` at a time.
 
-    mask_edge: what becomes of an automatic mask. "soften" adds a soft margin (the paper's),
-    "tighten" cuts to the object itself. on_step: called with the number of photos' worth of
-    inversion just done.
+    A photo that comes several times is inverted once. mask_edge: what becomes of an automatic
+    mask. "soften" adds a soft margin (the paper's), "tighten" cuts to the object itself. on_step:
+    called with the number of photos' worth of inversion just done.
     """
     model = engine.model
     run = tools.inversions.invert if tools.inversions else partial(invert, model)
+    distinct = list({photo.content: photo for photo in photos}.values())
+    share = len(photos) / len(distinct)
     inversions = run(
-        [photo.image for photo in photos], [photo.prompt for photo in photos], settings,
-        batch=batch, functions=engine.functions, on_step=on_step,
+        [photo.image for photo in distinct], [photo.prompt for photo in distinct], settings,
+        batch=batch, functions=engine.functions,
+        on_step=None if on_step is None else lambda done: on_step(share * done),
     )  # fmt: skip
     attention = store_attention(model, inversions, injected, self_injected, batch=batch)
+    made = {
+        photo.content: parts for photo, *parts in zip(distinct, inversions, attention, strict=True)
+    }
+    inversions, attention = zip(*(made[photo.content] for photo in photos), strict=True)
     masks = _masks(model, photos, attention, tools.segmentation, EDGES[mask_edge])
     return [
         _source(model, *parts) for parts in zip(photos, inversions, attention, masks, strict=True)

@@ -256,11 +256,15 @@ class Task(ABC):
                 failures.append(self._failure(outcome.request.id, str(outcome.error)))
                 continue
             checked.append(outcome.checked)
-            if len(checked) == width:
+            if self.fills(checked, width):
                 yield from self.jobs(checked, width)
                 checked = []
         if checked:
             yield from self.jobs(checked, width)
+
+    def fills(self, checked: Sequence[Any], width: int) -> bool:
+        """Whether these requests are enough work for ``width`` slots."""
+        return len(checked) == width
 
     def _outcomes(self, requests: Sequence[Request]) -> Iterator[_Outcome]:
         for request in requests:
