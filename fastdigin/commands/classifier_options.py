@@ -27,8 +27,9 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
     """--class-names and --templates."""
     parser.add_argument(
         "--class-names", metavar="FILE",
-        help="one class a line, for zero-shot classifiers (default: ImageNet's, or those of the "
-        "other classifier) and instead of the names that the weights come with",
+        help="one class a line, or the classes themselves with ; between them, for zero-shot "
+        "classifiers (default: ImageNet's, or those of the other classifier) and instead of the "
+        "names that the weights come with",
     )  # fmt: skip
     parser.add_argument(
         "--classifier-dtype", choices=DTYPES, help="of the classifiers (default: as --dtype)"
@@ -47,7 +48,7 @@ def load_classifier(
     from fastdigin.models.classifier import Classifier
     from fastdigin.models.classifiers import is_zero_shot
 
-    names = read_lines(options.class_names, "--class-names") if options.class_names else None
+    names = _class_names(options.class_names)
     if is_zero_shot(spec):
         templates = read_lines(options.templates, "--templates") if options.templates else None
         return placed(Classifier.load(spec, classes=names or classes, templates=templates), options)
@@ -68,6 +69,15 @@ def placed(classifier: Classifier, options: argparse.Namespace) -> Classifier:
 
     device = chosen_device(options)
     return classifier.to(device, choose_dtype(options.classifier_dtype or options.dtype, device))
+
+
+def _class_names(text: str | None) -> list[str] | None:
+    """The classes of --class-names: of its file, or its own."""
+    if not text:
+        return None
+    if ";" in text:
+        return [name.strip() for name in text.split(";") if name.strip()]
+    return read_lines(text, "--class-names")
 
 
 def read_lines(path: str, option: str) -> list[str]:

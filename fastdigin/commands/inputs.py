@@ -108,7 +108,7 @@ class Count(Kind):
 
 class Direction(Kind):
     def argument(self) -> dict[str, Any]:
-        return {"choices": ("max", "min")}
+        return {"choices": ("max", "min", "both")}
 
 
 class ListOfTexts(Kind):

@@ -10,7 +10,7 @@ from typing import Any
 from fastdigin.errors import UserError
 from fastdigin.report.page import write_page
 from fastdigin.results import Record, read_records, read_runs, record_class, tasks
-from fastdigin.results.card import without_folders
+from fastdigin.results.card import picture, without_folders
 from fastdigin.results.folder import REPORT_FILE, RESULTS_FILE
 from fastdigin.results.pictures import MEANINGS
 from fastdigin.results.store import flatten
@@ -79,7 +79,29 @@ def _section(task: str, records: Sequence[Record]) -> dict[str, Any]:
         "example": next(iter(good or done), None),
         "figures": summarise(records),
         "crossed": [table for view in cls.crossed if (table := _crossed(view, done))],
+        "rows": _rows(cls, done),
     }
+
+
+def _rows(cls: type[Record], done: Sequence[Record]) -> list[list[dict[str, Any]]]:
+    """The pictures of photos that have several explanations, a row a photo.
+
+    The photo comes first, or between what a neuron makes of it when it is raised and lowered.
+    """
+    groups: dict[tuple, list[Record]] = {}
+    for record in done if cls.beside else ():
+        groups.setdefault(tuple(getattr(record, name) for name in cls.beside), []).append(record)
+    rows = []
+    for key, members in groups.items():
+        if None in key or len(members) < 2:
+            continue
+        members.sort(key=lambda record: getattr(record, "direction", None) != "max")
+        shown = [picture(r, "image") | {"label": getattr(r, "direction", "after")} for r in members]
+        shown.insert(
+            sum(one["label"] == "max" for one in shown), picture(members[0], "input_image")
+        )
+        rows.append(shown)
+    return rows
 
 
 def _crossed(view: Cross, done: Sequence[Record]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ class CounterfactualRecord(Record):
 
     task = "counterfactual"
     title = "Counterfactuals"
+    beside = ("input", "target")
     question = "What would have to change for the classifier to see another class?"
     explanation = (
         "Each photo is changed as little as possible until the classifier answers with the target "
@@ -214,6 +215,7 @@ class NeuronCounterfactualRecord(Record):
 
     task = "neuron-counterfactual"
     title = "Neuron counterfactuals"
+    beside = ("input", "neuron")
     question = "What around the object does a neuron really look at?"
     explanation = (
         "A neuron is turned up or down while the object in the photo is kept, so that only the "

@@ -50,7 +50,8 @@ class Record:
 
     A subclass declares ``task`` (the name in results.jsonl), ``title``, ``question`` and
     ``explanation`` (the report's section), its fields, and in ``shows`` what the table, the card
-    and the summary show of them; ``crossed`` are tables of all records of the task.
+    and the summary show of them; ``crossed`` are tables of all records of the task; records that
+    agree in all attributes of ``beside`` are explanations of one photo, shown in a row.
 
     pictures: name -> image (3, H, W) or mask (H, W) in [0, 1]; the names are IMAGE_KEYS. Those of
     a record that was read lie in ``folder`` at ``paths``. settings: those that affect the result,
@@ -64,6 +65,7 @@ class Record:
     explanation: ClassVar[str] = ""
     shows: ClassVar[Sequence[View]] = ()
     crossed: ClassVar[Sequence[Cross]] = ()
+    beside: ClassVar[Sequence[str]] = ()
 
     id: str = key("names the job among those of its task", MISSING)
     status: Literal["done", "failed"] = key('"done" or "failed"', "done")

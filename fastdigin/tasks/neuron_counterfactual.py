@@ -113,6 +113,10 @@ EMBEDDED = NeuronCounterfactualSettings(
 )
 
 
+DIRECTIONS = {"max": ("max",), "min": ("min",), "both": ("max", "min")}
+"""What may be asked for -> the results it makes."""
+
+
 @dataclass(frozen=True)
 class NeuronRequest(PhotoRequest):
     """A photo, a neuron, and whether it shall fire more ("max") or less ("min")."""
@@ -151,7 +155,9 @@ class NeuronCounterfactuals(PhotoTask):
     )
     neuron: str | int | Sequence[int] = given("its number in the layer", metavar="N", affects=False)
     direction: str | Sequence[str] = given(
-        "whether it shall fire more or less", kind="direction", affects=False
+        "whether it shall fire more or less; both makes two results",
+        kind="direction",
+        affects=False,
     )
     dataset: Sequence[Tensor] = given(
         "photos that tell how strongly the neuron fires", kind="dataset", default=(),
@@ -170,8 +176,9 @@ class NeuronCounterfactuals(PhotoTask):
         ]
         self._directions = one_each(self.direction, "directions", count)
         for direction in self._directions:
-            if direction not in ("max", "min"):
-                raise UserError(f"direction must be max or min, got {direction!r}")
+            if direction not in DIRECTIONS:
+                known = ", ".join(DIRECTIONS)
+                raise UserError(f"direction must be one of {known}, got {direction!r}")
         self._scales = self._measured_scales()
 
     def measured(self) -> dict:
@@ -182,13 +189,15 @@ class NeuronCounterfactuals(PhotoTask):
         return {"dataset": None, "scales": scales}
 
     def make_requests(self) -> list[NeuronRequest]:
-        ids = distinct(
-            f"{photo.id}-neuron-{neuron}-{direction}"
-            for photo, neuron, direction in zip(
+        asked = [
+            (photo, neuron, direction)
+            for photo, neuron, directions in zip(
                 self.photos, self._neurons, self._directions, strict=True
             )
-        )
-        return list(map(NeuronRequest, ids, self.photos, self._neurons, self._directions))
+            for direction in DIRECTIONS[directions]
+        ]
+        ids = distinct(f"{photo.id}-neuron-{neuron}-{way}" for photo, neuron, way in asked)
+        return [NeuronRequest(id, *one) for id, one in zip(ids, asked, strict=True)]
 
     def check(self, request: NeuronRequest) -> CheckedPhoto:
         checked = super().check(request)
@@ -334,7 +343,7 @@ def neuron_counterfactuals(
             :func:`fastdigin.counterfactuals`.
         classifier: whose neurons are meant: those before the head, or of ``at_layer``.
         neurons: numbers in that layer, one for all images or one each.
-        directions: "max" or "min", one for all images or one each.
+        directions: "max", "min" or "both", one for all images or one each.
         dataset: images (3, H, W) in [0, 1] whose largest activation sets the scale of a neuron's
             loss; without any, that of the first SCALING_IMAGES of ``images``.
         backgrounds: a classifier that names the background before and after, never optimised

@@ -74,7 +74,7 @@ def test_classifiers_exist(name):
 
 def test_papers_defaults():
     names = [name for name in preset_names() if name.startswith("paper-")]
-    assert len(names) == 10
+    assert len(names) == 11
     for name in names:
         options = load_preset(name).options
         assert options["model"] == "CompVis/stable-diffusion-v1-4"

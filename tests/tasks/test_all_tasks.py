@@ -116,7 +116,7 @@ ERRORS = {
         ({"images": []}, "images is empty"),
         ({"neurons": 99999}, "neuron 99999 does not exist"),
         ({"neurons": "x"}, "neuron x does not exist"),
-        ({"directions": "other"}, "direction must be max or min, got 'other'"),
+        ({"directions": "other"}, "direction must be one of max, min, both, got 'other'"),
         ({"images": [PHOTO.path] * 3, "neurons": [3, 4]}, "2 neurons for 3 images"),
         ({"images": [PHOTO.path] * 3, "directions": ["max", "min"]}, "2 directions for 3 images"),
         ({"set": {"mask_edge": "x"}}, "mask_edge must be one of soften, tighten, got 'x'"),
