@@ -13,6 +13,7 @@ JSON, also written to bench/results/.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,28 +38,42 @@ from fastdigin_bench.sleep_task import SLOTS, Sleep, SleepEngine, SleepRecord, l
 def drive(out: Path, faults: Path, jobs: int, workers: int, seconds: float) -> dict[str, Any]:
     """One run, as ``fastdigin TASK --ray`` makes it; what it cost."""
     from fastdigin.scale.driver import Pool, Run, connect
-    from fastdigin.scale.tail import Tail
+    from fastdigin.scale.tail import Finished
 
     connect(None)
     task = Sleep(engine=SleepEngine(seconds, faults), count=jobs)
     ResultStore(out, task.name, task.run_settings)
-    done = Tail(out)
+    done = Finished(out)
     done.read()
-    ids = [r.id for r in task.requests if not done.finished(task.name, r.id)]
-    began = time.monotonic()
-    first: list[float] = []
+    ids = [r.id for r in task.requests if not done.line(task.name, r.id)]
+    began, first = time.monotonic(), {}
+
+    def on_record(line: Mapping[str, Any]) -> None:
+        if not first:
+            first.update(seconds=time.monotonic() - began, **_processor_seconds())
+
     run = Run(
         task=task.name, ids=ids, out=out, load=partial(load, seconds, str(faults), jobs),
         pool=Pool.of_cluster(workers), slots=SLOTS, finished=jobs - len(ids),
-        on_record=lambda line: first.append(time.monotonic()) if not first else None,
+        on_record=on_record,
     )  # fmt: skip
     run.run()
-    ended = time.monotonic()
+    last = {"seconds": time.monotonic() - began, **_processor_seconds()}
     return {
-        "jobs": jobs, "errors": len(run.errors), "seconds": ended - began,
-        "seconds_to_first": first[0] - began if first else None,
+        "jobs": jobs, "errors": len(run.errors), "seconds_to_first": first.get("seconds"),
+        "ms_per_job": {key: 1e3 * (last[key] - first.get(key, 0.0)) / jobs for key in last},
         "driver_mib": psutil.Process().memory_info().rss / 2**20,
     }  # fmt: skip
+
+
+def _processor_seconds() -> dict[str, float]:
+    """Of this process, and of all that it has started and that live."""
+    own, all = psutil.Process(), 0.0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            all += times.user + times.system
+    return {"driver": time.process_time(), "all": all}
 
 
 def check(out: Path, jobs: int) -> dict[str, int]:
@@ -84,7 +100,7 @@ def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str,
     killed = {"workers": 0, "drivers": 0}
     every = max(1, 2 * jobs // (3 * (kills + driver_kills)))  # all come before the end
     codes = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _cluster() as cluster:
         out, faults = Path(folder) / "out", Path(folder) / "faults"
         faults.mkdir()
         for fault, number in (("memory", jobs // 3), ("disk", jobs // 2)):
@@ -95,7 +111,7 @@ def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str,
         ]  # fmt: skip
         while not codes or codes[-1] != 0:
             driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            codes.append(_disturb(driver, out, rng, killed, kills, driver_kills, every))
+            codes.append(_disturb(driver, cluster, out, rng, killed, kills, driver_kills, every))
             print(
                 f"driver ended with {codes[-1]}: {_count(out)} records, {killed}", file=sys.stderr
             )
@@ -107,8 +123,25 @@ def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str,
     }  # fmt: skip
 
 
-def _disturb(driver, out: Path, rng, killed, kills: int, driver_kills: int, every: int) -> int:
-    """Kills the driver's workers as records come, and the driver in the end; its exit code.
+@contextlib.contextmanager
+def _cluster() -> Iterator[int]:
+    """The id of a process that has a Ray of its own, which the drivers join: it outlives them."""
+    code = "import ray; print(ray.init(num_cpus=2).address_info['address'], flush=True); input()"
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    os.environ["RAY_ADDRESS"] = keeper.stdout.readline().strip()
+    try:
+        yield keeper.pid
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        keeper.communicate("\n")
+
+
+def _disturb(
+    driver, cluster: int, out: Path, rng, killed, kills: int, driver_kills: int, every: int
+) -> int:
+    """Kills the cluster's workers as records come, and the driver in the end; its exit code.
 
     every: how many records come between two kills, on average. A kill by the clock alone would
     find workers that still load, on a busy machine.
@@ -117,7 +150,7 @@ def _disturb(driver, out: Path, rng, killed, kills: int, driver_kills: int, ever
     mine, following = 0, _count(out) + rng.randrange(2 * every)
     while driver.poll() is None:
         time.sleep(rng.uniform(0, 2))
-        workers = _workers_of(driver.pid)
+        workers = _workers_of(cluster)
         if not workers or _count(out) < following:
             continue
         if mine < share and killed["workers"] < kills:
@@ -160,12 +193,12 @@ def growth(sizes: list[int], workers: int, seconds: float) -> dict[str, Any]:
             shown = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             row = json.loads(shown.stdout.splitlines()[-1])
             row |= check(Path(folder) / "out", jobs)
-        row["ms_per_job"] = 1e3 * (row["seconds"] - row["seconds_to_first"]) / jobs
         rows.append(row)
+        cost = row["ms_per_job"]
         print(
-            f"{jobs:9,} jobs: {row['seconds']:7.1f} s, first record after "
-            f"{row['seconds_to_first']:.1f} s, then {row['ms_per_job']:.2f} ms a job; driver "
-            f"{row['driver_mib']:.0f} MiB", file=sys.stderr,
+            f"{jobs:9,} jobs: first record after {row['seconds_to_first']:.1f} s, then "
+            f"{cost['seconds']:.2f} ms a job; of processors {cost['all']:.2f} ms, of which the "
+            f"driver {cost['driver']:.3f}; driver {row['driver_mib']:.0f} MiB", file=sys.stderr,
         )  # fmt: skip
     return {"workers": workers, "seconds_per_job": seconds, "runs": rows}
 

@@ -147,8 +147,7 @@ class Run:
     """id -> what happened to jobs that have no record."""
 
     def __post_init__(self) -> None:
-        self._tail = Tail(self.out)
-        self._tail.read()
+        self._tail = Tail(self.out, added=True)
         self._left = dict.fromkeys(self.ids)
 
     def run(self) -> None:
@@ -196,8 +195,8 @@ class Run:
             raise UserError(f"the workers cannot start: {rows.failure}")
 
     def _follow(self, bar: tqdm, share: float) -> None:
-        for line in self._tail.read():
-            if line.get("task") == self.task and line.get("id") in self._left:
+        for _, line in self._tail.read():
+            if line["task"] == self.task and line["id"] in self._left:
                 del self._left[line["id"]]
                 self.on_record(line)
         done = bar.total - len(self._left)

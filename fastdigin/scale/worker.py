@@ -22,7 +22,7 @@ from fastdigin.results import ResultStore
 from fastdigin.results.keys import keys_of
 from fastdigin.results.store import IMAGE_KEYS
 from fastdigin.scale.beats import EVERY
-from fastdigin.scale.tail import Tail
+from fastdigin.scale.tail import Finished
 from fastdigin.tasks.task import Request, Task
 
 Rows = Sequence[Mapping[str, Any]]
@@ -66,7 +66,7 @@ class Worker:
         self._told, self._full = told, full
         self._keys: Sequence[str] = ("id", "status", "error")
         self._chosen = load()
-        self._finished = Tail(told.out)
+        self._finished = Finished(told.out)
         self._stored: tuple[Task, ResultStore] | None = None
         self._name = ray.get_runtime_context().get_actor_id()
 
@@ -84,7 +84,7 @@ class Worker:
             self._finished.read()
             todo = []
             for request in requests:
-                line = self._finished.finished(task.name, request.id)
+                line = self._finished.line(task.name, request.id)
                 if line is None:
                     todo.append(request)
                 else:

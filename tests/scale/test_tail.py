@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fastdigin.scale.tail import Tail
+from fastdigin.scale.tail import Finished, Tail
 
 
 def line(id, status="done", task="t"):
@@ -14,24 +14,25 @@ def line(id, status="done", task="t"):
 
 
 def test_each_line_is_read_once_and_only_when_it_is_complete(tmp_path):
-    tail = Tail(tmp_path)
-    assert tail.read() == []  # no file yet
+    tail, added = Tail(tmp_path), Tail(tmp_path, added=True)
+    assert list(tail.read()) == []  # no file yet
     path = tmp_path / "results.jsonl"
     path.write_text(line("a") + line("b")[:-5])
-    assert [read["id"] for read in tail.read()] == ["a"]
+    assert [read["id"] for _, read in tail.read()] == ["a"]
     with path.open("a") as file:
         file.write(line("b")[-5:] + "no json \r\n[1]\n" + line("é"))
-    assert [read["id"] for read in tail.read()] == ["b", "é"]
-    assert tail.read() == []
-    assert set(tail.done) == {("t", "a"), ("t", "b"), ("t", "é")}
+    assert [read["id"] for _, read in tail.read()] == ["b", "é"]
+    assert list(tail.read()) == []
+    assert [read["id"] for _, read in added.read()] == ["a", "b", "é"]
+    assert list(Tail(tmp_path, added=True).read()) == []
 
 
 def test_the_last_word_on_a_job_counts(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(line("a", "failed") + line("b") + line("a") + line("b", "failed"))
-    tail = Tail(tmp_path)
-    tail.read()
-    assert set(tail.done) == {("t", "a")}
+    finished = Finished(tmp_path)
+    finished.read()
+    assert finished.line("t", "a")["status"] == "done" and finished.line("t", "b") is None
 
 
 @pytest.mark.parametrize("lost", ["missing", "empty", "elsewhere"])
@@ -46,10 +47,10 @@ def test_a_finished_job_has_all_its_pictures(tmp_path, lost):
          "mask": "results.jsonl" if lost == "elsewhere" else "images/lost.png"},
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-    tail = Tail(tmp_path)
-    assert tail.finished("t", "a") is None  # nothing was read yet
-    tail.read()
+    finished = Finished(tmp_path)
+    assert finished.line("t", "a") is None  # nothing was read yet
+    finished.read()
     (folder / "lost.png").unlink() if lost == "missing" else (folder / "lost.png").write_bytes(b"")
-    assert tail.finished("t", "a") == lines[0]
-    assert tail.finished("t", "b") is None
-    assert tail.finished("other", "a") is None
+    assert finished.line("t", "a") == lines[0]
+    assert finished.line("t", "b") is None
+    assert finished.line("other", "a") is None
