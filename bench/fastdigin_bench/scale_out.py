@@ -2,12 +2,15 @@
 
     python -m fastdigin_bench.scale_out chaos  [--jobs 2000] [--kills 25] [--driver-kills 10]
     python -m fastdigin_bench.scale_out growth [--jobs 1000 10000 100000] [--workers 16]
+    python -m fastdigin_bench.scale_out overhead [--photos 64] [--rounds 3]
 
 chaos: workers and the driver are killed (SIGKILL) at random moments of their work, one job runs out
 of memory once and one finds the disk full once; in the end every job must have exactly one record,
 and its pictures must be those of an undisturbed run. growth: the driver's memory and the time per
-job as the jobs become many; every path is the real one but for the engine. Last comes one line of
-JSON, also written to bench/results/.
+job as the jobs become many; every path is the real one but for the engine. overhead: seconds an
+image, by turns, of one process, of processes and of Ray on the same cores; the engine is real, and
+the machine must have nothing else to do. Last comes one line of JSON, also written to
+bench/results/.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import json
 import math
 import os
 import random
+import secrets
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -126,15 +131,17 @@ def chaos(jobs: int, kills: int, driver_kills: int, seconds: float) -> dict[str,
 @contextlib.contextmanager
 def _cluster() -> Iterator[int]:
     """The id of a process that has a Ray of its own, which the drivers join: it outlives them."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     code = "import ray; print(ray.init(num_cpus=2).address_info['address'], flush=True); input()"
     keeper = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     os.environ["RAY_ADDRESS"] = keeper.stdout.readline().strip()
+    if not os.environ["RAY_ADDRESS"]:
+        raise SystemExit("Ray does not start on this machine")
     try:
         yield keeper.pid
     finally:
-        del os.environ["RAY_ADDRESS"]
         keeper.communicate("\n")
 
 
@@ -203,6 +210,50 @@ def growth(sizes: list[int], workers: int, seconds: float) -> dict[str, Any]:
     return {"workers": workers, "seconds_per_job": seconds, "runs": rows}
 
 
+WAYS = {
+    "one process": (),
+    "two processes": ("--workers", "2"),
+    "Ray, one worker": ("--ray", "--workers", "1"),
+    "Ray, two workers": ("--ray", "--workers", "2"),
+}
+"""Of running a command on the same cores."""
+
+
+def overhead(photos: int, rounds: int) -> dict[str, Any]:
+    """Seconds an image after start-up, of each way in turn, and how they compare."""
+    command = [
+        sys.executable, "-m", "fastdigin.cli", "counterfactual", "embedded:photos", "--classifier",
+        "embedded:robust", "--target", "boot", "--limit", str(photos), "--slots", str(SLOTS),
+    ]  # fmt: skip
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way, options in WAYS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                # Nobody finds an inversion of the run before.
+                own = {"FASTDIGIN_CACHE": folder, "OMP_NUM_THREADS": str(os.cpu_count())}
+                out = Path(folder) / "out"
+                subprocess.run(
+                    [*command, "--out", str(out), *options], check=True, env=os.environ | own,
+                    stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+                found[way].append(_seconds_an_image(out))
+            print(f"{way:17} {found[way][-1]:.2f} s an image", file=sys.stderr)
+    medians = {way: statistics.median(times) for way, times in found.items()}
+    return {
+        "photos": photos, "load": os.getloadavg(), "seconds_an_image": found,
+        "medians": medians,
+        "overhead": medians["Ray, one worker"] / medians["one process"] - 1,
+        "overhead_of_two": medians["Ray, two workers"] / medians["two processes"] - 1,
+    }  # fmt: skip
+
+
+def _seconds_an_image(out: Path) -> float:
+    """From the end of the first batch to that of the last, by the times of the pictures."""
+    lines = [json.loads(line) for line in (out / RESULTS_FILE).read_bytes().splitlines()]
+    times = sorted((out / line["image"]).stat().st_mtime for line in lines)
+    return (times[-1] - times[SLOTS - 1]) / (len(times) - SLOTS)
+
+
 def main() -> int:
     """Runs the command; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fastdigin_bench.scale_out")
@@ -216,6 +267,9 @@ def main() -> int:
     many.add_argument("--jobs", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     many.add_argument("--workers", type=int, default=16)
     many.add_argument("--seconds", type=float, default=0.01, help="that a job sleeps")
+    real = kinds.add_parser("overhead")
+    real.add_argument("--photos", type=int, default=64)
+    real.add_argument("--rounds", type=int, default=3)
     single = kinds.add_parser("drive")
     for name, kind in (("out", Path), ("faults", Path), ("jobs", int), ("workers", int),
                        ("seconds", float)):  # fmt: skip
@@ -230,6 +284,9 @@ def main() -> int:
         result = chaos(options.jobs, options.kills, options.driver_kills, options.seconds)
         bad = any(result[key] for key in ("missing", "twice", "wrong_pictures", "faults_left"))
         bad |= result["killed"] != {"workers": options.kills, "drivers": options.driver_kills}
+    elif options.kind == "overhead":
+        result = overhead(options.photos, options.rounds)
+        bad = result["overhead"] > 0.05
     else:
         result = growth(options.jobs, options.workers, options.seconds)
         bad = any(r["missing"] or r["twice"] or r["wrong_pictures"] for r in result["runs"])

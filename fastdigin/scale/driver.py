@@ -109,14 +109,16 @@ def connect(address: str | None) -> None:
                  include_dashboard=False if address is None else None)  # fmt: skip
     except Exception as error:  # a bare one where Ray's own processes do not start in time
         said = first_sentence(error)
-        if address is None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        if not address:
             raise UserError(
                 f"--ray: Ray does not start on this machine ({said}); try again when it has less "
                 "to do, or leave --ray out"
             ) from None
         raise UserError(
             f"--ray {address}: no Ray cluster answers there ({said}); start one with `ray start "
-            "--head`, or give --ray without an address for one of this machine"
+            "--head`, set RAY_AUTH_TOKEN where it asks for a token, or give --ray without an "
+            "address for one of this machine"
         ) from None
 
 
