@@ -123,13 +123,6 @@ def test_seconds_follow_the_fixed_formula():
     assert counts.seconds(rates) == pytest.approx(900 / 450 + 150 / 150 + 100 / 50 + 5 / 2.5)
 
 
-def test_rates_of_other_gpus_are_in_proportion_to_their_peaks():
-    a100, rtx = GPUS["a100"].rates, GPUS["rtx4090"].rates
-    assert a100.convolution == pytest.approx(450 * 312 / 989.4, abs=0.1)
-    assert rtx.linear == pytest.approx(350 * 165.2 / 989.4, abs=0.1)
-    assert (a100.memory, rtx.memory) == (1.52, 0.75)
-
-
 class Small(nn.Module):
     def __init__(self):
         super().__init__()

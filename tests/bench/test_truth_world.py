@@ -10,7 +10,6 @@ from tiny import assert_near
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
 from fastdigin_bench import truth_world
-from fastdigin_bench.pictures import contact_sheet
 from fastdigin_bench.truth_world import draw, sample_figures, sample_images, walk
 
 
@@ -86,15 +85,3 @@ def test_figures_of_the_packaged_classifiers():
     assert truth_world.planted_fall(accuracies) == pytest.approx(0.6)
     accuracies["sneaker"] = dict.fromkeys(embedded.BACKGROUNDS, 0.9)
     assert truth_world.planted_fall(accuracies) == pytest.approx(0.4)
-
-
-def test_a_contact_sheet_places_every_image():
-    red, mask = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8), torch.ones(8, 8)
-    sheet = contact_sheet([[red, mask], [red]], side=40, gap=4)
-    assert sheet.size == (4 + 2 * 44, 4 + 2 * 44)
-    assert sheet.getpixel((24, 24)) == (255, 0, 0) and sheet.getpixel((24, 68)) == (255, 0, 0)
-    assert sheet.getpixel((68, 68)) == (255, 255, 255), "the shorter row ends in white"
-    captioned = contact_sheet([[red]], ["a job"], ["before"], side=40, gap=4)
-    assert captioned.width > 48 and captioned.height > 48
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([])

@@ -7,8 +7,6 @@ import pytest
 from cli_commands import run
 
 from fastdigin import embedded
-from fastdigin.editing import inversion_cache
-from fastdigin.editing.inversion import invert
 
 PHOTOS = embedded.photos()[5:7]
 QUICK = ["--steps", "2", "--iterations", "0", "--slots", "2"]
@@ -17,35 +15,6 @@ NCF = [
     "--direction", "min", *(str(p.path) for p in PHOTOS), "--source", PHOTOS[0].garment,
     "--prompt", "a photo of a {}", *QUICK,
 ]  # fmt: skip
-
-
-def results(out: Path) -> list:
-    """What was found, without the times."""
-    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    pictures = [(out / row["image"]).read_bytes() for row in rows]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows] + pictures
-
-
-@pytest.fixture
-def inverted(monkeypatch):
-    """How many photos were inverted, call by call."""
-    counts = []
-
-    def counting(model, images, *args, **kwargs):
-        counts.append(len(images))
-        return invert(model, images, *args, **kwargs)
-
-    monkeypatch.setattr(inversion_cache, "invert", counting)
-    return counts
-
-
-def test_kept_inversions_give_the_same_results(tmp_path, inverted):
-    assert run(*NCF, "--out", tmp_path / "plain", "--no-cache") == 0
-    assert inverted == []
-    for out in ("fresh", "kept"):
-        assert run(*NCF, "--out", tmp_path / out, "--cache", tmp_path / "cache") == 0
-        assert results(tmp_path / out) == results(tmp_path / "plain")
-    assert inverted == [2]
 
 
 def test_the_users_cache_and_another_inversion(tmp_path, monkeypatch):
@@ -111,8 +80,10 @@ def test_a_segmenter_finds_the_foreground(tmp_path, sam_weights):
 def test_without_weights_attention_does(tmp_path, capsys, monkeypatch):
     pytest.importorskip("segment_anything_hq")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("FASTDIGIN_CACHE", str(tmp_path / "mine"))
     one = [*NCF, "--limit", "1", "--no-cache", "--segmenter", "hq-sam:vit_b"]
     assert run(*one, "--out", tmp_path / "out") == 0
     error = capsys.readouterr().err
     assert "warning: attention alone" in error and "hf download lkeab/hq-sam" in error
     assert 0 < foreground(tmp_path / "out") < 0.9
+    assert not (tmp_path / "mine" / "inversions").exists()

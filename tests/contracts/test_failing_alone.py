@@ -7,7 +7,6 @@ import torch
 from tiny import IMAGE_SHAPE, make_blending, make_injection, make_job, make_source, uniform
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Injection
 from fastdigin.objectives import Distance
 
 STEPS = 4
@@ -122,14 +121,6 @@ def test_inputs_that_are_not_finite(tiny, healthy, undisturbed, variable):
     spoilt.view(-1)[5] = torch.nan
     result = run_beside_healthy(tiny, healthy, undisturbed, replace(sick, **{variable: spoilt}))
     assert "nan" in result.error and result.image is None
-
-
-def test_a_job_that_does_not_fit(tiny, healthy, undisturbed):
-    """What fits and what does not: tests/engine/test_checks.py."""
-    sick = make_job(tiny.model, "sick", injection=Injection({}, torch.eye(16), (1.0,)))
-    result = run_beside_healthy(tiny, healthy, undisturbed, sick)
-    assert "job 'sick': injection has 1 weights for 4 steps" in result.error
-    assert result.history == () and result.image is None
 
 
 def test_a_failure_keeps_the_best_image_so_far(tiny):

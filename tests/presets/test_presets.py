@@ -121,18 +121,6 @@ def test_lists_and_shows(capsys):
     assert 'counterfactual: inversion_method = "direct"' in capsys.readouterr().out
 
 
-def test_runs(tmp_path, capsys):
-    out = tmp_path / "out"
-    quick = ["--steps", "2", "--iterations", "1", "--limit", "1", "--guidance-scale", "2",
-             "--learning-rate", "0.05", "--json"]  # fmt: skip
-    assert cli.main(["disagree", "--preset", "embedded-disagree", *quick, "--out", str(out)]) == 0
-    assert json.loads(capsys.readouterr().out)["class"] == "sneaker"
-    settings = json.loads((out / "run.json").read_text())["disagreement"]
-    assert settings["g"] == "embedded:spurious"
-    optimisation = settings["optimisation"]
-    assert (optimisation["guidance_scale"], optimisation["learning_rate"]) == (2.0, 0.05)
-
-
 @pytest.mark.parametrize("option", ["--guidance-scale", "--learning-rate"])
 def test_impossible_numbers(option, capsys):
     with pytest.raises(SystemExit):

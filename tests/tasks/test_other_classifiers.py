@@ -154,14 +154,6 @@ def test_a_classifier_without_gradient_is_refused_before_inversion(call, clean, 
     assert e.status == "done"
 
 
-def test_outputs_of_another_shape_are_refused_before_inversion(call, clean):
-    other = fd.Classifier.load("embedded:clean")
-    forward = other.network.forward
-    other.network.forward = lambda x: {"a": forward(x)[:, :3], "b": x}
-    with pytest.raises(fd.UserError, match=r"8 names, but its network returns a \(1, 3\), b"):
-        call(fd.counterfactuals, classifier=other)
-
-
 @pytest.fixture
 def nearly_on():
     """The packaged classifier whose neuron 76 is just off for the photo."""
