@@ -22,6 +22,7 @@ from fastdigin.presets import expand, list_presets, wants_list
 # fastdigin.commands.task; each has add_options and run.
 _COMMANDS = {
     "demo": "all four tasks on packaged photos, no download",
+    "audit": "what a classifier goes by, found by explanations and confirmed on photos",
     "caption": "a table of what photos show, to be corrected and used",
     "search": "real photos that resemble an image, and their labels",
     "activating": "the photos of a folder that activate neurons most",

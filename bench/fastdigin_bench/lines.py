@@ -28,7 +28,7 @@ PACKAGES = {
 }
 
 ORDER = (
-    "bench", "examples", "cli", "commands", "public", "doctor", "report", "scale", "tasks",
+    "bench", "examples", "cli", "commands", "public", "doctor", "report", "audit", "scale", "tasks",
     "retrieval", "photos", "metrics", "datasets", "presets", "editing", "objectives", "engine",
     "models", "results", "embedded", "configuration", "storage", "hardware", "errors", "kernels",
 )  # fmt: skip

@@ -63,6 +63,10 @@ def add_out(parser: Parser, out: str) -> None:
     )
 
 
+def add_seed(parser: Parser) -> None:
+    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="(default 0)")
+
+
 def add_cache_options(parser: Parser, kept: str) -> None:
     """--cache and --no-cache. kept: what is kept, as a plural."""
     where = parser.add_mutually_exclusive_group()
@@ -85,7 +89,7 @@ def chosen_cache(options: argparse.Namespace, kind: str) -> TensorCache | None:
 def add_run(parser: Parser, out: str) -> None:
     """Of every command that makes pictures. out: the default folder."""
     add_out(parser, out)
-    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="(default 0)")
+    add_seed(parser)
     parser.add_argument(
         "--workers", type=count, metavar="N",
         help="processes that share the jobs, the cores and the memory; one per core is fastest on "

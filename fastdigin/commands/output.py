@@ -21,7 +21,7 @@ def finish(
     """Writes OUT/COMMAND.jsonl and the page, and prints what they hold."""
     from fastdigin.report.console import print_text
 
-    text = _write_jsonl(options.out, f"{options.command}.jsonl", records)
+    text = write_jsonl(options.out, f"{options.command}.jsonl", records)
     page = write_page()
     if options.json:
         print(text, end="")
@@ -36,7 +36,7 @@ def print_left_out(unreadable: Mapping[str, str]) -> None:
         print(f"left out: {reason}", file=sys.stderr)
 
 
-def _write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> str:
+def write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> str:
     """Writes OUT/NAME, a record a line, and returns its text; UserError where that fails."""
     from fastdigin.results.store import jsonable
     from fastdigin.storage import write_atomically

@@ -172,6 +172,20 @@ class Classifier:
         other.layer = layer
         return other
 
+    def at_classes(self) -> Classifier:
+        """The same classifier whose neurons are its classes: their log-odds, log(p / (1 - p)).
+
+        Unlike logits they say which class the classifier prefers; unlike probabilities they have a
+        gradient where it is sure. Shares the network.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("num_neurons", None)  # cached for the old layer
+        other.network = outputs.WithLogOdds(
+            self.network, len(self.classes), self.activation, self.name
+        )
+        other.layer, other._head = "log_odds", None
+        return other
+
     def passing_relu(self) -> Classifier:
         """The same classifier for neurons that are off: the gradient goes through their ReLU.
 
@@ -180,6 +194,11 @@ class Classifier:
         other = copy.copy(self)
         other.through_relu = True
         return other
+
+    @property
+    def head(self) -> nn.Module | None:
+        """What turns the penultimate features into logits; None where it is not known."""
+        return None if self._head is None else self.network.get_submodule(self._head)
 
     def with_classes(self, classes: Sequence[str]) -> Classifier:
         """The same classifier with other names for its K classes; shares the network.

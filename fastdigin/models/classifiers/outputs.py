@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fastdigin.errors import UserError
@@ -69,6 +69,33 @@ def _fits(value: object, count: int) -> bool:
 def probabilities(logits_bk: Tensor, activation: Activation) -> Tensor:
     """(B,K) in [0,1]; rows sum to 1 by softmax, each class stands for itself by sigmoid."""
     return torch.sigmoid(logits_bk) if activation == "sigmoid" else logits_bk.softmax(dim=1)
+
+
+class WithLogOdds(nn.Module):
+    """A network whose ``log_odds`` module gives log(p / (1 - p)) of every class; returns logits."""
+
+    def __init__(self, network: nn.Module, count: int, activation: Activation, owner: str):
+        super().__init__()
+        self.network, self.log_odds = network, _LogOdds(activation)
+        self.count, self.owner = count, owner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits_bk = read_logits(self.network(inputs), self.count, self.owner)
+        self.log_odds(logits_bk)
+        return logits_bk
+
+
+class _LogOdds(nn.Module):
+    def __init__(self, activation: Activation):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, logits_bk: Tensor) -> Tensor:
+        if self.activation == "sigmoid":
+            return logits_bk
+        own = torch.eye(logits_bk.shape[1], dtype=torch.bool, device=logits_bk.device)
+        others_bkk = logits_bk[:, None, :].masked_fill(own, -torch.inf)
+        return logits_bk - others_bkk.logsumexp(dim=2)
 
 
 def in_channels(images_b3hw: Tensor, channels: Channels) -> Tensor:

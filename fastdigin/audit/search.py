@@ -1,0 +1,232 @@
+"""The audit: what is explained, how it is read, and what becomes a candidate."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from fastdigin import presets
+from fastdigin.audit.attributes import (
+    Attribute,
+    AuditPhoto,
+    confidences,
+    embedded_attributes,
+    read_photos,
+)
+from fastdigin.audit.findings import Audit, Correlation, Explanation, Finding, correlation
+from fastdigin.audit.generated import generated_swap
+from fastdigin.audit.swaps import masked_swap, measure_effects
+from fastdigin.engine.engine import Engine
+from fastdigin.errors import UserError
+from fastdigin.models.classifier import Classifier
+from fastdigin.photos import ImageInput
+from fastdigin.tasks.neuron_counterfactual import (
+    NeuronCounterfactuals,
+    NeuronCounterfactualSettings,
+)
+from fastdigin.tasks.regularisers import Regulariser
+from fastdigin.tasks.sources import NO_TOOLS, PhotoTools
+
+PROMPT = "a photo of a {colour} {object} on {background}"
+"""In the words of the embedded model, which heeds no background without a colour."""
+MOST_CLASSES = 12
+STARTS = 3
+"""Photos of a class that are explained for each attribute."""
+SWAPPED = 30
+"""Photos of a class on which an attribute is swapped, at most."""
+GENERATED = 6
+"""The same where the diffusion model has to make the swaps."""
+ITERATIONS = 2
+"""Of an explanation: the search over words does most, and the rest only has to sharpen it."""
+
+
+def audit(
+    engine: Engine,
+    classifier: Classifier,
+    photos: Sequence[ImageInput],
+    attributes: Sequence[Attribute] | None = None,
+    *,
+    prompt: str = PROMPT,
+    seed: int = 0,
+    tools: PhotoTools = NO_TOOLS,
+    on_plan: Callable[[int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Audit:
+    """Finds the features that a classifier takes for its classes.
+
+    Args:
+        engine: makes the explanations.
+        classifier: is audited.
+        photos: with or without labels (``source``) and masks. Effects are measured by masks on
+            photos that have them, else on pictures that the diffusion model makes.
+        attributes: what it might go by; None takes background and colour of the embedded world.
+        prompt: describes a photo: {object}, and {NAME} for each attribute.
+        seed: of the explanations.
+        tools: what may help to prepare photos.
+        on_plan: called with the number of explanations before they are made.
+        on_progress: called with the share of one explanation's work that was just done.
+
+    Returns:
+        All candidates, the surest first; ``Audit.findings`` are those to believe.
+
+    Raises:
+        UserError: no class has two photos, or a photo cannot be read.
+
+    Example:
+        >>> spurious = fd.Classifier.load("embedded:spurious")
+        >>> for f in audit(engine, spurious, fd.collect(["embedded:photos"])).findings:
+        ...     print(f.class_, f.attribute, f.feature, f.effect.mean, f.confidence)
+    """
+    began = time.process_time()
+    attributes = embedded_attributes() if attributes is None else attributes
+    read = read_photos(classifier, photos, attributes, prompt, engine.model.image_size)
+    counts = Counter(photo.class_ for photo in read).most_common(MOST_CLASSES)
+    classes = sorted(class_ for class_, count in counts if count > 1)
+    if not classes:
+        raise UserError(
+            f"no class of {classifier.name} has two photos among the {len(read)} given: give more"
+        )
+    sure = confidences(classifier, torch.stack([photo.image for photo in read]))
+    own = {c: [n for n, photo in enumerate(read) if photo.class_ == c] for c in classes}
+    plan = [
+        (attribute, [(c, read[n]) for c in classes for n in _starts(own[c], read, sure, attribute)])
+        for attribute in attributes
+    ]
+    if on_plan:
+        on_plan(sum(len(starts) for _, starts in plan))
+    candidates: list[Finding] = []
+    failed: dict[str, str] = {}
+    for attribute, starts in plan:
+        by_class, errors = _explain(engine, classifier, attribute, starts, seed, tools, on_progress)
+        failed |= errors
+        for class_, explanations in by_class.items():
+            named = Counter(x.feature_after for x in explanations)
+            features = [f for f, count in named.items() if 2 * count >= len(explanations)]
+            group = [read[n] for n in own[class_]]
+            effects = _effects(engine, classifier, attribute, group, read, class_, seed, tools)
+            candidates += [
+                Finding(
+                    classifier.classes[class_], attribute.name, feature, effects[feature],
+                    tuple(explanations), _neuron(classifier, class_, explanations),
+                )
+                for feature in features if feature in effects
+            ]  # fmt: skip
+    correlations = [
+        _correlation(classifier, attribute, feature, class_, read, own[class_], sure)
+        for attribute in attributes
+        for class_ in classes
+        for feature in attribute.features
+    ]
+    return Audit(
+        classifier=classifier.name,
+        photos=len(read),
+        classes=tuple(classifier.classes[c] for c in classes),
+        candidates=tuple(sorted(candidates, key=lambda f: (-f.confidence, -f.effect.mean))),
+        correlations=tuple(sorted(correlations, key=lambda c: (-c.confidence, -c.effect))),
+        failed=failed,
+        seconds=time.process_time() - began,
+    )
+
+
+def explanation_settings(engine: Engine, attribute: Attribute) -> NeuronCounterfactualSettings:
+    """The preset "fast" with few iterations; where the object has the attribute, all else is kept.
+
+    Source: DiG-IN, section 4.4, with the background's role and the object's exchanged for objects.
+    """
+    settings = NeuronCounterfactuals.default_settings(engine.model)
+    settings = presets.FAST.of(settings, NeuronCounterfactuals.name)
+    few = min(ITERATIONS, settings.optimisation.iterations)
+    settings = replace(
+        settings,
+        optimisation=replace(settings.optimisation, iterations=few),
+        background_words=attribute.features,
+    )
+    if attribute.region == "background":
+        return settings
+    kept = tuple(Regulariser(r.kind, "background", r.weight) for r in settings.regularisers)
+    return replace(settings, blending_fraction=0.0, regularisers=kept)
+
+
+def _starts(own: Sequence[int], read, sure_nk, attribute: Attribute) -> list[int]:
+    """The photos of a class that the classifier is least sure of, of different features first."""
+    least = sorted(own, key=lambda n: float(sure_nk[n, read[n].class_]))
+    first: dict[str, int] = {}
+    for n in least:
+        first.setdefault(read[n].features[attribute.name], n)
+    different = list(first.values())
+    return [*different, *(n for n in least if n not in different)][:STARTS]
+
+
+def _explain(engine, classifier, attribute: Attribute, starts, seed, tools, on_progress):
+    """class -> its explanations; photo -> why it has none."""
+    items = [
+        replace(
+            photo.item, image=photo.image, mask=photo.mask, crop=False, prompt=photo.prompt,
+            source=classifier.classes[photo.class_], source_word=photo.word, caption=None,
+            background=photo.features[attribute.name],
+        )
+        for _, photo in starts
+    ]  # fmt: skip
+    task = NeuronCounterfactuals(
+        engine=engine, photos=items, classifier=classifier.at_classes(),
+        neuron=[class_ for class_, _ in starts], direction="max", backgrounds=attribute.reader,
+        settings=explanation_settings(engine, attribute), seed=seed, tools=tools,
+    )  # fmt: skip
+    asked = dict(zip((request.id for request in task.requests), starts, strict=True))
+    found: dict[int, list[Explanation]] = {}
+    failed = {}
+    for record in task.run(on_progress=on_progress):
+        class_, photo = asked[record.id]
+        if record.image is None:
+            failed[record.id] = str(record.error)
+            continue
+        found.setdefault(class_, []).append(
+            Explanation(
+                photo.item.id, photo.image, record.image.cpu(),
+                record.background_before, record.background_after,
+                record.class_confidence_before, record.class_confidence,
+            )
+        )  # fmt: skip
+    return found, failed
+
+
+def _effects(engine, classifier, attribute, group, read, class_, seed, tools):
+    """By masks where two photos of the class have them, else by generated pictures."""
+    masked = [photo for photo in group if photo.mask is not None]
+    if len(masked) > 1:
+        swap = masked_swap(attribute, read)
+        return measure_effects(classifier, attribute, _spread(masked, SWAPPED), class_, swap)
+    few = _spread(group, GENERATED)
+    swap = generated_swap(engine, classifier, attribute, few, seed, tools)
+    return measure_effects(classifier, attribute, few, class_, swap, generated=True)
+
+
+def _spread(photos: Sequence[AuditPhoto], most: int) -> list[AuditPhoto]:
+    """At most so many, spread evenly over all."""
+    step = max(1, len(photos) / most)
+    return [photos[int(n * step)] for n in range(min(most, len(photos)))]
+
+
+def _correlation(classifier, attribute, feature, class_, read, own, sure_nk) -> Correlation:
+    groups: tuple[list[float], list[float]] = ([], [])
+    for n in own:
+        has = read[n].features[attribute.name] == feature
+        groups[0 if has else 1].append(float(sure_nk[n, class_]))
+    return correlation(classifier.classes[class_], attribute.name, feature, *groups)
+
+
+@torch.no_grad()
+def _neuron(classifier: Classifier, class_: int, explanations: Sequence[Explanation]) -> int | None:
+    """The neuron before a linear head that adds most to the class's logit in the explanations."""
+    head = classifier.head
+    if not isinstance(head, nn.Linear) or classifier.layer is not None:
+        return None
+    pairs = torch.stack([image for x in explanations for image in (x.before, x.after)])
+    active = classifier.activations(pairs.to(classifier.device))
+    gain_f = (active[1::2] - active[::2]).mean(dim=0) * head.weight[class_]
+    return int(gain_f.argmax())

@@ -1,0 +1,90 @@
+"""The page of an audit: what a classifier seems to go by, for people who never saw one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdigin.report.page import write_page
+from fastdigin.results.card import data_uri, without_folders
+from fastdigin.results.numbers import percent
+
+if TYPE_CHECKING:  # reports read results and compute none
+    from fastdigin.audit import Audit, Correlation, Explanation, Finding
+
+PICTURES = 6
+"""Explanations of a finding that are shown."""
+ROWS = 12
+"""Of the tables of what was not confirmed."""
+SENTENCES = {
+    "background": "takes what stands on {feature} for a {class_}",
+    "colour": "takes what is {feature} for a {class_}",
+}
+"""Attribute -> what a finding says; any other attribute has the general sentence."""
+GENERAL = "goes by {attribute} “{feature}” when it says {class_}"
+
+
+def write_audit_page(out: Path, found: Audit) -> Path:
+    """Writes OUT/audit.html and returns its path; UserError where it cannot be written."""
+    return write_page(
+        out / "audit.html",
+        "audit.html",
+        eyebrow="fastdigin audit",
+        heading=f"What does {without_folders(found.classifier)} go by?",
+        classifier=without_folders(found.classifier),
+        photos=found.photos,
+        classes=found.classes,
+        findings=[_finding(finding) for finding in found.findings],
+        unconfirmed=[_row(f) for f in found.candidates if not f.found][:ROWS],
+        correlations=[_row(c) for c in found.correlations if c.confidence >= 0.5][:ROWS],
+        failed={without_folders(k): without_folders(v) for k, v in found.failed.items()},
+        seconds=round(found.seconds),
+    )
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    effect, names = finding.effect, vars(finding)
+    others = [v for f, v in effect.by_feature.items() if f != finding.feature]
+    return {
+        "sentence": SENTENCES.get(finding.attribute, GENERAL).format(**names),
+        "class_": finding.class_,
+        "attribute": finding.attribute,
+        "feature": finding.feature,
+        "confidence": percent(finding.confidence),
+        "with_it": percent(effect.by_feature[finding.feature]),
+        "without": percent(sum(others) / len(others)),
+        "points": f"{100 * effect.mean:.0f}",
+        "interval": " to ".join(f"{100 * end:.0f}" for end in effect.interval),
+        "count": effect.photos,
+        "generated": effect.generated,
+        "bars": [
+            {"feature": f, "share": value, "text": percent(value), "own": f == finding.feature}
+            for f, value in sorted(effect.by_feature.items(), key=lambda pair: -pair[1])
+        ],
+        "rival": effect.rival,
+        "neuron": finding.neuron,
+        "named": finding.named,
+        "explanations": [_explanation(x, finding) for x in finding.explanations[:PICTURES]],
+        "asked": len(finding.explanations),
+    }
+
+
+def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
+    def picture(image, label: str, feature: str, confidence: float) -> dict[str, Any]:
+        note = f"{feature}; {finding.class_} {percent(confidence)}"
+        return {"uri": data_uri(image), "label": label, "alt": f"{label}: {note}", "note": note}
+
+    return {
+        "before": picture(
+            shown.before, "photo", shown.feature_before, shown.confidence_before
+        ),
+        "after": picture(
+            shown.after, "explanation", shown.feature_after, shown.confidence_after
+        ),
+    }  # fmt: skip
+
+
+def _row(found: Finding | Correlation) -> list[str]:
+    effect = found.effect if isinstance(found.effect, float) else found.effect.mean
+    points = f"{100 * effect:+.0f} points"
+    return [found.class_, found.attribute, found.feature, points, f"{found.confidence:.2f}"]
