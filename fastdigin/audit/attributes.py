@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput, read_image, read_mask
 from fastdigin.tasks.words import class_word, find_class
@@ -72,18 +73,28 @@ def read_photos(
     classifier: Classifier, items: Sequence[ImageInput], attributes: Sequence[Attribute],
     prompt: str, size: int,
 ) -> list[AuditPhoto]:  # fmt: skip
-    """Reads photos, their masks, classes and features. UserError for one that cannot be read."""
+    """Reads photos, their masks, classes and features. UserError for one that cannot be read.
+
+    Of a label that the classifier does not know the audit makes no use: it takes what it sees.
+    """
     images = [read_image(item, size) for item in items]
     shown = [attribute.read(torch.stack(images)) for attribute in attributes]
     read = []
     for n, (item, image) in enumerate(zip(items, images, strict=True)):
-        class_ = find_class(classifier, image, item.source)
+        class_ = find_class(classifier, image, _known(classifier, item.source))
         word = item.source_word or class_word(classifier, class_)
         features = {a.name: found[n] for a, found in zip(attributes, shown, strict=True)}
         said = prompt.format(object=word, **features)
         mask = read_mask(item, size)
         read.append(AuditPhoto(item, image, mask, class_, word, said, features))
     return read
+
+
+def _known(classifier: Classifier, label: str | None) -> str | None:
+    try:
+        return None if label is None else str(classifier.class_index(label))
+    except UserError:
+        return None
 
 
 @torch.no_grad()

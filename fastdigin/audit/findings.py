@@ -128,10 +128,15 @@ class Audit:
 
 
 def surely_above(margin: float, mean: float, error: float) -> float:
-    """The normal probability that what was measured as ``mean`` is above ``margin``."""
+    """The normal probability that what was measured as ``mean`` is above ``margin``.
+
+    0 where the error is infinite: one value shows nothing.
+    """
+    if not math.isfinite(error):
+        return 0.0
     if error == 0:
         return float(mean > margin)
-    return NormalDist(mean, error).cdf(math.inf) - NormalDist(mean, error).cdf(margin)
+    return 1 - NormalDist(mean, error).cdf(margin)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -41,14 +41,14 @@ def generated_swap(
     for photo in photos:
         own = photo.features[attribute.name]
         # Which class is the target plays no part without iterations; it must differ.
-        target = classifier.classes[(photo.class_ + 1) % len(classifier.classes)]
+        target = str((photo.class_ + 1) % len(classifier.classes))
         for feature in attribute.features:
             if feature != own:
                 asked.append((photo, feature))
                 items.append(
                     replace(
                         photo.item, image=photo.image, mask=None, crop=False, caption=None,
-                        prompt=photo.prompt, source=classifier.classes[photo.class_],
+                        prompt=photo.prompt, source=str(photo.class_),
                         source_word=own, target=target, target_word=feature,
                     )
                 )  # fmt: skip

@@ -78,6 +78,7 @@ def audit(
         UserError: no class has two photos, or a photo cannot be read.
 
     Example:
+        >>> from fastdigin.audit import audit
         >>> spurious = fd.Classifier.load("embedded:spurious")
         >>> for f in audit(engine, spurious, fd.collect(["embedded:photos"])).findings:
         ...     print(f.class_, f.attribute, f.feature, f.effect.mean, f.confidence)
@@ -167,7 +168,7 @@ def _explain(engine, classifier, attribute: Attribute, starts, seed, tools, on_p
     items = [
         replace(
             photo.item, image=photo.image, mask=photo.mask, crop=False, prompt=photo.prompt,
-            source=classifier.classes[photo.class_], source_word=photo.word, caption=None,
+            source=str(photo.class_), source_word=photo.word, caption=None,
             background=photo.features[attribute.name],
         )
         for _, photo in starts

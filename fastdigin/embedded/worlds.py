@@ -63,7 +63,7 @@ class Recipe:
     epochs: int = 8
     rate: float = 3e-3
     decoded: float = 0.15
-    test_scenes: int = 800
+    test_scenes: int = 320
 
 
 def draw_shortcuts(seed: int) -> tuple[Shortcut, ...]:
@@ -80,6 +80,16 @@ def draw_shortcuts(seed: int) -> tuple[Shortcut, ...]:
         Shortcut(GARMENTS[g], *features[f], float(strength))
         for g, f, strength in zip(garments, chosen, strengths, strict=True)
     )
+
+
+def planned(count: int, clean: int, seed: int) -> list[tuple[str, tuple[Shortcut, ...], int]]:
+    """(name, shortcuts, seed) of worlds from ``seed`` on, clean ones spread among the others."""
+    worlds = [(f"world-{s:03d}", draw_shortcuts(s), s) for s in range(seed, seed + count)]
+    for n in range(clean):
+        # Seeds of their own: a clean world is not a planted one without its shortcuts.
+        one = (f"clean-{seed + n:03d}", (), 500_000 + seed + n)
+        worlds.insert((n + 1) * count // clean + n, one)
+    return worlds
 
 
 def train_world(
@@ -192,11 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first world")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four files")
     options = parser.parse_args(arguments)
-    seeds = range(options.seed, options.seed + max(options.count, options.clean, 1))
     try:
-        wanted = [(f"world-{s:03d}", draw_shortcuts(s), s) for s in seeds[: options.count]]
-        # Seeds of their own: a clean world is not a planted one without its shortcuts.
-        wanted += [(f"clean-{s:03d}", (), 500_000 + s) for s in seeds[: options.clean]]
+        wanted = planned(options.count, options.clean, options.seed)
         if options.plant:
             planted = tuple(map(parse_shortcut, options.plant))
             wanted.append((f"planted-{options.seed:03d}", planted, options.seed))
