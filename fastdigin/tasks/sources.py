@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.photos import ImageInput, read_image, read_mask
-from fastdigin.storage import cache_key
 from fastdigin.tasks.captions import with_caption
 from fastdigin.tasks.words import check_text, find_class, first_that_fits, words_for
 
@@ -47,10 +46,12 @@ class SourcePhoto:
     source: str
     source_class: int
 
-    @cached_property
-    def content(self) -> str:
+    @property
+    def content(self) -> tuple:
         """Equal for questions about one photo in the same words: they share its inversion."""
-        return cache_key(self.image, self.prompt)
+        image = self.item.image
+        which = id(image) if isinstance(image, Tensor) else str(image)
+        return which, self.item.crop, self.prompt
 
 
 @dataclass(frozen=True)
