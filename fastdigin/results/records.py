@@ -33,6 +33,7 @@ class CounterfactualRecord(Record):
     prompt: str | None = key("describes the photo")
     input: str | None = key("fingerprint of the photo and what is known of it")
     edited_prompt: str | None = key("the prompt with the target")
+    variant: int | None = key("which of the photo's different counterfactuals, from 1")
     injection_fraction: float | None = key(
         "of the steps, those that attend as the source did", unit="share"
     )

@@ -26,6 +26,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.photos import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.results import CounterfactualRecord
+from fastdigin.tasks.diverse import apart, other_start
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_task import CheckedPhoto, Edit, PhotoRequest, PhotoSettings, PhotoTask
 from fastdigin.tasks.regularisers import Regulariser
@@ -122,9 +123,13 @@ EMBEDDED = CounterfactualSettings(
 
 @dataclass(frozen=True)
 class CounterfactualRequest(PhotoRequest):
-    """A photo and the class that the classifier shall see; None where nobody said which."""
+    """A photo and the class that the classifier shall see; None where nobody said which.
+
+    variant: which of the photo's different counterfactuals it is, from 0.
+    """
 
     target_class: int | None
+    variant: int = 0
 
 
 @documented
@@ -157,8 +162,14 @@ class Counterfactuals(PhotoTask):
         "independent classifier to ask afterwards", kind="classifier", default=None, metavar="C",
         embedded="embedded:judge", optimised=None,
     )  # fmt: skip
+    diverse: int = given(
+        "different counterfactuals of each photo; fastdigin score says how different they are",
+        kind="count", default=1, metavar="N", affects=False,
+    )  # fmt: skip
 
     def make_requests(self) -> list[CounterfactualRequest]:
+        if self.diverse < 1:
+            raise UserError(f"diverse must be at least 1, got {self.diverse!r}")
         photos = self.photos
         if self.target is not None:
             targets = one_each(self.target, "targets", len(photos))
@@ -171,7 +182,11 @@ class Counterfactuals(PhotoTask):
             photo.id if goal is None else f"{photo.id}-to-{self._word(goal).replace(' ', '_')}"
             for photo, goal in zip(photos, goals, strict=True)
         )
-        return list(map(CounterfactualRequest, ids, photos, goals))
+        return [
+            CounterfactualRequest(f"{id}-variant-{n + 1}" if n else id, photo, goal, n)
+            for id, photo, goal in zip(ids, photos, goals, strict=True)
+            for n in range(self.diverse)
+        ]
 
     def check(self, request: CounterfactualRequest) -> CheckedPhoto:
         goal = request.target_class
@@ -193,7 +208,14 @@ class Counterfactuals(PhotoTask):
         return self.settings.injection_fractions
 
     def candidates(self, request: CounterfactualRequest, source: Source) -> list[Job]:
-        return [self._job(request, source, *pair) for pair in self.settings.schedules()]
+        *before, own = (self._starts(request, source, n) for n in range(request.variant + 1))
+        results = self.engine.evaluate([jobs[0] for jobs in before])
+        others = [result.initial_image for result in results if result.initial_image is not None]
+        return apart(own, source.image, others, source.mask)
+
+    def _starts(self, request: CounterfactualRequest, source: Source, variant: int) -> list[Job]:
+        jobs = (self._job(request, source, *pair) for pair in self.settings.schedules())
+        return [other_start(job, source.latent_mask, variant) for job in jobs]
 
     def _job(
         self, request: CounterfactualRequest, source: Source, injected: Schedule, blended: Schedule
@@ -233,6 +255,7 @@ class Counterfactuals(PhotoTask):
             input=edit.request.fingerprint,
             injection_fraction=self.fraction(edit.injected),
             blending_fraction=self.fraction(edit.blended),
+            variant=edit.request.variant + 1,
             **figures,
         )
 
@@ -304,6 +327,7 @@ def counterfactuals(
     settings: CounterfactualSettings | None = None,
     judge: Classifier | None = None,
     embedding: Classifier | None = None,
+    diverse: int = 1,
     seed: int = 0,
     tools: PhotoTools = NO_TOOLS,
     skip: Collection[str] = (),
@@ -322,13 +346,14 @@ def counterfactuals(
         judge: an independent classifier that is asked about the result, never optimised against.
         embedding: a network whose features ("activations") the regularisers of kind
             "features-cosine" and "features-l2" compare, such as :func:`fastdigin.load_embedding`.
+        diverse: how many different counterfactuals of each image.
         seed: of the random crops.
         tools: what may help to prepare photos.
         skip: ids not to do again.
         on_progress: called with the share of one image's work that was just done.
 
     Returns:
-        A record per image, as it finishes. One bad image among several yields a failed record.
+        The records as they finish. One bad image among several yields failed ones.
 
     Raises:
         UserError: before any work, if nothing can be done.
@@ -344,6 +369,7 @@ def counterfactuals(
     """
     task = Counterfactuals(
         engine=engine, photos=as_inputs(images), classifier=classifier, target=targets,
-        settings=settings, judge=judge, embedding=embedding, seed=seed, tools=tools,
+        settings=settings, judge=judge, embedding=embedding, diverse=diverse, seed=seed,
+        tools=tools,
     )  # fmt: skip
     return task.run(skip=skip, on_progress=on_progress)

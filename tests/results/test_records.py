@@ -34,7 +34,7 @@ OWN = {
         "blending_fraction", "target_confidence_before", "target_confidence_reconstruction",
         "target_confidence", "prediction", "flipped", "already_target", "judge_prediction",
         "judge_agrees", "background_l1",
-        "foreground_l1",
+        "foreground_l1", "variant",
     },
     "disagreement": {
         "class", "f_confidence_before", "g_confidence_before", "f_confidence", "g_confidence",
