@@ -161,6 +161,7 @@ def test_out_that_cannot_be(refused, tmp_path):
     "arguments, words",
     [
         ([*CF, PHOTO.path, *TO_TARGET, "--out", ""], "--out: must name something, got ''"),
+        ([*CF, PHOTO.path, *TO_TARGET, "--out", "s3://b/run"], "--out 's3://b/run' must be a fold"),
         ([*CF, PHOTO.path, *TO_TARGET, "--cache", " "], "--cache: must name something"),
         ([*CF, "", *TO_TARGET], "IMAGES: must name something, got ''"),
         ([*CF, PHOTO.path, "", *TO_TARGET], "IMAGES: must name something"),
