@@ -41,8 +41,9 @@ class Effect:
 
     mean: over photos, of the confidence with the feature less the mean with the others. error: the
     standard error of that. by_feature: the mean confidence with each feature. rival: the class
-    that gains most where the feature is swapped out. generated: the diffusion model made the
-    swaps, because the photos have no masks.
+    that gains most where the feature is swapped out. example: the photo of the median gain, by
+    feature: (3, H, W), and the confidence. generated: the diffusion model made the swaps, because
+    the photos have no masks.
     """
 
     mean: float
@@ -50,6 +51,7 @@ class Effect:
     photos: int
     by_feature: Mapping[str, float]
     rival: str | None
+    example: Mapping[str, tuple[Tensor, float]]
     generated: bool = False
 
     @property

@@ -100,10 +100,13 @@ def audit(
     ]
     if on_plan:
         on_plan(sum(len(starts) for _, starts in plan))
+    surest = [read[max(own[c], key=lambda n: float(sure[n, c]))].image for c in classes]
     candidates: list[Finding] = []
     failed: dict[str, str] = {}
     for attribute, starts in plan:
-        by_class, errors = _explain(engine, classifier, attribute, starts, seed, tools, on_progress)
+        by_class, errors = _explain(
+            engine, classifier, attribute, starts, surest, seed, tools, on_progress
+        )
         failed |= errors
         for class_, explanations in by_class.items():
             named = Counter(x.feature_after for x in explanations)
@@ -163,8 +166,11 @@ def _starts(own: Sequence[int], read, sure_nk, attribute: Attribute) -> list[int
     return [*different, *(n for n in least if n not in different)][:STARTS]
 
 
-def _explain(engine, classifier, attribute: Attribute, starts, seed, tools, on_progress):
-    """class -> its explanations; photo -> why it has none."""
+def _explain(engine, classifier, attribute, starts, surest, seed, tools, on_progress):
+    """class -> its explanations; photo -> why it has none.
+
+    surest: photos that set the scale of each class's log-odds.
+    """
     items = [
         replace(
             photo.item, image=photo.image, mask=photo.mask, crop=False, prompt=photo.prompt,
@@ -176,6 +182,7 @@ def _explain(engine, classifier, attribute: Attribute, starts, seed, tools, on_p
     task = NeuronCounterfactuals(
         engine=engine, photos=items, classifier=classifier.at_classes(),
         neuron=[class_ for class_, _ in starts], direction="max", backgrounds=attribute.reader,
+        dataset=surest,
         settings=explanation_settings(engine, attribute), seed=seed, tools=tools,
     )  # fmt: skip
     asked = dict(zip((request.id for request in task.requests), starts, strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -88,30 +87,32 @@ def measure_effects(
 
     A photo counts where all its swaps can be made.
     """
-    rows = []
+    made, rows = [], []
     for photo in photos:
         swapped = [swap(photo, feature) for feature in attribute.features]
         if all(image is not None for image in swapped):
+            made.append(swapped)
             rows.append(confidences(classifier, torch.stack(swapped)))
     if not rows:
         return {}
     found_nfk = torch.stack(rows)
+    names, own_nf = attribute.features, found_nfk[..., class_]
+    by_feature = dict(zip(names, own_nf.mean(dim=0).tolist(), strict=True))
     effects = {}
-    for n, feature in enumerate(attribute.features):
+    for n, feature in enumerate(names):
         others_nk = torch.cat([found_nfk[:, :n], found_nfk[:, n + 1 :]], dim=1).mean(dim=1)
         gain_nk = found_nfk[:, n] - others_nk
         mean, error = mean_and_error(gain_nk[:, class_].tolist())
-        lost_k = gain_nk.mean(dim=0)
-        rival = int(lost_k.argmin())
+        rival = int(gain_nk.mean(dim=0).argmin())
+        typical = int(gain_nk[:, class_].argsort()[len(rows) // 2])
+        pictures = zip(made[typical], own_nf[typical].tolist(), strict=True)
         effects[feature] = Effect(
             mean=mean,
             error=error,
             photos=len(rows),
-            by_feature={
-                name: fmean(found_nfk[:, f, class_].tolist())
-                for f, name in enumerate(attribute.features)
-            },
+            by_feature=by_feature,
             rival=None if rival == class_ else classifier.classes[rival],
+            example=dict(zip(names, pictures, strict=True)),
             generated=generated,
         )
     return effects

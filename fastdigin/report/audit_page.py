@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fastdigin.report.page import write_page
 from fastdigin.results.card import data_uri, without_folders
 from fastdigin.results.numbers import percent
@@ -16,6 +18,8 @@ PICTURES = 6
 """Explanations of a finding that are shown."""
 ROWS = 12
 """Of the tables of what was not confirmed."""
+ALMOST_SURE = 0.9999
+"""No figure of a page says more."""
 SENTENCES = {
     "background": "takes what stands on {feature} for a {class_}",
     "colour": "takes what is {feature} for a {class_}",
@@ -50,7 +54,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "class_": finding.class_,
         "attribute": finding.attribute,
         "feature": finding.feature,
-        "confidence": percent(finding.confidence),
+        "confidence": percent(min(finding.confidence, ALMOST_SURE)),
         "with_it": percent(effect.by_feature[finding.feature]),
         "without": percent(sum(others) / len(others)),
         "points": f"{100 * effect.mean:.0f}",
@@ -61,6 +65,10 @@ def _finding(finding: Finding) -> dict[str, Any]:
             {"feature": f, "share": value, "text": percent(value), "own": f == finding.feature}
             for f, value in sorted(effect.by_feature.items(), key=lambda pair: -pair[1])
         ],
+        "swapped": [
+            _picture(image, feature, f"{finding.class_} {percent(confidence)}")
+            for feature, (image, confidence) in effect.example.items()
+        ],
         "rival": effect.rival,
         "neuron": finding.neuron,
         "named": finding.named,
@@ -70,18 +78,19 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
-    def picture(image, label: str, feature: str, confidence: float) -> dict[str, Any]:
-        note = f"{feature}; {finding.class_} {percent(confidence)}"
-        return {"uri": data_uri(image), "label": label, "alt": f"{label}: {note}", "note": note}
+    def note(feature: str, confidence: float) -> str:
+        return f"{feature}; {finding.class_} {percent(confidence)}"
 
+    before = note(shown.feature_before, shown.confidence_before)
+    after = note(shown.feature_after, shown.confidence_after)
     return {
-        "before": picture(
-            shown.before, "photo", shown.feature_before, shown.confidence_before
-        ),
-        "after": picture(
-            shown.after, "explanation", shown.feature_after, shown.confidence_after
-        ),
-    }  # fmt: skip
+        "before": _picture(shown.before, "photo", before),
+        "after": _picture(shown.after, "explanation", after),
+    }
+
+
+def _picture(image: Tensor, label: str, note: str) -> dict[str, Any]:
+    return {"uri": data_uri(image), "label": label, "alt": f"{label}: {note}", "note": note}
 
 
 def _row(found: Finding | Correlation) -> list[str]:

@@ -79,10 +79,10 @@ def test_the_page_escapes_what_it_is_told(tmp_path):
     grey = torch.full((3, 8, 8), 0.5)
     finding = Finding(
         class_=bad, attribute="background", feature=bad,
-        effect=Effect(0.5, 0.01, 9, {bad: 0.9, "b": 0.4}, bad),
+        effect=Effect(0.5, 0.01, 9, {bad: 0.9, "b": 0.4}, bad, {bad: (grey, 0.9)}),
         explanations=(Explanation(bad, grey, grey, bad, bad, 0.1, 0.9),), neuron=3,
     )  # fmt: skip
-    weak = replace(finding, effect=Effect(0.0, 0.01, 9, {bad: 0.4, "b": 0.4}, None, True))
+    weak = replace(finding, effect=Effect(0.0, 0.01, 9, {bad: 0.4, "b": 0.4}, None, {}, True))
     alone = correlation(bad, bad, bad, [0.9, 0.8], [0.1, 0.2])
     found = Audit(bad, 9, (bad,), (finding, weak), (alone,), {bad: bad}, 1.0)
     page = write_audit_page(tmp_path, found).read_text()

@@ -16,7 +16,7 @@ def finding(ends=("grass", "grass", "brick"), mean=0.4, error=0.02, **changes):
     made = tuple(
         Explanation(f"p{n}", pixel, pixel + 1, "plain", end, 0.1, 0.9) for n, end in enumerate(ends)
     )
-    effect = Effect(mean, error, 30, {"grass": 0.9, "brick": 0.5}, "boot")
+    effect = Effect(mean, error, 30, {"grass": 0.9, "brick": 0.5}, "boot", {})
     values = {"class_": "sneaker", "attribute": "background", "feature": "grass"} | changes
     return Finding(effect=effect, explanations=made, **values)
 

@@ -70,3 +70,6 @@ def test_effects_by_hand(read):
     means = effects["grass"].by_feature
     by_hand = means["grass"] - sum(means[f] for f in ("brick", "gravel", "plain")) / 3
     assert effects["grass"].mean == pytest.approx(by_hand, abs=1e-6)
+    for feature, (image, confidence) in effects["grass"].example.items():
+        assert background.read(image[None]) == [feature]
+        assert confidence == pytest.approx(float(green.probabilities(image[None])[0, 1]))
