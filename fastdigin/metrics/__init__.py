@@ -26,8 +26,9 @@ Cohorts are those of the ACE scripts: FID, KID, sFID, FVA, FS, MNAC and CD are o
 flip the classifier ("flipped"), against all photos; COUT and S3 are of photos that it read
 correctly ("correct"), where that is known; the others are of all. Intervals: Wilson's for shares,
 the bootstrap's for means, the delete-a-group jackknife's for FID, KID and CD; that of sFID is the
-range of its twenty halves. FID grows as n falls, and is for equal n and extractor only; KID does
-not. An adversarial change gives a high flip rate and small distances as well: look at the judge.
+middle 95% of its twenty halves. Distances of sets are left out below four explanations, sFID also
+where a half has one. FID grows as n falls, and is for equal n and extractor only; KID does not.
+An adversarial change gives a high flip rate and small distances as well: look at the judge.
 """  # noqa: E501
 
 from fastdigin.metrics.ace import read_ace, write_ace

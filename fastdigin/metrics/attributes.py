@@ -11,7 +11,8 @@ def changed_attributes(before_na: Tensor, after_na: Tensor) -> list[int]:
     """How many attributes changed in each pair; their mean is MNAC.
 
     Args:
-        before_na, after_na: probabilities; an attribute is there above 0.5.
+        before_na, after_na: probabilities; an attribute is there above 0.5. Classes of which one
+            is true are attributes too: from one to another, two of them change.
 
     Source: Rodriguez et al. 2021 (DiVE), arXiv 2103.10226.
     """

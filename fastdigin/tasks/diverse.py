@@ -18,10 +18,13 @@ from torch import Tensor
 from fastdigin.engine.job import Job
 from fastdigin.tasks.generated import seed_of
 
-NOISE = 0.8
-"""The share of fresh noise in the latents of the object."""
+# Three packaged photos, three counterfactuals each, 8 steps, 6 updates: flips (8 of 9) and the
+# judge's agreement (9 of 9) were the same for all that follow. Mean L1 between a photo's
+# counterfactuals: 0.024 at noise 0.8 and repulsion 0.5, 0.036 at 1 and 0.5, 0.051 at 1 and 3.
+NOISE = 1.0
+"""The share of the noise that is fresh, in the latents of the object."""
 
-REPULSION = 0.5
+REPULSION = 3.0
 """Weight of ``Repulsion``, which lies in [-1, 1]."""
 
 
@@ -49,7 +52,7 @@ class Repulsion:
 def other_start(job: Job, mask_hw: Tensor, variant: int) -> Job:
     """The job with other noise and other crops; unchanged for variant 0.
 
-    mask_hw: (h, w), where the latents get noise. Their variance stays.
+    mask_hw: (h, w) in [0, 1], where the latents get noise. Their variance stays.
     """
     if variant == 0:
         return job

@@ -42,6 +42,7 @@ def test_other_starts_have_other_noise_within_the_mask_alone():
         assert float(inside.std()) == pytest.approx(1, abs=0.03)
         correlation = torch.corrcoef(torch.stack([inside, before]))[0, 1]
         assert float(correlation) == pytest.approx((1 - NOISE**2) ** 0.5, abs=0.03)
+        assert not torch.equal(inside, before)
     assert torch.equal(first.latents, other_start(job, mask, 1).latents)
 
 
