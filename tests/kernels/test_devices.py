@@ -88,4 +88,4 @@ def test_a_pretended_device_ends_where_it_should():
 )  # fmt: skip
 def test_families(capability, family, shared):
     device = Device("cuda", "a GPU", capability)
-    assert device.family == family and device.shared_memory == shared << 10
+    assert device.family == family and devices.SHARED_MEMORY[family] == shared << 10

@@ -29,12 +29,8 @@ class Device:
             return f"sm_{self.capability[0]}0"
         return "sm_80" if self.capability == (8, 0) else "sm_89"  # consumer GPUs have as little
 
-    @property
-    def shared_memory(self) -> int:
-        """Bytes of shared memory that a block of threads may take."""
-        return SHARED_MEMORY[self.family]
 
-
+# Bytes of shared memory that a block of threads may take.
 # CUDA C++ Programming Guide, technical specifications per compute capability.
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
