@@ -1,9 +1,10 @@
-"""Ways to take the gradient of a function of one tensor, and what autograd keeps for it."""
+"""Ways to take the gradient of a function, what autograd keeps for it, and what runs."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[[Tensor], Tensor]
 
@@ -65,3 +66,15 @@ def kept_tensors(function: Function, x: Tensor) -> list[Tensor]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         function(x.detach().requires_grad_())
     return kept
+
+
+class Called(TorchDispatchMode):
+    """names: of the operations that run inside, like "aten::mm"."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))

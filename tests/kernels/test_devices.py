@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from gradients import Called
 from kernel_operations import INTERPRETED
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdigin_kernels.attention import attention
 from fastdigin_kernels.attention import unavailable as attention_unavailable
@@ -17,18 +17,6 @@ from fastdigin_kernels.group_norm_silu import group_norm_silu
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton would run on the CPU")
 CPU = torch.device("cpu")
-
-
-class Called(TorchDispatchMode):
-    """Names of the operations that run, but views."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.name())
-        return function(*args, **(kwargs or {}))
 
 
 def step(keys):

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradients import assert_all_ways_agree, kept_tensors, output_and_gradient
+from gradients import Called, assert_all_ways_agree, kept_tensors, output_and_gradient
 from kernel_operations import INTERPRETED, OPERATIONS, device_of, pairs
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdigin_kernels
 from fastdigin_kernels.common import registry, shortcuts
@@ -62,16 +61,6 @@ def missing(name):
         assert shortcuts.AVAILABLE
 
 
-class Watch(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(function.name())
-        return function(*args, **(kwargs or {}))
-
-
 def test_unwatched_it_is_the_function_alone():
     for x in (torch.ones(3), torch.nn.Parameter(torch.ones(3))):
         assert torch.equal(example_scaled(x, "a note"), torch.full((3,), 2.0))
@@ -79,9 +68,9 @@ def test_unwatched_it_is_the_function_alone():
 
 
 def test_modes_and_profilers_see_the_operation():
-    with Watch() as watch:
+    with Called() as called:
         example_scaled(torch.ones(3), "")
-    assert "fastdigin::example_scaled" in watch.seen
+    assert "fastdigin::example_scaled" in called.names
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         example_scaled(torch.ones(3), "")
     assert "fastdigin::example_scaled" in {event.key for event in profile.key_averages()}
