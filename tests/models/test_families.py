@@ -37,13 +37,18 @@ def load(folder, dtype=torch.float32, **options):
     return LatentDiffusion.from_pretrained(str(folder), device="cpu", dtype=dtype, **options)
 
 
+def job_of(model, **settings):
+    """One that leads to a black image."""
+    return generated_job(
+        model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
+        settings=Settings(**settings), seed=0,
+    )  # fmt: skip
+
+
 def sampled(model, prompt, steps, guidance_scale, seed):
     """The last latent of a generated job."""
     settings = Settings(steps=steps, guidance_scale=guidance_scale)
-    job = generated_job(
-        model, id="job", prompt=prompt, losses=[], settings=settings, seed=seed, monitors={},
-        info={},
-    )  # fmt: skip
+    job = generated_job(model, id="job", prompt=prompt, losses=[], settings=settings, seed=seed)
     texts = [
         text[None, None].expand(1, steps, -1, -1) for text in (job.conditioning, job.null_text)
     ]
@@ -249,11 +254,7 @@ def test_steps_and_guidance_of_a_sample_default_to_the_models(folder_of):
 )
 def test_jobs_that_do_not_fit_the_family(folder_of, name, changes, message):
     model = load(folder_of(name))
-    settings = Settings(steps=4, guidance_scale=model.usual_guidance_scale, iterations=0)
-    job = generated_job(
-        model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
-        settings=settings, seed=0, monitors={}, info={},
-    )  # fmt: skip
+    job = job_of(model, steps=4, guidance_scale=model.usual_guidance_scale, iterations=0)
     bad, good = Engine(model, slots=1, kept_steps=0).run([replace(job, **changes), job])
     assert (bad.status, good.status) == ("failed", "done")
     assert re.search(message, bad.error)
@@ -351,11 +352,7 @@ def test_an_autoencoder_that_overflows_later_is_named_as_the_cause(folder_of, te
     with torch.no_grad():
         weight = model.vae.decoder.get_submodule(tensor).weight
         weight.copy_(weight.sign() * 6e4)
-    job = generated_job(
-        model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
-        settings=Settings(steps=1, iterations=1), seed=0, monitors={}, info={},
-    )  # fmt: skip
-    (result,) = Engine(model, slots=1, kept_steps=0).run([job])
+    (result,) = Engine(model, slots=1, kept_steps=0).run([job_of(model, steps=1, iterations=1)])
     assert "the decoded image is not finite; where the VAE runs in fp16" in result.error
 
 
@@ -369,11 +366,7 @@ def test_pipelines_of_mixed_types(folder_of, name, low):
         getattr(pipeline, low).to(dtype)
         model = LatentDiffusion.from_pipe(pipeline)
         assert getattr(model, low).dtype == dtype and model.state_dtype == torch.float32
-        job = generated_job(
-            model, id="job", prompt=PROMPT, losses=[Distance(torch.zeros(3, SIZE, SIZE))],
-            settings=Settings(steps=2, iterations=1), seed=0, monitors={}, info={},
-        )  # fmt: skip
-        (result,) = Engine(model, slots=1, kept_steps=0).run([job])
+        (result,) = Engine(model, slots=1, kept_steps=0).run([job_of(model, steps=2, iterations=1)])
         assert result.status == "done", result.error
         totals += [row["total"] for row in result.history]
     assert totals[2:] == pytest.approx(totals[:2], rel=0.05)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from captioners import save_captioner
+from cli_commands import run
 
-from fastdigin import cli, datasets, embedded
+from fastdigin import datasets, embedded
 from fastdigin.models.captioner import Captioner
 from fastdigin.photos import ImageInput, collect, read_any_image
 from fastdigin.storage import TensorCache
@@ -82,10 +83,6 @@ def test_a_caption_follows_the_prompt(embedded, clean):
     assert item.fingerprint() != replace(item, caption="another").fingerprint()
     named = read_photo(embedded, clean, replace(item, prompt="one {}"))
     assert named.prompt.startswith(f"one {PHOTO.garment}, my")
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_command_lines(folder, tmp_path, capsys):

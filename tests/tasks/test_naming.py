@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from captioners import save_captioner
+from cli_commands import run
 
 import fastdigin as fd
-from fastdigin import cli, embedded
+from fastdigin import embedded
 from fastdigin.models.captioner import Captioner
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import collect, read_images
@@ -82,10 +83,6 @@ def test_a_captioner_of_transformers(tmp_path, images):
     words = CaptionedWords(captioner)(0, images)
     said = captioner.captions(images)
     assert 1 <= len(words) <= 5 and all(word in " ".join(said) for word in words)
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_command_line(tmp_path, capsys):
