@@ -3,18 +3,9 @@
 import torch
 from tiny import build_classifier, uniform
 
-from fastdigin.engine.job import Settings
-from fastdigin.objectives import Cutouts
-from fastdigin.photos import ImageInput
-from fastdigin.tasks.counterfactual import CounterfactualSettings, counterfactuals
-from fastdigin.tasks.disagreement import DisagreementSettings, disagreements
-from fastdigin.tasks.neuron_counterfactual import (
-    NeuronCounterfactualSettings,
-    neuron_counterfactuals,
-)
-from fastdigin.tasks.neurons import NeuronSettings, visualise_neurons
+import fastdigin as fd
 
-OPTIMISATION, CUTOUTS = Settings(steps=3, iterations=1), Cutouts(count=2)
+OPTIMISATION, CUTOUTS = fd.Settings(steps=3, iterations=1), fd.Cutouts(count=2)
 
 
 def four_tasks(engine, optimisation=OPTIMISATION, build=build_classifier):
@@ -28,25 +19,25 @@ def four_tasks(engine, optimisation=OPTIMISATION, build=build_classifier):
     shape, mask = (3, size, size), torch.zeros(size, size)
     mask[size // 4 : 3 * size // 4, 3 * size // 16 : 11 * size // 16] = 1
     photos = [
-        ImageInput("one", uniform(*shape, seed=1), "a photo of a sneaker", "sneaker", "boot"),
-        ImageInput("two", uniform(*shape, seed=2), "a blue bag", "bag", "sneaker", mask),
+        fd.ImageInput("one", uniform(*shape, seed=1), "a photo of a sneaker", "sneaker", "boot"),
+        fd.ImageInput("two", uniform(*shape, seed=2), "a blue bag", "bag", "sneaker", mask),
     ]
-    yield from counterfactuals(
+    yield from fd.counterfactuals(
         engine, photos, classifier,
-        settings=CounterfactualSettings(
+        settings=fd.CounterfactualSettings(
             optimisation, null_text_steps=1, injection_fractions=(0.5,), blending_fractions=(0.3,),
             cutouts=CUTOUTS,
         ),
     )  # fmt: skip
-    yield from disagreements(
+    yield from fd.disagreements(
         engine, classifier, other, ["boot", "bag"],
-        settings=DisagreementSettings(optimisation, cutouts=CUTOUTS),
+        settings=fd.DisagreementSettings(optimisation, cutouts=CUTOUTS),
     )  # fmt: skip
-    yield from visualise_neurons(
+    yield from fd.visualise_neurons(
         engine, classifier, [1, 4], ["red boot", "bag"], [uniform(*shape)],
-        settings=NeuronSettings(optimisation, samples_per_word=1, cutouts=CUTOUTS),
+        settings=fd.NeuronSettings(optimisation, samples_per_word=1, cutouts=CUTOUTS),
     )  # fmt: skip
-    yield from neuron_counterfactuals(
+    yield from fd.neuron_counterfactuals(
         engine, photos, classifier, [2, 5], ["max", "min"],
-        settings=NeuronCounterfactualSettings(optimisation, null_text_steps=1),
+        settings=fd.NeuronCounterfactualSettings(optimisation, null_text_steps=1),
     )  # fmt: skip

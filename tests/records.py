@@ -4,20 +4,14 @@ from html.parser import HTMLParser
 
 import torch
 
-from fastdigin.results import (
-    CounterfactualRecord,
-    DisagreementRecord,
-    NeuronCounterfactualRecord,
-    NeuronRecord,
-    Record,
-)
+import fastdigin as fd
 from fastdigin.results.keys import keys_of
 
 CLASSES = [
-    CounterfactualRecord,
-    DisagreementRecord,
-    NeuronRecord,
-    NeuronCounterfactualRecord,
+    fd.CounterfactualRecord,
+    fd.DisagreementRecord,
+    fd.NeuronRecord,
+    fd.NeuronCounterfactualRecord,
 ]
 EVIL = "<script>alert(1)</script>\"'&"
 VALUES = {str: "grass", bool: True, int: 3, float: 0.25}
@@ -27,9 +21,9 @@ HISTORY = [
 ]
 
 
-def filled(cls: type[Record], id: str = "job-0", text: str = "grass", **changes) -> Record:
+def filled(cls: type[fd.Record], id: str = "job-0", text: str = "grass", **changes) -> fd.Record:
     """A record with a value for every key and with all pictures; ``text`` wherever there is any."""
-    common = keys_of(Record)
+    common = keys_of(fd.Record)
     own = {
         name: text if key.kind is str else VALUES.get(key.kind)
         for name, key in keys_of(cls).items()

@@ -5,19 +5,15 @@ from dataclasses import replace
 
 import pytest
 
+import fastdigin as fd
 from fastdigin import embedded as world
 from fastdigin.cli import main
 from fastdigin.demo import demo_tasks, neuron_counterfactual_plans
-from fastdigin.engine.engine import Engine
-from fastdigin.tasks.counterfactual import Counterfactuals
-from fastdigin.tasks.disagreement import Disagreements
-from fastdigin.tasks.neuron_counterfactual import NeuronCounterfactuals
-from fastdigin.tasks.neurons import NeuronVisualisations
 
 
 @pytest.fixture(scope="module")
 def engine(embedded):
-    return Engine(embedded)
+    return fd.Engine(embedded)
 
 
 def planned(engine, count):
@@ -55,10 +51,10 @@ def test_neurons_are_raised_where_their_background_is_not():
 def quick(monkeypatch):
     """Settings of all four tasks that take seconds."""
     for task, less in (
-        (Counterfactuals, {"injection_fractions": (0.5,), "null_text_steps": 1}),
-        (Disagreements, {"draws": 2}),
-        (NeuronVisualisations, {"samples_per_word": 1}),
-        (NeuronCounterfactuals, {"null_text_steps": 1}),
+        (fd.Counterfactuals, {"injection_fractions": (0.5,), "null_text_steps": 1}),
+        (fd.Disagreements, {"draws": 2}),
+        (fd.NeuronVisualisations, {"samples_per_word": 1}),
+        (fd.NeuronCounterfactuals, {"null_text_steps": 1}),
     ):
         settings = task.embedded_settings
         short = replace(settings.optimisation, steps=2, iterations=1)

@@ -20,16 +20,12 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+import fastdigin as fd
 from fastdigin.editing.attention_store import store_attention
-from fastdigin.editing.inversion import Inversion
 from fastdigin.editing.prompts import token_mapping
 from fastdigin.embedded import model_folder
 from fastdigin.engine.architectures import Architecture
-from fastdigin.engine.job import Blending, Injection, Job, SelfInjection, Settings
 from fastdigin.models.attention import SourceAttention, attention_map
-from fastdigin.models.classifier import Classifier
-from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.objectives import Distance
 
 LATENT_SHAPE = (4, 8, 8)
 IMAGE_SHAPE = (3, 16, 16)
@@ -66,7 +62,7 @@ SD_NOISE = {
 class Tiny:
     """model: what is tested. pipe: unet, vae, text_encoder, tokenizer and scheduler, untouched."""
 
-    model: LatentDiffusion
+    model: fd.LatentDiffusion
     pipe: SimpleNamespace
 
 
@@ -76,7 +72,7 @@ def build_tiny(prediction_type: str = "epsilon", levels: int = 2) -> Tiny:
     levels: of the U-Net. With 1 it has a single transformer, for what takes long to compile.
     """
     model, pipe = _networks(prediction_type, levels), _networks(prediction_type, levels)
-    return Tiny(LatentDiffusion(**vars(model), name="tiny"), pipe)
+    return Tiny(fd.LatentDiffusion(**vars(model), name="tiny"), pipe)
 
 
 def with_scheduler(tiny: Tiny, scheduler: SchedulerMixin) -> Tiny:
@@ -84,7 +80,7 @@ def with_scheduler(tiny: Tiny, scheduler: SchedulerMixin) -> Tiny:
     names = ("unet", "vae", "text_encoder", "tokenizer")
     networks = {name: getattr(tiny.model, name) for name in names}
     pipe = SimpleNamespace(**vars(tiny.pipe) | {"scheduler": scheduler})
-    return Tiny(LatentDiffusion(**networks, scheduler=scheduler, name="tiny"), pipe)
+    return Tiny(fd.LatentDiffusion(**networks, scheduler=scheduler, name="tiny"), pipe)
 
 
 def multistep_scheduler(**options) -> DPMSolverMultistepScheduler:
@@ -164,13 +160,13 @@ class _Network(nn.Module):
         return self.head(self.features(images).mean(dim=(2, 3)))
 
 
-def build_classifier(seed: int = 0, name: str = "tiny") -> Classifier:
+def build_classifier(seed: int = 0, name: str = "tiny") -> fd.Classifier:
     """A random smooth classifier of CLASSES with six neurons that looks at 12 px, in fp64."""
     network = _Network(len(CLASSES), width=6).double().requires_grad_(False)
     draw_weights(network, 100 + seed)
     network.head.weight *= 3
     half = (0.5, 0.5, 0.5)
-    return Classifier(network, size=12, mean=half, std=half, classes=CLASSES, name=name)
+    return fd.Classifier(network, size=12, mean=half, std=half, classes=CLASSES, name=name)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -182,29 +178,29 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def make_job(
-    model: LatentDiffusion,
+    model: fd.LatentDiffusion,
     id: str = "job",
     *,
     seed: int = 0,
     prompt: str = "a photo of a boot",
     losses: Sequence | None = None,
-    injection: Injection | None = None,
-    self_injection: SelfInjection | None = None,
-    blending: Blending | None = None,
+    injection: fd.Injection | None = None,
+    self_injection: fd.SelfInjection | None = None,
+    blending: fd.Blending | None = None,
     monitors: dict | None = None,
     **settings,
-) -> Job:
+) -> fd.Job:
     """A job of 4 steps and 2 iterations towards a random image, unless told otherwise."""
     conditioning, null_text = model.encode_prompts([prompt, ""])
     if losses is None:
-        losses = [Distance(uniform(*IMAGE_SHAPE, seed=1000 + seed))]
-    return Job(
+        losses = [fd.Distance(uniform(*IMAGE_SHAPE, seed=1000 + seed))]
+    return fd.Job(
         id=id,
         latents=normal(*LATENT_SHAPE, seed=seed),
         conditioning=conditioning,
         null_text=null_text,
         losses=losses,
-        settings=Settings(**{"steps": 4, "iterations": 2, **settings}),
+        settings=fd.Settings(**{"steps": 4, "iterations": 2, **settings}),
         seed=seed,
         injection=injection,
         self_injection=self_injection,
@@ -213,41 +209,41 @@ def make_job(
     )
 
 
-def make_source(model: LatentDiffusion, prompt: str, steps: int, seed: int = 0) -> Inversion:
+def make_source(model: fd.LatentDiffusion, prompt: str, steps: int, seed: int = 0) -> fd.Inversion:
     """Some trajectory to take attention and latents from; no image was inverted."""
     conditioning, null_text = model.encode_prompts([prompt, ""])
     latents = normal(steps + 2, *LATENT_SHAPE, seed=2000 + seed).to(model.device)
-    return Inversion(
+    return fd.Inversion(
         prompt, latents[:-1], conditioning, null_text.expand(steps, -1, -1), latents[-1]
     )
 
 
 def make_injection(
-    model: LatentDiffusion,
-    source: Inversion,
+    model: fd.LatentDiffusion,
+    source: fd.Inversion,
     prompt: str,
     weights: Sequence[float],
     form: str = "queries",
-) -> Injection:
+) -> fd.Injection:
     """Injects ``source`` into ``prompt``, from stored "queries" or a stored "map"."""
     (store,) = store_attention(model, [source], [_reach(weights)], batch=1)
     mapping = token_mapping(model, source.prompt, prompt).double()
-    return Injection(_in_form(store.layers, form), mapping, tuple(weights))
+    return fd.Injection(_in_form(store.layers, form), mapping, tuple(weights))
 
 
 def make_self_injection(
-    model: LatentDiffusion,
-    source: Inversion,
+    model: fd.LatentDiffusion,
+    source: fd.Inversion,
     weights: Sequence[float],
     form: str = "queries",
     self_queries: int = 16,
-) -> SelfInjection:
+) -> fd.SelfInjection:
     """The same for self-attention layers of at most ``self_queries`` positions."""
     (store,) = store_attention(
         model, [source], [], [_reach(weights)], batch=1, self_queries=self_queries
     )
     injection = store.self_injection(1.0, len(weights))
-    return SelfInjection(_in_form(injection.layers, form), tuple(weights))
+    return fd.SelfInjection(_in_form(injection.layers, form), tuple(weights))
 
 
 def _reach(weights: Sequence[float]) -> float:
@@ -263,13 +259,13 @@ def _in_form(layers: dict[str, SourceAttention], form: str) -> dict[str, SourceA
     }
 
 
-def make_blending(source: Inversion, weights: Sequence[float], seed: int = 0) -> Blending:
+def make_blending(source: fd.Inversion, weights: Sequence[float], seed: int = 0) -> fd.Blending:
     """Blends towards ``source`` under a random soft mask."""
     mask = uniform(*LATENT_SHAPE[1:], seed=3000 + seed)
-    return Blending(mask, source.trajectory[:-1], tuple(weights))
+    return fd.Blending(mask, source.trajectory[:-1], tuple(weights))
 
 
-def reference_editing(job: Job, source: Inversion | None) -> dict:
+def reference_editing(job: fd.Job, source: fd.Inversion | None) -> dict:
     """The editing arguments of reference.sample for a job that edits ``source``."""
     editing, injections = {}, {}
     if job.injection is not None:

@@ -17,12 +17,7 @@ from tiny import (
     uniform,
 )
 
-from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Settings
-from fastdigin.errors import UserError
-from fastdigin.objectives import ClassConfidence, Cutouts, Distance
-from fastdigin.photos import ImageInput
-from fastdigin.tasks.counterfactual import Counterfactuals, CounterfactualSettings
+import fastdigin as fd
 from fastdigin_bench.gradients import engine_first_gradients, gradient_error
 from fastdigin_bench.plain_loop import first_gradients, optimise, plain_total
 from fastdigin_bench.plain_model import FusedAttention, MapAttention, PlainModel
@@ -41,7 +36,7 @@ EDITS = {
     },
     "other rates": {"last_steps": 1, "learning_rate": 0.03, "latent_lr_factor": 0.5},
 }  # fmt: skip
-CUTOUTS = Cutouts(count=3)
+CUTOUTS = fd.Cutouts(count=3)
 
 
 def edited_job(model, injection=None, blending=None, **settings):
@@ -49,8 +44,8 @@ def edited_job(model, injection=None, blending=None, **settings):
     source = make_source(model, "a photo of a red sneaker", steps=4)
     prompt = "a photo of a cat"
     losses = [
-        ClassConfidence(build_classifier().to(model.device, model.dtype), 1, cutouts=CUTOUTS),
-        Distance(uniform(*IMAGE_SHAPE, seed=9), weight=2.0),
+        fd.ClassConfidence(build_classifier().to(model.device, model.dtype), 1, cutouts=CUTOUTS),
+        fd.Distance(uniform(*IMAGE_SHAPE, seed=9), weight=2.0),
     ]
     return make_job(
         model, prompt=prompt, seed=3, losses=losses,
@@ -69,7 +64,7 @@ def plain(tiny):
 def test_first_gradients(tiny, plain, edit):
     job = edited_job(tiny.model, **EDITS[edit])
     actual, expected = (
-        first_gradients(plain, job), engine_first_gradients(Engine(tiny.model, slots=1), job)
+        first_gradients(plain, job), engine_first_gradients(fd.Engine(tiny.model, slots=1), job)
     )  # fmt: skip
     assert set(actual) == set(expected)
     assert ("null_text" in actual) == job.settings.guided
@@ -83,10 +78,10 @@ def test_first_gradients_in_fp32():
     for network in model.networks:
         network.float()
     job = edited_job(model, **EDITS["injected and blended"])
-    engine, plain = Engine(model, slots=1), PlainModel(model)
+    engine, plain = fd.Engine(model, slots=1), PlainModel(model)
     assert gradient_error(engine_first_gradients(engine, job), first_gradients(plain, job)) > 0
     other = edited_job(model, **EDITS["injected"])
-    with pytest.raises(UserError, match="first gradients differ by"):
+    with pytest.raises(fd.UserError, match="first gradients differ by"):
         gradient_error(engine_first_gradients(engine, job), first_gradients(plain, other))
 
 
@@ -94,7 +89,7 @@ def test_first_gradients_in_fp32():
 def test_whole_optimisation(either, edit):
     job = edited_job(either.model, iterations=3, **EDITS[edit])
     job = replace(job, monitors={"red": lambda image: image[0].mean()})
-    (expected,) = Engine(either.model, slots=1).run([job])
+    (expected,) = fd.Engine(either.model, slots=1).run([job])
     result = optimise(PlainModel(either.model), job)
     assert len(result.history) == 4 and result.seconds > 0
     for row, wanted in zip(result.history, expected.history, strict=True):
@@ -110,17 +105,17 @@ def test_a_counterfactual_from_the_photo(either):
     """Inversion, null text, masks, search and optimisation follow the task's."""
     mask = torch.zeros(16, 16)
     mask[4:12, 3:11] = 1
-    settings = CounterfactualSettings(
-        Settings(steps=4, iterations=2), null_text_steps=3, injection_fractions=(0.25, 0.5),
+    settings = fd.CounterfactualSettings(
+        fd.Settings(steps=4, iterations=2), null_text_steps=3, injection_fractions=(0.25, 0.5),
         blending_fractions=(0.0, 0.3), cutouts=CUTOUTS,
     )  # fmt: skip
     image = uniform(*IMAGE_SHAPE, seed=1)
     for item in (
-        ImageInput("auto", image, "a photo of a red sneaker on grass", "sneaker", "boot"),
-        ImageInput("own", image, "a blue bag", "bag", "sneaker", mask),
+        fd.ImageInput("auto", image, "a photo of a red sneaker on grass", "sneaker", "boot"),
+        fd.ImageInput("own", image, "a blue bag", "bag", "sneaker", mask),
     ):
-        task = Counterfactuals(
-            engine=Engine(either.model, slots=1), photos=[item], classifier=build_classifier(),
+        task = fd.Counterfactuals(
+            engine=fd.Engine(either.model, slots=1), photos=[item], classifier=build_classifier(),
             settings=settings, seed=5,
         )  # fmt: skip
         (record,) = task.run()

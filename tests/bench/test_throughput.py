@@ -17,14 +17,8 @@ from tiny import (
     uniform,
 )
 
+import fastdigin as fd
 from fastdigin import cli
-from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Settings
-from fastdigin.errors import UserError
-from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.objectives import ClassConfidence, Cutouts
-from fastdigin.photos import ImageInput
-from fastdigin.tasks.counterfactual import CounterfactualSettings
 from fastdigin_bench import throughput
 from fastdigin_bench.causes import (
     COMPILED,
@@ -49,7 +43,7 @@ from fastdigin_bench.throughput import (
 )
 
 ITEMS = [
-    ImageInput(f"p{n}", uniform(*IMAGE_SHAPE, seed=n), "a red sneaker", "sneaker", "boot")
+    fd.ImageInput(f"p{n}", uniform(*IMAGE_SHAPE, seed=n), "a red sneaker", "sneaker", "boot")
     for n in range(3)
 ]
 
@@ -57,11 +51,11 @@ ITEMS = [
 @pytest.fixture(scope="module")
 def sides(tiny):
     """The tiny model, and little to do for a photo."""
-    settings = CounterfactualSettings(
-        Settings(steps=4, iterations=1), null_text_steps=1, injection_fractions=(0.5,),
-        blending_fractions=(0.0,), cutouts=Cutouts(2),
+    settings = fd.CounterfactualSettings(
+        fd.Settings(steps=4, iterations=1), null_text_steps=1, injection_fractions=(0.5,),
+        blending_fractions=(0.0,), cutouts=fd.Cutouts(2),
     )  # fmt: skip
-    engine = Engine(tiny.model, slots=2, kept_steps=4, compile="off")
+    engine = fd.Engine(tiny.model, slots=2, kept_steps=4, compile="off")
     return Sides(engine, PlainModel(tiny.model), build_classifier(), settings)
 
 
@@ -70,7 +64,7 @@ def edited_jobs(tiny):
     """Two jobs of one update whose source's attention is injected."""
     source = make_source(tiny.model, "a photo of a red sneaker", 4)
     injection = make_injection(tiny.model, source, "a photo of a cat", (1.0, 0.5, 0.0, 0.0))
-    loss = ClassConfidence(build_classifier(), 1, cutouts=Cutouts(2))
+    loss = fd.ClassConfidence(build_classifier(), 1, cutouts=fd.Cutouts(2))
     return [
         make_job(tiny.model, f"{n}", seed=n, losses=[loss], prompt="a photo of a cat",
                  injection=injection, iterations=1)
@@ -114,7 +108,7 @@ def test_the_yardstick_is_the_exact_settings(sides):
 
 def test_speeds_of_other_computations_are_not_compared(sides, tiny_v):
     other = replace(sides, plain=PlainModel(tiny_v.model))
-    with pytest.raises(UserError, match="first gradients differ by"):
+    with pytest.raises(fd.UserError, match="first gradients differ by"):
         throughput.time_rounds(other, ITEMS[:1], 1, None)
 
 
@@ -122,7 +116,7 @@ def test_worse_results_are_not_faster():
     plain = {"a": 1.0, "b": 2.0}
     assert throughput.loss_ratio({PLAIN: plain, ENGINE: {"a": 1.03, "b": 2.0, "c": 9.0}}) == 1.01
     for worse in (1.1, float("nan")):
-        with pytest.raises(UserError, match="of the plain loop's"):
+        with pytest.raises(fd.UserError, match="of the plain loop's"):
             throughput.loss_ratio({PLAIN: plain, ENGINE: {"a": worse, "b": 2.0}})
 
 
@@ -151,7 +145,7 @@ def test_figures_by_hand():
 def test_forward_equivalents(tiny, edited_jobs):
     """Forward and input gradient are 2; the recomputed forward makes 3."""
     plain = [replace(job, injection=None) for job in edited_jobs]
-    found = forward_equivalents(Engine(tiny.model, slots=2), plain)
+    found = forward_equivalents(fd.Engine(tiny.model, slots=2), plain)
     assert 1.9 < found["kept"]["networks"] <= 2.1
     assert 2.9 < found["recomputed"]["networks"] <= 3.05
     assert found["kept"]["attention"] == 3.5 and found["recomputed"]["attention"] == 4.5
@@ -167,7 +161,7 @@ def test_gradients_of_a_whole_chain_in_half_precision(edited_jobs):
 
 
 def test_pytorchs_kernels_are_pytorchs():
-    model = LatentDiffusion.load("embedded", device="cpu", attention="cpp")
+    model = fd.LatentDiffusion.load("embedded", device="cpu", attention="cpp")
     inputs = torch.randn(2, *model.latent_shape), torch.tensor([10, 10])
     text = model.encode_prompts(["a", "b"])
     with Called() as ours:

@@ -7,14 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+import fastdigin as fd
 from fastdigin import cli, embedded
-from fastdigin.errors import UserError
-from fastdigin.results import (
-    CounterfactualRecord,
-    DisagreementRecord,
-    NeuronCounterfactualRecord,
-    NeuronRecord,
-)
 from fastdigin_bench import truth, truth_rows
 from fastdigin_bench.command import TRUTH_PARTS
 
@@ -56,7 +50,7 @@ def test_a_counterfactual(photo, flipped, judge):
     """The edit may change the left half, and the upper half, which the automatic mask holds."""
     pictures = {"image": brighter(RIGHT_BELOW, LEFT), "mask": torch.zeros(SIZE, SIZE)}
     pictures["mask"][: SIZE // 2] = 1
-    record = CounterfactualRecord(
+    record = fd.CounterfactualRecord(
         id="x", target="boot", flipped=flipped, judge_prediction=judge,
         target_confidence_before=0.1, target_confidence=0.9, pictures=pictures,
     )  # fmt: skip
@@ -72,7 +66,7 @@ def test_a_counterfactual(photo, flipped, judge):
     [(0.9, 0.1, True, True), (0.89, 0.1, False, True), (0.95, 0.46, False, False)],
 )
 def test_a_disagreement(f, g, parted, leads):
-    record = DisagreementRecord(
+    record = fd.DisagreementRecord(
         id="x", class_="sneaker", f_confidence=f, g_confidence=g, f_confidence_before=0.6,
         g_confidence_before=0.8,
     )  # fmt: skip
@@ -88,7 +82,7 @@ def test_a_disagreement(f, g, parted, leads):
     [(3.0, 2.0, True, 1.5), (1.0, 2.0, False, 0.5), (0.5, 0.0, True, None)],
 )
 def test_a_neuron(activation, most, above, multiple):
-    record = NeuronRecord(id="x", activation=activation, dataset_max_activation=most)
+    record = fd.NeuronRecord(id="x", activation=activation, dataset_max_activation=most)
     assert list(truth_rows.neuron_row(record).values()) == [above, multiple]
 
 
@@ -104,7 +98,7 @@ def test_a_neuron(activation, most, above, multiple):
 def test_a_neuron_counterfactual(
     photo, direction, after, background, moved, appears, vanishes
 ):  # fmt: skip
-    record = NeuronCounterfactualRecord(
+    record = fd.NeuronCounterfactualRecord(
         id="x", neuron=embedded.planted_neurons()["grass"][0], direction=direction,
         activation_before=4.0, activation=after, background_after=background,
         pictures={"image": brighter(UPPER), "initial_image": brighter(WHOLE)},
@@ -133,7 +127,7 @@ def test_results_of_another_world_are_not_continued(tmp_path):
     assert len(set(seen)) == 3
     truth.check_same_world(out, {"embedded": seen[0]})
     truth.check_same_world(out, {"embedded": seen[0]})
-    with pytest.raises(UserError, match="name another --out"):
+    with pytest.raises(fd.UserError, match="name another --out"):
         truth.check_same_world(out, {"embedded": seen[1]})
 
 

@@ -16,15 +16,12 @@ from tiny import (
     with_scheduler,
 )
 
+import fastdigin as fd
 from fastdigin.editing.inversion import InversionSettings, ddim_inversion, invert
 from fastdigin.embedded import photos
 from fastdigin.engine.compiled import CompiledStepFunctions, GraphKey
-from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Settings
 from fastdigin.engine.sampler import StepFunctions, unrolled_forward
 from fastdigin.engine.steps import BatchSteps, whole_blocks
-from fastdigin.errors import UserError
-from fastdigin.objectives import Distance
 from fastdigin_bench import plain_photo
 from fastdigin_bench.plain_model import PlainModel
 
@@ -95,9 +92,9 @@ def test_unet_calls(tiny, images, calls, monkeypatch, options, expected, graphs)
 
 def last_latent(model, inversion, guidance, **changes):
     """(C, h, w), where the engine's sampler ends from the inversion's start."""
-    job = Job(
+    job = fd.Job(
         "again", inversion.trajectory[0], inversion.conditioning, inversion.null_text, [],
-        Settings(steps=STEPS, guidance_scale=guidance), offsets=inversion.offsets,
+        fd.Settings(steps=STEPS, guidance_scale=guidance), offsets=inversion.offsets,
     )  # fmt: skip
     job = replace(job, **changes)
     texts = (job.conditioning, job.null_text)
@@ -148,18 +145,18 @@ def test_direct_inversion_by_diffusers_network(tiny, images):
         output = null + 7.5 * (own - null) + inversion.offsets[i]
         z, x0 = reference.ddim_step(scheduler, i, z, output)
         assert_near(z[0], inversion.trajectory[i + 1], 1e-9)
-    job = Job(
+    job = fd.Job(
         "again", inversion.trajectory[0], cond[0], inversion.null_text,
-        [Distance(torch.zeros(IMAGE_SHAPE))],
-        Settings(steps=STEPS, guidance_scale=7.5, iterations=0), offsets=inversion.offsets,
+        [fd.Distance(torch.zeros(IMAGE_SHAPE))],
+        fd.Settings(steps=STEPS, guidance_scale=7.5, iterations=0), offsets=inversion.offsets,
     )  # fmt: skip
     # Beside a job without offsets, each as it is alone.
-    results = Engine(tiny.model, slots=2).run([job, replace(job, id="other", offsets=None)])
+    results = fd.Engine(tiny.model, slots=2).run([job, replace(job, id="other", offsets=None)])
     image, other = (result.image for result in results)
     assert_near(image, tiny.model.decode(x0)[0], 1e-9)
-    (alone,) = Engine(tiny.model, slots=1).run([replace(job, offsets=None)])
+    (alone,) = fd.Engine(tiny.model, slots=1).run([replace(job, offsets=None)])
     assert_near(other, alone.image, 1e-11)
-    (failed,) = Engine(tiny.model).run([replace(job, offsets=job.offsets[1:])])
+    (failed,) = fd.Engine(tiny.model).run([replace(job, offsets=job.offsets[1:])])
     assert "offsets have shape (3, 4, 8, 8), wanted (4, 4, 8, 8)" in failed.error
 
 
@@ -217,12 +214,12 @@ def test_the_engine_follows_the_trajectory(either, images, guidance, method):
         guidance,
     )  # fmt: skip
     assert_near(last, inversion.trajectory[-1:], 1e-9)
-    job = Job(
+    job = fd.Job(
         "again", inversion.trajectory[0], inversion.conditioning, inversion.null_text,
-        [Distance(torch.zeros(IMAGE_SHAPE))],
-        Settings(steps=STEPS, guidance_scale=guidance, iterations=0),
+        [fd.Distance(torch.zeros(IMAGE_SHAPE))],
+        fd.Settings(steps=STEPS, guidance_scale=guidance, iterations=0),
     )  # fmt: skip
-    (result,) = Engine(either.model, slots=1).run([job])
+    (result,) = fd.Engine(either.model, slots=1).run([job])
     assert_near(result.image, either.model.decode(x0s[-1])[0], 1e-9)
 
 
@@ -268,5 +265,5 @@ def test_negative_prompt_inversion_makes_guidance_cancel(tiny, images):
     ],
 )
 def test_settings_are_checked(setting, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(fd.UserError, match=message):
         InversionSettings(**setting)

@@ -8,12 +8,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from fastdigin.engine.job import Candidate
-from fastdigin.errors import UserError
-from fastdigin.models.classifier import Classifier
+import fastdigin as fd
 from fastdigin.models.classifiers.checks import check_classifier
 from fastdigin.models.resampling import resample
-from fastdigin.objectives import ClassConfidence, NeuronActivation
 
 OPTIONS = {"size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 WORDS = ("cat", "dog", "bird")
@@ -38,7 +35,7 @@ def images(batch=2, side=12, dtype=torch.float32):
 
 
 def made(network=None, classes=WORDS, **options):
-    return Classifier(network or Network(len(classes)), classes=classes, **OPTIONS, **options)
+    return fd.Classifier(network or Network(len(classes)), classes=classes, **OPTIONS, **options)
 
 
 @pytest.mark.parametrize("form", ["conf", "log_conf", "logits"])
@@ -54,8 +51,8 @@ def test_objectives_of_classes_that_stand_for_themselves(form, maximise):
         "log_conf": -p.log() if maximise else -(1 - p).log(),
         "logits": -z if maximise else z,
     }[form]
-    loss = ClassConfidence(classifier, "dog", form=form, maximise=maximise)
-    torch.testing.assert_close(loss(Candidate(image, None)), expected)
+    loss = fd.ClassConfidence(classifier, "dog", form=form, maximise=maximise)
+    torch.testing.assert_close(loss(fd.Candidate(image, None)), expected)
 
 
 @pytest.mark.parametrize("squeezed", [False, True])
@@ -68,8 +65,8 @@ def test_a_single_logit_tells_two_classes_apart(classes, squeezed):
     torch.testing.assert_close(classifier.probabilities(images()), expected)
     assert classifier.class_index("hot dog") == 1
     assert classifier.classes[0] == ("not hot dog" if len(classes) == 1 else "no")
-    loss = ClassConfidence(classifier, "hot dog")
-    torch.testing.assert_close(loss(Candidate(images()[0], None)), -z[0].sigmoid().log())
+    loss = fd.ClassConfidence(classifier, "hot dog")
+    torch.testing.assert_close(loss(fd.Candidate(images()[0], None)), -z[0].sigmoid().log())
 
 
 def test_which_class_is_seen():
@@ -104,7 +101,7 @@ def test_logits_are_found_in_what_a_network_returns(wrap):
     ],
 )
 def test_outputs_that_are_no_logits_are_refused_at_once(wrap, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(fd.UserError, match=words):
         check_classifier(made(Network(3, wrap)))
 
 
@@ -121,7 +118,7 @@ def test_without_a_gradient_nothing_can_be_explained(wrap):
     classifier = made(Network(3, wrap))
     check_classifier(classifier)  # it may still be asked
     with pytest.raises(
-        UserError, match="no gradient of the logits of classifier reaches the image"
+        fd.UserError, match="no gradient of the logits of classifier reaches the image"
     ):
         check_classifier(classifier, "logits")
     check_classifier(classifier, "activations")  # those before it have one
@@ -134,13 +131,13 @@ def test_a_classifier_under_autocast():
     pixels = resample(x, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(classifier.prepare(x), pixels)
-        loss = ClassConfidence(classifier, "dog")(Candidate(x[0], None))
+        loss = fd.ClassConfidence(classifier, "dog")(fd.Candidate(x[0], None))
         activations = classifier.activations(x)
     (loss + activations.sum()).backward()
     assert x.grad[0].any() and x.grad.isfinite().all()
     assert loss.dtype == torch.float32 == activations.dtype
     torch.testing.assert_close(
-        loss, ClassConfidence(classifier, "dog")(Candidate(x[0], None)), rtol=0.05, atol=0.02
+        loss, fd.ClassConfidence(classifier, "dog")(fd.Candidate(x[0], None)), rtol=0.05, atol=0.02
     )
 
 
@@ -157,7 +154,7 @@ def test_networks_with_other_channels(channels):
 
     weights = {"gray": (0.299, 0.587, 0.114), "bgr": (0, 0, 1)}[channels]
     count = 1 if channels == "gray" else 3
-    classifier = Classifier(
+    classifier = fd.Classifier(
         First(), size=8, mean=(0.5,) * count, std=(0.25,) * count, classes="ab", channels=channels
     )
     luminance = (images() * torch.tensor(weights).view(3, 1, 1)).sum(1).mean((1, 2))
@@ -222,9 +219,9 @@ def test_neurons_of_a_residual_network():
 
 
 def test_a_module_that_runs_twice_is_named_with_its_run():
-    with pytest.raises(UserError, match="'relu' runs 2 times .* name one run, relu:1, relu:2"):
+    with pytest.raises(fd.UserError, match="'relu' runs 2 times .* name one run, relu:1, relu:2"):
         made(InPlace(True), "ab", layer="relu").activations(images())
-    with pytest.raises(UserError, match="'relu:3' runs 2 times"):
+    with pytest.raises(fd.UserError, match="'relu:3' runs 2 times"):
         check_classifier(made(InPlace(True), "ab", layer="relu:3"), "activations")
 
 
@@ -244,7 +241,7 @@ class Off(nn.Module):
     "act", [F.relu, nn.ReLU(), nn.ReLU(inplace=True), torch.relu_, F.relu6, lambda x: x.relu()]
 )
 def test_a_neuron_that_is_off_can_be_switched_on(act):
-    classifier = Classifier(Off(act), size=4, mean=(0,) * 3, std=(1,) * 3, classes="ab")
+    classifier = fd.Classifier(Off(act), size=4, mean=(0,) * 3, std=(1,) * 3, classes="ab")
     x = torch.full((3, 4, 4), 0.5)
     value = lambda through: _descent(classifier, x, through)  # noqa: E731
     assert value(False) == 0
@@ -252,10 +249,10 @@ def test_a_neuron_that_is_off_can_be_switched_on(act):
 
 
 def _descent(classifier, image, through):
-    loss = NeuronActivation(classifier, 0, through_relu=through)
+    loss = fd.NeuronActivation(classifier, 0, through_relu=through)
     image = image.clone().requires_grad_()
     for _ in range(60):
-        (gradient,) = torch.autograd.grad(loss(Candidate(image, None)), image)
+        (gradient,) = torch.autograd.grad(loss(fd.Candidate(image, None)), image)
         image = (image - gradient).clamp(0, 1).detach().requires_grad_()
     return classifier.activations(image[None])[0, 0].item()
 
@@ -264,8 +261,8 @@ def test_a_neuron_that_is_on_has_its_own_gradient():
     classifier, x = made(), images().requires_grad_()
     neuron = int(classifier.activations(x)[0].argmax())
     losses = [
-        NeuronActivation(classifier, neuron, through_relu=through) for through in (False, True)
+        fd.NeuronActivation(classifier, neuron, through_relu=through) for through in (False, True)
     ]
-    assert losses[0](Candidate(x[0], None)).item() < 0
-    gradients = [torch.autograd.grad(loss(Candidate(x[0], None)), x)[0] for loss in losses]
+    assert losses[0](fd.Candidate(x[0], None)).item() < 0
+    gradients = [torch.autograd.grad(loss(fd.Candidate(x[0], None)), x)[0] for loss in losses]
     assert torch.equal(*gradients)

@@ -9,11 +9,8 @@ from loaders import ABSENT, LOADERS, load_absent, networks, read, write
 from photos import as_tensor, photo
 from torch import nn
 
+import fastdigin as fd
 from fastdigin.errors import Missing, UserError
-from fastdigin.models.captioner import Captioner
-from fastdigin.models.classifier import Classifier
-from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.models.segmenter import Segmenter
 from fastdigin.models.weights import check_weights
 
 pytest.importorskip("timm")
@@ -188,17 +185,17 @@ KINDS = "write one of embedded:NAME_OR_FOLDER, timm:NAME, torchvision:NAME.*file
     ],
 )
 def test_texts_that_name_no_classifier(spec, words):
-    assert re.search(words, refused(Classifier.load, spec))
+    assert re.search(words, refused(fd.Classifier.load, spec))
 
 
 def test_templates_are_for_zero_shot_classifiers():
     with pytest.raises(UserError, match="reads no text: leave them out"):
-        Classifier.load("embedded:clean", templates=["{}"])
+        fd.Classifier.load("embedded:clean", templates=["{}"])
 
 
 @pytest.mark.parametrize("spec", ["hq-sam", "hq-sam:vit_x", "sam:vit_b", ""])
 def test_texts_that_name_no_segmenter(spec):
-    assert re.search("write hq-sam:KIND.*vit_tiny, vit_b", refused(Segmenter.load, spec))
+    assert re.search("write hq-sam:KIND.*vit_tiny, vit_b", refused(fd.Segmenter.load, spec))
 
 
 class Block(nn.Module):
@@ -234,10 +231,10 @@ def test_a_backbone_is_no_classifier_but_has_features(tmp_path):
     from fastdigin.retrieval import load_embedding
 
     spec = LOADERS["hf"].save(tmp_path)
-    whole = Classifier.load(spec)
+    whole = fd.Classifier.load(spec)
     AutoModel.from_pretrained(tmp_path, add_pooling_layer=False).save_pretrained(tmp_path)
     assert AutoModelForImageClassification.from_pretrained(tmp_path) is not None
-    message = refused(Classifier.load, spec)
+    message = refused(fd.Classifier.load, spec)
     assert "has no head" in message and "classifier.weight" in message
     image = as_tensor(photo(32, 32))
     features = load_embedding(spec).activations(image)
@@ -249,14 +246,14 @@ def test_a_model_of_timm_without_a_head_is_no_classifier(tmp_path):
 
     model = timm.create_model("test_vit", num_classes=0)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    assert "has no head" in refused(Classifier.load, f"timm:local-dir:{tmp_path}")
+    assert "has no head" in refused(fd.Classifier.load, f"timm:local-dir:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["photos/model", "./x", "x/", "C:/x", "photos/sub/model", "~/x"])
 @pytest.mark.parametrize(
     ("load", "before"),
-    [(LatentDiffusion.from_pretrained, ""), (Captioner.load, "")]
-    + [(Classifier.load, kind) for kind in ("hf:", "timm:hf-hub:", "open_clip:hf-hub:")],
+    [(fd.LatentDiffusion.from_pretrained, ""), (fd.Captioner.load, "")]
+    + [(fd.Classifier.load, kind) for kind in ("hf:", "timm:hf-hub:", "open_clip:hf-hub:")],
 )
 def test_no_hint_fetches_what_names_a_folder_here(
     name, load, before, no_network, tmp_path, monkeypatch

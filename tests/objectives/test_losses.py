@@ -4,38 +4,31 @@ import pytest
 import torch
 from tiny import IMAGE_SHAPE, LATENT_SHAPE, build_classifier, uniform
 
-from fastdigin.engine.job import Candidate
-from fastdigin.objectives import (
-    ClassConfidence,
-    Cutouts,
-    Distance,
-    FeatureDistance,
-    NeuronActivation,
-)
+import fastdigin as fd
 
 KEY = (7, 3, 1)
 MASK = uniform(*IMAGE_SHAPE[1:], seed=2)
 
 
 def confidence(dtype, **options):
-    return ClassConfidence(build_classifier().to(dtype=dtype), 2, **options)
+    return fd.ClassConfidence(build_classifier().to(dtype=dtype), 2, **options)
 
 
 def neuron(dtype, **options):
-    return NeuronActivation(build_classifier().to(dtype=dtype), 5, scale=4.0, **options)
+    return fd.NeuronActivation(build_classifier().to(dtype=dtype), 5, scale=4.0, **options)
 
 
 def distance(dtype, shape=IMAGE_SHAPE, **options):
-    return Distance(uniform(*shape, seed=1).to(dtype), mask=MASK, **options)
+    return fd.Distance(uniform(*shape, seed=1).to(dtype), mask=MASK, **options)
 
 
 def features(dtype, **options):
     network = build_classifier().to(dtype=dtype)
     reference = uniform(*IMAGE_SHAPE, seed=1).to(dtype)
-    return FeatureDistance(network.activations, reference, mask=MASK, **options)
+    return fd.FeatureDistance(network.activations, reference, mask=MASK, **options)
 
 
-CROPS = Cutouts(count=2)
+CROPS = fd.Cutouts(count=2)
 LOSSES = {
     "conf down": (confidence, {"form": "conf", "maximise": False}),
     "log_conf up": (confidence, {}),
@@ -51,7 +44,7 @@ LOSSES = {
 
 
 def value(loss, image, latents):
-    return loss(Candidate(image, latents, KEY))
+    return loss(fd.Candidate(image, latents, KEY))
 
 
 @pytest.mark.parametrize("case", LOSSES)
@@ -70,7 +63,9 @@ def test_gradient_and_precision(case):
     assert torch.autograd.gradcheck(lambda *given: value(loss, *given), inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("make", [Distance, lambda x: FeatureDistance(lambda y: y.flatten(1), x)])
+@pytest.mark.parametrize(
+    "make", [fd.Distance, lambda x: fd.FeatureDistance(lambda y: y.flatten(1), x)]
+)
 def test_the_reference_is_kept_as_it_was(make):
     reference, image = uniform(*IMAGE_SHAPE).requires_grad_(), uniform(*IMAGE_SHAPE, seed=1)
     loss = make(reference)
