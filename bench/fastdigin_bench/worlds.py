@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
             train_world(load_world(options.data), load_autoencoder(), shortcuts, folder, seed)
         if not (folder / ROW).is_file():
             engine = engine or load_engine(EMBEDDED, slots=8, compile="off")
-            write_json(folder / ROW, audited(engine, folder))
+            audit_world(engine, folder)
         rows[name] = read_json(folder / "world.json") | read_json(folder / ROW)
         say(line_of(name, rows[name]))
     figures = figures_of(rows)
@@ -70,20 +70,21 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def audited(engine: Engine, folder: Path) -> dict[str, Any]:
-    """What the audit of a world found, and its page in the world's folder."""
+def audit_world(engine: Engine, folder: Path) -> None:
+    """Writes what the audit of a world found into the world's folder, and its page."""
     classifier = Classifier.load(f"embedded:{folder}")
     photos = with_true_masks(collect(["embedded:photos"]))
     began = time.perf_counter()
     found = audit(engine, classifier, photos)
-    write_audit_page(folder, found)
-    return {
+    row = {
         "candidates": [plain(f) for f in found.candidates],
         "correlations": [plain(c) for c in found.correlations if c.confidence >= FOUND],
         "failed": len(found.failed),
         "processor_seconds": round(found.seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
     }
+    write_json(folder / ROW, row)
+    write_audit_page(folder, found)
 
 
 def figures_of(rows: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
