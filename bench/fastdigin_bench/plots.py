@@ -11,12 +11,16 @@ from fastdigin_bench.output import say
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram. x, y: labels of its axes, which begin at zero. series: name -> points."""
+    """One diagram. x, y: labels of its axes, which begin at zero. series: name -> points.
+
+    legend: where matplotlib puts it.
+    """
 
     title: str
     x: str
     y: str
     series: Mapping[str, Sequence[tuple[float, float]]]
+    legend: str = "best"
 
 
 def plot(path: Path, panels: Sequence[Panel]) -> None:
@@ -37,6 +41,6 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
         axes.set(xlabel=panel.x, ylabel=panel.y, title=panel.title, xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
         if len(panel.series) > 1:
-            axes.legend()
+            axes.legend(loc=panel.legend)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -260,27 +260,34 @@ def test_scores_by_hand(robust, asked):
 
 
 @pytest.mark.parametrize(
-    ("background", "garment", "shown", "kept"),
-    [("grass", "boot", True, True), ("grass", "bag", True, False), ("plain", "boot", False, True)],
+    ("background", "garment", "colour", "faithful"),
+    [
+        ("grass", "boot", "red", True),
+        ("grass", "bag", "red", False),
+        ("plain", "boot", "red", False),
+        ("grass", "boot", "blue", False),
+    ],
 )
 def test_faithful_is_what_changes_the_planted_background_alone(
-    background, garment, shown, kept, monkeypatch
+    background, garment, colour, faithful, monkeypatch
 ):
-    """A neuron of grass is raised on a boot that stands on something else."""
+    """A neuron of grass is raised on a red boot that stands on something else."""
     photo = next(p for p in embedded.photos() if p.garment == "boot" and p.background == "plain")
     image = scores.read_picture(photo.path)
     asked = [AskedNeuron(ImageInput(photo.id, photo.path), image, 1, "max", photo)]
-    seen = {"background": [background], "judge": [garment]}
-    monkeypatch.setattr(scores, "predictions", lambda reader, images: seen[reader])
+    before = {"background": "plain", "judge": "boot", "colour": "red"}
+    after = {"background": background, "judge": garment, "colour": colour}
+    answers = iter([[before], [after]])
+    monkeypatch.setattr(scores, "seen", lambda readers, images: next(answers))
 
     class Classifier:
         def activations(self, images):
             return torch.tensor([[0.0, 1.0], [0.0, 2.0]])
 
-    readers = {name: name for name in seen}
-    (row,) = scores.neuron_rows(Classifier(), readers, {1: "grass"}, asked, [image], [1.0])
-    assert (row["moved"], row["shown"], row["kept"]) == (True, shown, kept)
-    assert row["faithfulness"] == (shown and kept) and row["foreground_l1"] == 0
+    (row,) = scores.neuron_rows(Classifier(), {}, {1: "grass"}, asked, [image], [1.0])
+    assert (row["moved"], row["shown"]) == (True, background == "grass")
+    assert row["kept"] == (garment == "boot") and row["faithfulness"] == faithful
+    assert row["foreground_l1"] == 0
 
 
 def test_a_run_is_continued_and_ends_in_one_line(tmp_path, capsys, monkeypatch):

@@ -32,7 +32,7 @@ class LDCE:
     scale: float = 4.0
     distance: float = 0.3
     degrees: float = 45.0
-    strength: float = 0.6
+    strength: float = 0.8
     steps: int = 50
     name: str = "consensus guidance (LDCE)"
 

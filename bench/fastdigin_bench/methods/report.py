@@ -18,11 +18,12 @@ EQUAL_FLIPS = 0.95
 """Methods that flip at least so many are compared in the other scores."""
 COSTS = {"background_l1": "background L1", "seconds": "seconds an image"}
 SHEET = 8
-UNKNOWN = dict.fromkeys(
-    ("faithfulness", "discovery"),
-    "null: a counterfactual of a robust classifier has no planted feature to name; the methods for "
-    "neurons have a faithfulness, and fastdigin audit measures discovery",
-)
+UNKNOWN = {
+    "faithfulness": "null: a counterfactual of a garment has no planted feature to change; the "
+    "methods for neurons have one, and theirs is measured",
+    "discovery": "null: no method here looks for shortcuts; python -m fastdigin_bench.worlds "
+    "measures that of the audit",
+}
 
 Scores = Mapping[str, tuple[str, bool]]
 
@@ -137,6 +138,7 @@ def draw(methods: Sequence[Mapping[str, Any]], path: Path) -> None:
         Panel(
             f"judge agreement and {title}", title, "judge sees the target",
             {one["name"]: [(one[cost], one["judge"])] for one in methods},
+            legend="lower right",
         )
         for cost, title in COSTS.items()
     ]  # fmt: skip

@@ -13,10 +13,10 @@ from fastdigin.metrics.distances import masked_l1
 from fastdigin.metrics.extractors import Extractor
 from fastdigin.metrics.features import jackknifed, kernel_distance
 from fastdigin.metrics.figures import Figure, Value, figure
+from fastdigin.metrics.truth import is_faithful, seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.results.pictures import read_picture
 from fastdigin_bench.methods.asked import Asked, AskedNeuron
-from fastdigin_bench.pictures import predictions
 
 SCORES = {  # key -> (title, whether more is better)
     "flip_rate": ("flips", True),
@@ -32,7 +32,7 @@ NEURON_SCORES = {
     "moved": ("activation as asked", True),
     "shown": ("background comes or goes", True),
     "kept": ("judge still sees the garment", True),
-    "faithfulness": ("both", True),
+    "faithfulness": ("faithful: that alone", True),
     "foreground_l1": ("L1 in the true mask", False),
     "seconds": ("seconds", False),
 }
@@ -51,15 +51,15 @@ def rows_of(
     paper gives masks: a garment may change its outline.
     """
     probabilities = torch.softmax(classifier.logits(torch.stack(list(images))), dim=1)
-    seen = {name: predictions(reader, images) for name, reader in readers.items()}
+    shown = seen(readers, images)
     rows = []
     for n, (one, image) in enumerate(zip(asked, images, strict=True)):
         background = 1 - soften(read_picture(one.photo.mask_path))
         rows.append({
             "flip_rate": classifier.sees(probabilities[n], one.target),
-            "judge": seen["judge"][n] == one.item.target,
-            "kept": seen["background"][n] == one.photo.background
-            and seen["colour"][n] == one.photo.colour,
+            "judge": shown[n]["judge"] == one.item.target,
+            "kept": shown[n]["background"] == one.photo.background
+            and shown[n]["colour"] == one.photo.colour,
             "confidence": float(probabilities[n, one.target]),
             "background_l1": masked_l1(image, one.image, background),
             "l1": float((image - one.image).abs().mean()),
@@ -73,22 +73,17 @@ def neuron_rows(
     classifier: Classifier, readers: Mapping[str, Classifier], planted: Mapping[int, str],
     asked: Sequence[AskedNeuron], images: Sequence[Tensor], seconds: Sequence[float],
 ) -> Rows:  # fmt: skip
-    """A row a photo. planted: neuron -> the background that it fires for.
-
-    An explanation is faithful that changes the planted feature, and not the garment.
-    """
-    seen = {name: predictions(reader, images) for name, reader in readers.items()}
+    """A row a photo. planted: neuron -> the background that it fires for."""
+    before, after = (seen(readers, shown) for shown in ([one.image for one in asked], images))
     rows = []
     for n, (one, image) in enumerate(zip(asked, images, strict=True)):
-        before, after = classifier.activations(torch.stack([one.image, image]))[:, one.neuron]
-        up = one.direction == "max"
-        shown = (seen["background"][n] == planted[one.neuron]) == up
-        kept = seen["judge"][n] == one.photo.garment
+        first, last = classifier.activations(torch.stack([one.image, image]))[:, one.neuron]
+        up, home = one.direction == "max", planted[one.neuron]
         rows.append({
-            "moved": bool(after > before) == up,
-            "shown": shown,
-            "kept": kept,
-            "faithfulness": shown and kept,
+            "moved": bool(last > first) == up,
+            "shown": (after[n]["background"] == home) == up,
+            "kept": after[n]["judge"] == one.photo.garment,
+            "faithfulness": is_faithful(before[n], after[n], "background", home, up),
             "foreground_l1": masked_l1(image, one.image, read_picture(one.photo.mask_path)),
             "seconds": seconds[n],
         })  # fmt: skip
