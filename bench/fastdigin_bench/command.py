@@ -7,7 +7,7 @@ heavy is imported before a bench runs, so that --help answers at once.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,6 +45,16 @@ GPU_PARTS = (
 )  # fmt: skip
 PROFILED_GPUS = ("h100", "a100", "rtx4090")
 PROFILED_MODELS = ("sd-1.4", "sd-2.1", "sdxl", "embedded")
+PROFILED_MENDS = {
+    "precision": "networks in bf16 instead of fp32",
+    "graphs": "CUDA graphs",
+    "batches": "decoder and classifiers on many images at once",
+    "passes": "one pass over the plain image for all who ask",
+    "layout": "group norm that stays in channels last",
+    "gates": "GEGLU that keeps its input alone",
+    "attention": "attention by our kernels",
+    "waits": "figures of all slots read at once",
+}
 PROFILED_TASKS = ("counterfactual", "disagreement", "neuron", "neuron-counterfactual")
 
 
@@ -173,9 +183,26 @@ def _profile_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--slots", type=count, metavar="N", help="(default: planned)")
     parser.add_argument("--preset", metavar="P", help="whose settings of the task are taken")
     parser.add_argument(
-        "--baseline", action="store_true",
-        help="the old way of running: fp32, no graphs, one decode at a time",
+        "--without", type=_mends, default=(), metavar="NAME,NAME",
+        help="what to turn off of: "
+        + "; ".join(f"{name} ({told})" for name, told in PROFILED_MENDS.items()),
     )  # fmt: skip
+    parser.add_argument(
+        "--baseline", dest="without", action="store_const", const=tuple(PROFILED_MENDS),
+        help="without all of these: the old way of running",
+    )  # fmt: skip
+    parser.add_argument(
+        "--contributions", action="store_true",
+        help="also without each of these by itself, and without all: ten times as long",
+    )  # fmt: skip
+
+
+def _mends(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in PROFILED_MENDS:
+            raise ArgumentTypeError(f"{name!r} is none of {', '.join(PROFILED_MENDS)}")
+    return names
 
 
 def _scaling_arguments(parser: ArgumentParser) -> None:

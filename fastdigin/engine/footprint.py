@@ -112,7 +112,7 @@ class Pass:
 
 def unet_pass(architecture: Architecture, resolution: int, dtype: torch.dtype) -> Pass:
     """A U-Net's prediction for one image's guidance pair."""
-    unet = _built(UNet2DConditionModel, architecture.unet, dtype)
+    unet = built(UNet2DConditionModel, architecture.unet, dtype)
     width = architecture.unet["cross_attention_dim"]
     latent_shape = architecture.latent_shape(resolution)
     z = torch.empty(2, *latent_shape, dtype=dtype, requires_grad=True)
@@ -130,7 +130,7 @@ def unet_pass(architecture: Architecture, resolution: int, dtype: torch.dtype) -
 
 def decoder_pass(architecture: Architecture, resolution: int, dtype: torch.dtype) -> Pass:
     """The decode of one image."""
-    vae = _built(AutoencoderKL, architecture.vae, dtype)
+    vae = built(AutoencoderKL, architecture.vae, dtype)
     latent_shape = architecture.latent_shape(resolution)
     x0 = torch.empty(1, *latent_shape, dtype=dtype, requires_grad=True)
     return Pass(vae, (x0,), lambda x0: vae.decode(x0).sample)
@@ -141,8 +141,11 @@ def _weights_and_peak(step: Pass) -> tuple[int, int]:
     return step.weights, measure(lambda: step.backward(step.forward()), torch.device("cpu"))[1]
 
 
-def _built(kind: type[nn.Module], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A frozen network; built in its dtype, because fake weights cannot be cast in place."""
+def built(kind: type[nn.Module], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A frozen network without its published weights, in its dtype from the beginning.
+
+    Fake weights cannot be cast in place, and diffusers warns of whoever casts others.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

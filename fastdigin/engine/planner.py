@@ -54,9 +54,10 @@ class Plan:
     """How the iterations of a batch are run.
 
     slots: how many advance together. kept_steps: how many of their steps keep their graphs. width:
-    how many images are decoded and judged at a time. predicted: most bytes alive in an iteration
-    beyond what lived before it; it and ``budget`` are None where the numbers were given, or found
-    by running out of memory. compiled: whether the steps are (compile_choice.py).
+    how many images are decoded and judged at a time. predicted: most bytes alive in an iteration,
+    the jobs' own tensors included, beside weights and graphs of other work; it and ``budget`` are
+    None where the numbers were given, or found by running out of memory. compiled: whether the
+    steps are (compile_choice.py).
     """
 
     slots: int

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdigin.engine.engine import Engine
 from fastdigin.hardware import LiveBytes
+from fastdigin_bench.command import PROFILED_MENDS
 from fastdigin_bench.profile import report, stages
 from fastdigin_bench.profile.gpus import GPUS
 from fastdigin_bench.profile.ledger import Counts, Ledger
@@ -172,14 +173,14 @@ def test_a_replayed_pass_holds_and_peaks_like_the_first_one(ledger):
 def options(**given) -> Namespace:
     default = {
         "gpu": "h100", "model": "embedded", "task": "counterfactual", "dtype": "bf16", "slots": 2,
-        "preset": None, "baseline": False,
+        "preset": None, "without": (), "contributions": False,
     }  # fmt: skip
     return Namespace(**default | given)
 
 
-def driven(task="counterfactual", iterations=2, steps=4, **given):
-    """The embedded model at a few steps."""
-    model, classifier = build("embedded", torch.bfloat16)
+def driven(task="counterfactual", iterations=2, steps=4, name="embedded", **given):
+    """A model at a few steps."""
+    model, classifier = build(name, torch.bfloat16)
     settings = task_class(task).default_settings(model)
     settings = replace(
         settings, optimisation=replace(settings.optimisation, steps=steps, iterations=iterations)
@@ -210,8 +211,21 @@ def test_a_drive_counts_the_same_with_and_without_replay(monkeypatch):
     assert found.peak == pytest.approx(expected.peak, rel=0.05)
 
 
+@pytest.mark.slow
+def test_iterations_that_are_noted_cost_what_they_would(monkeypatch):
+    noted = driven(iterations=4, steps=2)
+    monkeypatch.setattr(stages, "DRIVEN", 4)
+    run = driven(iterations=4, steps=2)
+    of_both = [
+        {key: counts for key, counts in each.totals.items() if key[0] != "preparation"}
+        for each in (noted, run)
+    ]
+    assert of_both[0] == of_both[1] and noted.peak == run.peak
+
+
 def test_the_loop_itself_says_how_often_it_ran():
-    found = driven(iterations=3, steps=4, old=True)  # a graph that is recorded runs once more
+    # A graph that is recorded runs once more.
+    found = driven(iterations=3, steps=4, without=tuple(PROFILED_MENDS))
     unet = found.totals["iterations", "unet"].calls
     # Of 4 steps one is kept; the others run forward, and again with a graph in the backward.
     assert (unet["unet", "plain"], unet["unet", "recorded"]) == (3 * 3, 3 * 4)
@@ -227,6 +241,34 @@ def test_every_task_is_driven_to_its_records(task):
     found = driven(task, iterations=1, steps=2)
     assert [record.error for record in found.records] == [None, None]
     assert found.totals["iterations", "other"].waits == 1
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return driven(iterations=1, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mend", "figure", "without_it"), [
+    ("graphs", "host_launches_per_iteration", 2000),
+    ("batches", "decodes_per_iteration", 4),  # 2 slots, 2 steps that count
+    ("passes", "kernels_per_iteration", 2000),
+    ("layout", "layout_copies_per_step", 10),
+    ("gates", "kernels_per_iteration", 2000),
+    ("waits", "waits_per_iteration", 2),
+])  # fmt: skip
+def test_a_mend_that_is_turned_off_is_missed_where_it_should_be(usual, mend, figure, without_it):
+    found = driven(iterations=1, steps=2, without=[mend])
+    by_figure = (report.figures(run, GPUS["h100"].rates, 2)[figure] for run in (usual, found))
+    with_it, without = by_figure
+    assert with_it < without and without >= without_it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["counterfactual", "disagreement"])
+def test_what_was_held_and_what_was_planned_make_the_peak(task):
+    found = driven(task, iterations=2, steps=4, name="sd-1.4")
+    assert found.held + found.plan.predicted == pytest.approx(found.peak, rel=0.05)
 
 
 def test_the_line_of_json_has_what_was_agreed(capsys, monkeypatch):

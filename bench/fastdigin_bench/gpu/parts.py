@@ -73,7 +73,7 @@ def _run_task(place: Place, name: str, task: str, slots: int | None = None) -> d
 
     def run() -> tuple[dict[str, float], int, int]:
         clock, updates = StageClock(place.device), []
-        with tempfile.TemporaryDirectory() as folder, named_stages(clock.stage, updates):
+        with tempfile.TemporaryDirectory() as folder, named_stages(clock.stage, updates.append):
             start = place.seconds()
             made = make_task(task, engine, classifier, Path(folder), count, settings)
             records = list(made.run())

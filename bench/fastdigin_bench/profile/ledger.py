@@ -61,6 +61,15 @@ class Counts:
         self.layout_copies += other.layout_copies
         self.waits += other.waits
 
+    def repeat(self, since: Counts, times: int) -> None:
+        """Adds so many times what came to these counts since they were ``since``."""
+        for name in ("flops", "calls", "rows"):
+            mine, before = getattr(self, name), getattr(since, name)
+            mine.update({key: times * (n - before[key]) for key, n in mine.items()})
+        for name in ("bytes", "kernels", "launches", "layout_copies", "waits"):
+            now = getattr(self, name)
+            setattr(self, name, now + times * (now - getattr(since, name)))
+
     @property
     def tflop(self) -> float:
         return sum(self.flops.values()) / 1e12

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastdigin.embedded import model_folder
 from fastdigin.engine.architectures import SD_1_4, SD_2_1, SDXL, Architecture
+from fastdigin.engine.footprint import built
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.ddim import choose_solver
 from fastdigin.models.diffusion import LatentDiffusion
@@ -110,9 +111,9 @@ def _published(published: Published, dtype: torch.dtype, device) -> LatentDiffus
             kind(CLIPTextConfig(vocab_size=49408, **config)).to(dtype)
             for kind, config in zip(kinds, published.texts, strict=False)
         ]
-        unet = UNet2DConditionModel(**architecture.unet).to(dtype)
+        unet = built(UNet2DConditionModel, architecture.unet, dtype)
         upcast = architecture.upcast and dtype is torch.float16
-        vae = AutoencoderKL(**architecture.vae).to(torch.float32 if upcast else dtype)
+        vae = built(AutoencoderKL, architecture.vae, torch.float32 if upcast else dtype)
     second = {"text_encoder_2": texts[1], "tokenizer_2": words} if len(texts) > 1 else {}
     return LatentDiffusion(
         unet, vae, texts[0], words, published.solver(), size=published.size,

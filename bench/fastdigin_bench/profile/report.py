@@ -6,7 +6,6 @@ import argparse
 import json
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from fastdigin.engine.engine import Engine
 from fastdigin.engine.memory import show_bytes
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.presets import algorithm_names, load_algorithm, load_preset
-from fastdigin_bench.output import rows_table
+from fastdigin_bench.command import PROFILED_MENDS
+from fastdigin_bench.output import rows_table, say
 from fastdigin_bench.profile.gpus import GPUS, Rates
 from fastdigin_bench.profile.ledger import Counts
 from fastdigin_bench.profile.networks import PUBLISHED, build
@@ -29,6 +29,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def run(options: Namespace) -> int:
     """``fastdigin bench profile``."""
     found = profile(options)
+    if options.contributions:
+        found["contributions"] = contributions(options, found["images_per_hour"])
     print(_table(found))
     print(json.dumps(found), flush=True)
     return 0
@@ -37,7 +39,7 @@ def run(options: Namespace) -> int:
 def profile(options: Namespace) -> dict[str, Any]:
     """What the line of JSON says."""
     gpu = GPUS[options.gpu]
-    dtype = DTYPES["fp32" if options.baseline else options.dtype]
+    dtype = DTYPES["fp32" if "precision" in options.without else options.dtype]
     model, classifier = build(options.model, dtype)
     settings = _settings(options, model)
 
@@ -49,13 +51,33 @@ def profile(options: Namespace) -> dict[str, Any]:
         return Engine(model, slots=slots, compile="off")
 
     driven = drive(
-        options.task, model, classifier, settings, make_engine, gpu, old=options.baseline
+        options.task, model, classifier, settings, make_engine, gpu, without=options.without
     )
     return {
         "estimate": True, "gpu": options.gpu, "model": options.model, "task": options.task,
-        "dtype": str(dtype).removeprefix("torch."), "baseline": options.baseline,
+        "dtype": str(dtype).removeprefix("torch."), "without": list(options.without),
+        "baseline": set(options.without) == set(PROFILED_MENDS),
         **figures(driven, gpu.rates, settings.optimisation.steps),
     }  # fmt: skip
+
+
+def contributions(options: Namespace, images_per_hour: float) -> list[dict[str, Any]]:
+    """What is left without each mend by itself, and without all. images_per_hour: with all."""
+    rows = []
+    for names in [*([name] for name in PROFILED_MENDS), list(PROFILED_MENDS)]:
+        say(f"without {', '.join(names)}")
+        found = profile(Namespace(**vars(options) | {"without": names}))
+        row = {key: found[key] for key in ("without", *_COMPARED.values())}
+        rows.append(row | {"factor": round(images_per_hour / found["images_per_hour"], 3)})
+    return rows
+
+
+_COMPARED = {
+    "images an hour": "images_per_hour", "kept steps": "kept_steps", "peak bytes": "peak_bytes",
+    "layout copies a step": "layout_copies_per_step", "waits": "waits_per_iteration",
+    "plain passes": "classifier_plain_passes_per_image", "decodes": "decodes_per_iteration",
+    "host launches": "host_launches_per_iteration", "kernels": "kernels_per_iteration",
+}  # fmt: skip
 
 
 def figures(driven: Driven, rates: Rates, steps: int) -> dict[str, Any]:
@@ -72,6 +94,7 @@ def figures(driven: Driven, rates: Rates, steps: int) -> dict[str, Any]:
         "kept_steps": driven.plan.kept_steps,
         "width": driven.plan.width,
         "peak_bytes": driven.peak,
+        "held_bytes": driven.held,
         "planned_bytes": driven.plan.predicted,
         "rates": rates.described(),
         "stages": stages,
@@ -142,15 +165,17 @@ def _table(found: dict[str, Any]) -> str:
         }
         for name, stage in found["stages"].items()
     ]  # fmt: skip
-    lines: Sequence[str] = [
+    lines = [
         f"ESTIMATE, nothing was run on a GPU: {found['task']} with {found['model']} in "
         f"{found['dtype']} on {found['gpu']}, {found['slots']} slots, {found['kept_steps']} kept "
         f"steps, {found['width']} images decoded at a time"
-        + (", the old way of running" if found["baseline"] else ""),
+        + (f", without {', '.join(found['without'])}" if found["without"] else ""),
         "",
         rows_table(rows, columns),
         "",
-        f"{found['images_per_hour']:.0f} images an hour; peak {show_bytes(found['peak_bytes'])}.",
+        f"{found['images_per_hour']:.0f} images an hour; peak {show_bytes(found['peak_bytes'])}, "
+        f"where {show_bytes(found['held_bytes'])} of weights and earlier graphs and "
+        f"{show_bytes(found['planned_bytes'])} for the jobs were expected.",
         f"A step there and back: {found['layout_copies_per_step']} layout copies. An iteration: "
         f"{found['waits_per_iteration']:g} waits, {found['decodes_per_iteration']:g} decodes, "
         f"{found['host_launches_per_iteration']:.0f} launches by the host of "
@@ -160,4 +185,8 @@ def _table(found: dict[str, Any]) -> str:
         "without overlap; launches cost no time. Null-text optimisation makes all its updates. "
         f"Recording the graphs, once a run, is not counted: {found['graphs_seconds']:.1f} s.",
     ]
+    if "contributions" in found:
+        titles = {"without": lambda row: ", ".join(row["without"]), "factor": "factor"}
+        cells = {title: lambda row, key=key: f"{row[key]:g}" for title, key in _COMPARED.items()}
+        lines += ["", rows_table(found["contributions"], titles | cells)]
     return "\n".join(lines)

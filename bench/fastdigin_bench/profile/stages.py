@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,9 +15,10 @@ from unittest.mock import patch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdigin.engine.batch import Batch
+from fastdigin.engine.costs import job_bytes
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.graphs import _Recorded
-from fastdigin.engine.planner import Plan, Planner
+from fastdigin.engine.planner import Plan
 from fastdigin.engine.queue import Search
 from fastdigin.hardware import Hardware, LiveBytes, pretend
 from fastdigin.models.classifier import Classifier
@@ -25,10 +27,10 @@ from fastdigin.results import Record
 from fastdigin.tasks import sources
 from fastdigin_bench.profile.gpus import Gpu
 from fastdigin_bench.profile.ledger import Counts, Ledger
+from fastdigin_bench.profile.mends import without as running_without
 from fastdigin_bench.profile.networks import as_fake
 from fastdigin_bench.profile.replay import replay
 from fastdigin_bench.profile.workload import make_task
-from fastdigin_kernels.common import choice
 from fastdigin_kernels.common.devices import pretend_device
 
 STAGES = ("preparation", "inversion", "recording", "search", "iterations", "final")
@@ -36,17 +38,23 @@ STAGES = ("preparation", "inversion", "recording", "search", "iterations", "fina
 attention. search: of the schedules, or of the best draw. final: the evaluation after the last
 update."""
 
+DRIVEN = 2
+"""Iterations that are run: all that follow cost what the second one does, and are noted."""
+
 
 @dataclass(frozen=True)
 class Driven:
-    """totals: (stage, part) -> its counts. iterations: of the engine, with updates. peak: bytes.
+    """totals: (stage, part) -> its counts. iterations: of the engine, with updates.
 
-    classifiers: how many judge an image.
+    peak: most bytes alive. held: bytes beside the jobs when iterations begin: weights, and graphs
+    of what went before; the plan predicts the rest of the peak. classifiers: how many judge an
+    image.
     """
 
     totals: dict[tuple[str, str], Counts]
     iterations: int
     peak: int
+    held: int
     slots: int
     plan: Plan
     classifiers: int
@@ -60,19 +68,28 @@ def drive(
     settings: Any,
     make_engine: Callable[[LatentDiffusion], Engine],
     gpu: Gpu,
-    old: bool = False,
+    without: Collection[str] = (),
 ) -> Driven:
     """Runs the task on as many images as the engine has slots; nothing is computed.
 
     model, classifier: on the meta device; they are changed in place. gpu: which the engine shall
-    think that it has. old: no graphs, one decode at a time, PyTorch's kernels and none of ours.
-    Raises RuntimeError where an
-    image fails, for then the counts are not those of the task.
+    think that it has. without: the mends that are turned off (mends.py); models in fp32 are for
+    the caller. Raises RuntimeError where an image fails, for then the counts are not those of the
+    task.
     """
+    wanted = settings.optimisation.iterations
+    settings = replace(
+        settings, optimisation=replace(settings.optimisation, iterations=min(wanted, DRIVEN))
+    )
     for steps in (1, settings.optimisation.steps):  # the planner's own, and the task's
         model.ddim_table(steps)  # has content, so it is made outside
     live = LiveBytes()
-    ledger, updates = Ledger(live), []
+    ledger, held, before = Ledger(live), [], {}
+
+    def note(batch: Batch) -> None:
+        held.append(live.now - sum(job_bytes(slot.job) for slot in batch.slots))
+        before.update(copy.deepcopy(ledger.totals))
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), live, ledger):
@@ -82,24 +99,25 @@ def drive(
         for network in (*model.networks, classifier.network):
             as_fake(network)
         classifier.to("cpu")
-        stack.enter_context(pretend(_Pretended(gpu, ledger, graphs=not old)))
+        stack.enter_context(pretend(_Pretended(gpu, ledger, graphs="graphs" not in without)))
         stack.enter_context(pretend_device("cuda", gpu.capability, gpu.name))
-        if old:
-            stack.enter_context(patch.object(choice, "_choose", _own_kernel))
-            stack.enter_context(patch.object(Planner, "_widths", lambda planner, count: [1]))
+        stack.enter_context(running_without(without))
         once = ledger.totals.setdefault(("graphs", "other"), Counts())
         stack.enter_context(patch.object(_Recorded, "__init__", _aside(ledger, once)))
         engine = make_engine(model)
         slots = engine.slots
         _replay_networks(model, classifier, ledger)
-        stack.enter_context(named_stages(ledger.stage, updates))
+        stack.enter_context(named_stages(ledger.stage, note))
         made = make_task(task, engine, classifier, folder, slots, settings)
         records = list(made.run())
     failed = [record.error for record in records if record.error]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(records)} images failed: {failed[0]}")
+    for (stage, part), counts in ledger.totals.items():
+        if stage == "iterations":
+            counts.repeat(before.get((stage, part), Counts()), wanted - len(held))
     return Driven(
-        ledger.totals, len(updates), live.peak, slots, engine.plan,
+        ledger.totals, wanted, live.peak, held[0] if held else 0, slots, engine.plan,
         len(made.classifiers), records,
     )  # fmt: skip
 
@@ -148,10 +166,6 @@ def _aside(ledger: Ledger, counts: Counts) -> Callable[..., None]:
     return record
 
 
-def _own_kernel(name: str, *_) -> str:
-    return choice.own(name)
-
-
 def _replay_networks(model: LatentDiffusion, classifier: Classifier, ledger: Ledger) -> None:
     replay(model.unet, "unet", ledger)
     replay(model.vae.decoder, "decoder", ledger)
@@ -162,10 +176,12 @@ def _replay_networks(model: LatentDiffusion, classifier: Classifier, ledger: Led
 
 
 @contextmanager
-def named_stages(stage: Callable[[str], AbstractContextManager], updates: list[int]) -> Iterator:
+def named_stages(
+    stage: Callable[[str], AbstractContextManager], on_update: Callable[[Batch], None]
+) -> Iterator[None]:
     """Enters ``stage(name)`` around what the tasks and the engine do.
 
-    updates: gets an entry for every iteration that updates.
+    on_update: called before every iteration that updates.
     """
 
     def staged(name: Callable[..., str] | str, function: Callable) -> Callable:
@@ -176,10 +192,10 @@ def named_stages(stage: Callable[[str], AbstractContextManager], updates: list[i
 
         return run
 
-    def of_iteration(batch: Batch) -> str:
+    def of_iteration(batch: Batch, *_) -> str:
         if not any(slot.active and slot.updates_left for slot in batch.slots):
             return "final"
-        updates.append(1)
+        on_update(batch)
         return "iterations"
 
     places = [

@@ -79,9 +79,10 @@ def task_class(name: str) -> type[Task]:
 def make_task(
     name: str, engine: Engine, classifier: Classifier, folder: Path, count: int, settings: Any
 ) -> Task:
-    """A task of ``count`` images. folder: takes the photo, which is the same for all."""
-    size = engine.model.image_size
-    photo = folder / f"photo-{size}.png"
-    Image.new("RGB", (size, size), "grey").save(photo)
-    photos = [ImageInput(f"photo-{n}", photo, "a photo of a cat", "cat") for n in range(count)]
+    """A task of ``count`` images. folder: takes the photos, alike but each in a file of its own."""
+    size, photos = engine.model.image_size, []
+    for n in range(count):
+        file = folder / f"photo-{n}.png"
+        Image.new("RGB", (size, size), "grey").save(file)
+        photos.append(ImageInput(file.stem, file, "a photo of a cat", "cat"))
     return _TASKS[name][1](engine, classifier, photos, settings)
