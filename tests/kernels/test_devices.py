@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from gradients import Called
 from kernel_operations import INTERPRETED
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 
-from fastdigin_kernels.attention import attention
+from fastdigin_kernels.attention import attention, injected_attention
 from fastdigin_kernels.attention import unavailable as attention_unavailable
 from fastdigin_kernels.common import devices
 from fastdigin_kernels.common.devices import Device, device_of, kind_of, pretend_device
@@ -39,6 +41,38 @@ def test_auto_takes_what_it_would_take_on_the_gpu(keys):
         "group_norm_silu_forward", *attention[:1], "geglu_forward",
         "geglu_backward", *attention[1:], "group_norm_silu_backward",
     ]  # fmt: skip
+
+
+def test_a_compiler_sees_our_kernels_and_its_graph_has_no_break():
+    """For a GPU, in half precision: each is an operation of the graph, and so is its backward."""
+    graphs = []
+
+    def keep(graph, _):
+        targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        graphs.append([str(target) for target in targets if "fastdigin" in str(target)])
+        return make_boxed_func(graph.forward)
+
+    def step(x, k, mapping):
+        y = group_norm_silu(x, torch.empty(16).to(x), torch.empty(16).to(x), 4)
+        q = y.flatten(2).transpose(1, 2).unflatten(-1, (2, 8)).transpose(1, 2)
+        y = injected_attention(attention(q, k, k), k, k, q.detach(), k, mapping, torch.ones(2))
+        return geglu(y.transpose(1, 2).flatten(2))
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    with FakeTensorMode(), pretend_device("cuda", capability=(9, 0)):
+        x = torch.empty(2, 16, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        k, mapping = torch.empty(2, 77, 2, 8).to(x).transpose(1, 2), torch.empty(2, 77, 77)
+        y = compiled(x.requires_grad_(), k, mapping)
+        (dx,) = torch.autograd.grad(y, x, torch.empty_like(y))
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    forward = ["group_norm_silu", "attention", "attention_injected", "geglu"]
+    backward = ["geglu", "attention", "attention", "group_norm_silu"]
+    assert graphs == [
+        [f"fastdigin.{name}_{way}.default" for name in names]
+        for names, way in ((forward, "forward"), (backward, "backward"))
+    ]
 
 
 def test_on_gpus_that_our_kernels_cannot_run_on_it_is_pytorchs_own():

@@ -2,7 +2,9 @@
 
 Being registered, they are whole to compilers and transforms. They have no gradient of their own:
 an autograd.Function with ``setup_context`` calls them, because torch.library.register_autograd
-fails under torch.func.vjp (torch 2.14).
+fails under torch.func.vjp (torch 2.14). torch.library.triton_op would show compilers the Triton
+kernels inside, which they do not fuse with anything; but tiles are chosen by timing them, which
+nobody can while tracing, and the same operation has other backends.
 """
 
 from __future__ import annotations
