@@ -13,6 +13,9 @@ et al. 2022, arXiv 2211.01095, algorithm 2) looks at the x0 of the step before a
 
     z_prev = a z + b m + g x0_before
 
+EDM's schedulers (Karras et al. 2022, table 1) have signal = c_in = 1 / sqrt(sigma^2 + sigma_data^2)
+and noise = sigma c_in; c_skip and c_out make x0 of z and m.
+
 Flow matching (Lipman et al. 2023) has signal + noise = 1 instead, and its output is the velocity
 eps - x0: z_prev = z + (noise' - noise) m and x0 = z - noise m.
 
@@ -28,24 +31,33 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     SchedulerMixin,
+    TCDScheduler,
 )
 from torch import Tensor
 
 from fastdigin.errors import UserError
 
 _EULER = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
+_EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
+_MULTISTEP = (DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler)
+_CONSISTENCY = (LCMScheduler, TCDScheduler)
 Solver = (
     DDIMScheduler
     | DPMSolverMultistepScheduler
+    | EDMDPMSolverMultistepScheduler
+    | EDMEulerScheduler
     | EulerDiscreteScheduler
     | EulerAncestralDiscreteScheduler
     | FlowMatchEulerDiscreteScheduler
     | LCMScheduler
+    | TCDScheduler
 )
 
 
@@ -54,7 +66,7 @@ class DDIMTable:
     """T steps from noise to image.
 
     timesteps: (T,) descending, the numbers the U-Net is conditioned on: int64, or float32 for
-        Euler and flow matching, whose timesteps may lie between whole numbers.
+        Euler, EDM and flow matching, whose timesteps may lie between whole numbers.
     step: (T, 4) float64, the columns a, b, c, d above; (T, 5) with g for a multistep solver.
     inverse: (T, 2) float64, the columns of z = e z_prev + f m: the step run backwards with the
         output taken at the lower noise level (DDIM inversion, Dhariwal & Nichol 2021, app. F).
@@ -84,9 +96,9 @@ def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
     """The solver that stands for a scheduler of diffusers.
 
     Few-step models keep their own. Others get a deterministic solver of the same noise schedule
-    and spacing of timesteps, so that images can be inverted: flow matching, DDIM and Euler
-    themselves, Euler for its ancestral kind, DPM-Solver++ of first or second order for itself,
-    DDIM for the rest.
+    and spacing of timesteps, so that images can be inverted: flow matching, DDIM, Euler and EDM's
+    Euler themselves, Euler for its ancestral kind, DPM-Solver++ of first or second order for
+    itself, DDIM for the rest.
 
     Args:
         theirs: Any scheduler; it is left as it is.
@@ -95,7 +107,9 @@ def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
     Raises:
         UserError: None of these has its noise schedule.
     """
-    kept = (DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler)
+    kept = (
+        DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+    )  # fmt: skip
     if type(theirs) in kept or is_few_step(theirs, distilled):
         return theirs
     # Without this entry diffusers would take what was not given from DDIM's defaults, not theirs.
@@ -107,7 +121,7 @@ def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
             f"the scheduler is a {kind} for flow matching: put "
             "FlowMatchEulerDiscreteScheduler(shift=...) in its place, with its flow_shift"
         )
-    if isinstance(theirs, DPMSolverMultistepScheduler) and _is_affine(theirs.config):
+    if isinstance(theirs, _MULTISTEP) and _is_affine(theirs.config):
         return theirs
     if DDIMScheduler in getattr(theirs, "compatibles", ()):
         if isinstance(theirs, EulerAncestralDiscreteScheduler):
@@ -117,7 +131,7 @@ def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
         if torch.allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6):
             return ours
     raise UserError(
-        f"the scheduler is a {kind}, and none of DDIM, Euler, DPM-Solver++, LCM and "
+        f"the scheduler is a {kind}, and none of DDIM, Euler, DPM-Solver++, EDM's, LCM, TCD and "
         "FlowMatchEulerDiscreteScheduler has its noise schedule: take a model of one of them"
     )
 
@@ -125,10 +139,10 @@ def choose_solver(theirs: SchedulerMixin, distilled: bool = False) -> Solver:
 def is_few_step(scheduler: SchedulerMixin, distilled: bool) -> bool:
     """Whether it is the scheduler of a model distilled to 1 to 4 steps.
 
-    Those of LCM are. Euler from the very last timestep is where the model says that it was
+    Those of LCM and TCD are. Euler from the very last timestep is where the model says that it was
     ``distilled`` (SD-Turbo, SDXL-Turbo, SDXL-Lightning): other models use it as well.
     """
-    return isinstance(scheduler, LCMScheduler) or (distilled and starts_last(scheduler))
+    return isinstance(scheduler, _CONSISTENCY) or (distilled and starts_last(scheduler))
 
 
 def starts_last(scheduler: SchedulerMixin) -> bool:
@@ -140,7 +154,8 @@ def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
     """Coefficients of ``steps`` steps of a diffusers scheduler, which is left as it is.
 
     A step ends at the next timestep of the list, also where these are not evenly spaced.
-    (diffusers' DDIM goes on by 1000 // steps whatever the list says.)
+    (diffusers' DDIM goes on by 1000 // steps whatever the list says.) TCD is taken without fresh
+    noise, its eta of 0, as diffusers' pipelines do unless they are told otherwise.
 
     Raises UserError unless 1 <= steps <= the number of timesteps there are, and for settings that
     are not affine (clipping) or that no Stable Diffusion has.
@@ -165,6 +180,10 @@ def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
     if flow:
         c, d = one, -noise  # x0 = c z + d m
         e, f = one, signal  # eps = e z + f m
+    elif isinstance(scheduler, _EDM):
+        data, sign = config.sigma_data, 1 if config.prediction_type == "epsilon" else -1
+        c, d = data**2 * signal, sign * data * noise  # c_skip / c_in, c_out
+        e, f = (one - signal * c) / noise, -signal * d / noise
     elif config.prediction_type == "epsilon":
         c, d = 1 / signal, -noise / signal
         e, f = zero, one
@@ -176,7 +195,7 @@ def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
         c, d = skip + out * c, out * d
     step = torch.stack([signal_after * c + kept * e, signal_after * d + kept * f, c, d], dim=1)
     a, b = step[:, :2].unbind(1)
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
+    if isinstance(scheduler, _MULTISTEP):
         step = _multistep(scheduler, step, levels)
     if not step.isfinite().all():
         raise UserError(
@@ -189,9 +208,9 @@ def ddim_table(scheduler: Solver, steps: int) -> DDIMTable:
         inverse=torch.stack([1 / a, -b / a], dim=1) if fresh is None else None,
         noise=fresh,
         levels=levels[:-1],
-        # What diffusers' Euler multiplies with, at the U-Net's scale.
+        # What diffusers' Euler and EDM multiply with, at the U-Net's scale.
         initial_scale=float(scheduler.init_noise_sigma * signal[0])
-        if isinstance(scheduler, _EULER)
+        if isinstance(scheduler, (*_EULER, *_EDM))
         else 1.0,
     )
 
@@ -218,7 +237,7 @@ def _check(scheduler: Solver, steps: int) -> None:
             "the scheduler clips x0 (clip_sample or thresholding), which a latent diffusion model "
             "does not need: set both to false in scheduler_config.json"
         )
-    if isinstance(scheduler, DPMSolverMultistepScheduler) and not _is_affine(config):
+    if isinstance(scheduler, _MULTISTEP) and not _is_affine(config):
         raise UserError(
             f"the scheduler is {config.algorithm_type!r} of order {config.solver_order}; of the "
             "multistep solvers only 'dpmsolver++' of order 1 or 2 is supported"
@@ -232,17 +251,25 @@ def _check(scheduler: Solver, steps: int) -> None:
 
 def _levels(scheduler: Solver) -> Tensor:
     """(T + 1, 2) signal and noise of the latents, from z_T to what the last step makes."""
-    if isinstance(scheduler, (DDIMScheduler, LCMScheduler)):
+    if isinstance(scheduler, (DDIMScheduler, *_CONSISTENCY)):
         abar = scheduler.alphas_cumprod.double()[scheduler.timesteps]
-        # The last step of LCM ends at the consistency function's own value.
-        final = 1.0 if isinstance(scheduler, LCMScheduler) else scheduler.final_alpha_cumprod
+        if isinstance(scheduler, LCMScheduler):
+            final = 1.0  # the consistency function's own value
+        elif isinstance(scheduler, TCDScheduler):
+            final = scheduler.alphas_cumprod[0]
+        else:
+            final = scheduler.final_alpha_cumprod
         abar = torch.cat([abar, abar.new_tensor([float(final)])])
         return torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1)
     sigma = scheduler.sigmas.double()
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return torch.stack([1 - sigma, sigma], dim=1)
     # sigma = noise / signal (Karras et al. 2022).
-    scale = (1 + sigma**2).sqrt()
+    if isinstance(scheduler, _EDM):
+        scale = (scheduler.config.sigma_data**2 + sigma**2).sqrt()
+        scale[-1] = 1  # what the last step makes is read by the decoder
+    else:
+        scale = (1 + sigma**2).sqrt()
     return torch.stack([1 / scale, sigma / scale], dim=1)
 
 

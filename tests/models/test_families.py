@@ -200,8 +200,8 @@ def test_a_scheduler_that_is_swapped_is_heard(folder_of):
         assert_near(sampled(model, PROMPT, 4, 3.0, 3), expected, 1e-5)
     model.scheduler.register_to_config(beta_end=0.03)
     assert not torch.allclose(sampled(model, PROMPT, 4, 3.0, 3), expected, rtol=1e-3)
-    with pytest.raises(UserError, match="is a EDMEulerScheduler"):
-        model.scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(UserError, match="is a DDIMInverseScheduler"):
+        model.scheduler = diffusers.DDIMInverseScheduler()
 
 
 @torch.no_grad()
