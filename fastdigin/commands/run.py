@@ -125,6 +125,7 @@ class _Bar:
     def __enter__(self) -> None:
         self._bar = tqdm(
             total=self._total, initial=self._before, desc=self._task, unit="image", file=sys.stderr,
+            smoothing=0,  # what is done at a time differs: a step, a search, an iteration
             bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
         )  # fmt: skip
 

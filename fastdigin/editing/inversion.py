@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fastdigin import hardware
+from fastdigin.engine.progress import Told, ToldSteps
 from fastdigin.engine.sampler import (
     Step,
     StepFunctions,
@@ -155,6 +156,16 @@ def invert(
     return inversions
 
 
+def passes_per_image(model: LatentDiffusion, settings: InversionSettings) -> int:
+    """How many passes of the U-Net an inversion takes for one image (engine/progress.py)."""
+    branches = 2 if model.has_null_branch(settings.guidance_scale) else 1
+    if model.ddim_table(settings.steps).noise is not None:
+        return settings.steps * branches
+    if settings.method == "null-text" and branches == 2:
+        return settings.steps * (3 + 2 * settings.null_text_steps)
+    return settings.steps * (1 + (branches if settings.method == "direct" else 1))
+
+
 @dataclass(frozen=True)
 class _Texts:
     """A batch's prompts and null texts as the U-Net reads them.
@@ -181,26 +192,26 @@ class _Texts:
 
 def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[Inversion]:
     model = functions.model
+    told = Told(on_step or (lambda _: None), real, passes_per_image(model, settings))
+    functions = ToldSteps(functions, told.add)
     encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
     texts = _encode_texts(model, prompts, settings)
     optimised = texts.null is not None and settings.method == "null-text"
-    tick, noise, offsets = on_step or (lambda _: None), None, None
+    noise, offsets = None, None
     if model.ddim_table(settings.steps).noise is not None:
         trajectory, noise = noise_inversion(functions, encoded, texts, settings.steps)
         nulls = _each_step(texts.null, settings.steps)
-        tick(real)
     else:
         upward = ddim_inversion(functions, encoded, texts.cond, settings.steps, texts.vector)
-        tick(real / 2 if optimised else real)
         if optimised:
             trajectory, nulls = null_text_optimisation(functions, upward, texts, settings)
-            tick(real / 2)
         elif settings.method == "direct":
             offsets = lacking_outputs(functions, upward, texts)
             trajectory, nulls = upward, _each_step(texts.null, settings.steps)
         else:
             trajectory = _unguided_trajectory(functions, upward[:, 0], texts, settings.steps)
             nulls = _each_step(texts.null, settings.steps)
+    told.end()
     return [
         Inversion(
             prompt=prompt,

@@ -26,6 +26,7 @@ from fastdigin.engine.job import VARIABLES, Job, Result
 from fastdigin.engine.judging import Prediction, judge, predictions_of
 from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
+from fastdigin.engine.progress import EVALUATION, Told, ToldSteps, iteration_passes
 from fastdigin.engine.queue import Queue, Stage
 from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
@@ -52,6 +53,7 @@ class Batch:
         self._planner, self._choice, self._model = planner, choice, planner.model
         self._key: tuple | None = None
         self._graphs, self._width, self._full = graphs, 1, False
+        self._on_passes: Callable[[float], None] = lambda _: None
 
     @property
     def advancing(self) -> int:
@@ -90,12 +92,15 @@ class Batch:
             log.info("%s", self.plan)
         return failed
 
-    def iterate(self) -> list[Result]:
+    def iterate(self, advance: Callable[[float], None] = lambda _: None) -> list[Result]:
         """Evaluates every slot once and updates those that go on; what has finished.
 
         All slots at once, or the plan's number at a time where memory did not hold them all.
+
+        advance: called with the work that was just done, in iterations of one job.
         """
-        start = 0
+        start, told = 0, Told(advance, self.advancing, self._passes)
+        self._on_passes = told.add
         while start < len(self.slots):
             part = self.slots[start : start + self.plan.slots]
             gradients, self.plan, again = self.try_gradients(part, self.plan)
@@ -112,11 +117,19 @@ class Batch:
                             }
                         )
         _settle(self.slots)
+        told.end()
         finished = [slot for slot in self.slots if not (slot.active or slot.reported)]
         self._full = self._full and not finished
         for slot in finished:
             slot.reported = True
         return [slot.result() for slot in finished]
+
+    @property
+    def _passes(self) -> float:
+        """Of the U-Net's rows in an iteration, beside those of steps that are kept."""
+        goes_on = any(slot.active and slot.updates_left for slot in self.slots)
+        passes = len(self.slots) * iteration_passes(self._model, self.slots[0].job.settings)
+        return passes if goes_on else passes * EVALUATION
 
     @property
     def _has_room(self) -> bool:
@@ -221,7 +234,9 @@ class Batch:
         if self._graphs is not None:
             self._graphs.begin()
             self._graphs.copies = max(kept, 1)
-        functions = self._choice.of(plan.compiled)
+        functions = ToldSteps(
+            self._choice.of(plan.compiled), lambda passes: self._on_passes(len(slots) * passes)
+        )
         run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
 
         grad_x0s = self._judged(slots, run.x0s)

@@ -292,13 +292,18 @@ class Engine:
             queue.submit(jobs)
         return self._results(self._new_batch(queue), on_progress)
 
-    def evaluate(self, jobs: Iterable[Job]) -> list[Result]:
-        """Every job's image and unaugmented losses without optimising, in the order given."""
+    def evaluate(
+        self, jobs: Iterable[Job], on_progress: Callable[[float], None] | None = None
+    ) -> list[Result]:
+        """Every job's image and unaugmented losses without optimising, in the order given.
+
+        on_progress: called with the number of jobs' work that was just done.
+        """
         jobs = [
             replace(job, settings=replace(job.settings, iterations=0))
             for job in checked(jobs, (Job,), "jobs")
         ]
-        by_job = {id(result.job): result for result in self.run(jobs)}
+        by_job = {id(result.job): result for result in self.run(jobs, on_progress)}
         return [by_job[id(job)] for job in jobs]
 
     def _new_batch(self, queue: Queue) -> Batch:
@@ -318,11 +323,10 @@ class Engine:
         results = batch.refill(lambda stage: self._run_stage(stage, advance))
         advancing = batch.advancing
         if advancing:
-            results += batch.iterate()
+            results += batch.iterate(advance)
             self.job_iterations += advancing
             self.slot_iterations += len(batch.slots)
             self.plan = batch.plan
-            advance(advancing)
         return results
 
     def _run_stage(self, stage: Stage, advance: Callable[[float], None]) -> Sequence:

@@ -9,6 +9,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fastdigin.engine.job import Job, Result
+from fastdigin.engine.progress import EVALUATION, Told
 from fastdigin.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Search:
     Args:
         groups: candidates, at least one a group.
         by: the loss that decides, as the history names it.
+        tries: how many evaluations a group is expected to take, for progress only.
 
     Example:
         engine.submit([Search([[gentle_job, strong_job]])])
@@ -69,6 +71,7 @@ class Search:
 
     groups: Sequence[Sequence[Job]]
     by: str = "total"
+    tries: int = 0
 
     @property
     def count(self) -> int:
@@ -77,7 +80,8 @@ class Search:
     def run(self, engine: Engine, advance: Callable[[float], None]) -> list[Job]:
         """The best job of each group, in the order of the groups."""
         candidates = [job for group in self.groups if len(group) > 1 for job in group]
-        results = iter(engine.evaluate(candidates))
+        told = Told(advance, self.count * self.tries * EVALUATION, len(candidates))
+        results = iter(engine.evaluate(candidates, told.add))
         return [
             group[0] if len(group) == 1 else self._best(group, [next(results) for _ in group])
             for group in self.groups

@@ -207,6 +207,10 @@ class Counterfactuals(PhotoTask):
     def injected(self) -> Sequence[Schedule]:
         return self.settings.injection_fractions
 
+    @property
+    def tries(self) -> int:
+        return len(self.settings.schedules()) if len(self.settings.schedules()) > 1 else 0
+
     def candidates(self, request: CounterfactualRequest, source: Source) -> list[Job]:
         *before, own = (self._starts(request, source, n) for n in range(request.variant + 1))
         results = self.engine.evaluate([jobs[0] for jobs in before])

@@ -16,6 +16,7 @@ from torch import nn
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.progress import EVALUATION
 from fastdigin.engine.queue import Search
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -138,7 +139,15 @@ class Disagreements(Task):
         return index, self.g.class_index(class_word(self.f, index))
 
     def jobs(self, checked: Sequence[DisagreementRequest], width: int) -> list[Search]:
-        return [Search([self.candidates(request) for request in checked])]
+        groups = [self.candidates(request) for request in checked]
+        return [Search(groups, tries=self._tries)]
+
+    def preparation(self, requests: Sequence[DisagreementRequest]) -> float:
+        return len(requests) * self._tries * EVALUATION
+
+    @property
+    def _tries(self) -> int:
+        return self.settings.draws if self.settings.draws > 1 else 0
 
     def candidates(self, request: DisagreementRequest) -> list[Job]:
         """The draws of which the best one is the start."""

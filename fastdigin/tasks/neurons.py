@@ -19,6 +19,7 @@ from torch import Tensor
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.progress import EVALUATION, Told
 from fastdigin.engine.queue import Stage
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -30,9 +31,6 @@ from fastdigin.tasks.firing import check_fires, off_note
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Activation
 from fastdigin.tasks.task import Preparation, Request, Task, given
-
-SAMPLE = 1 / 3
-"""The work of a sample of the search, a forward pass, in iterations of a job; for progress only."""
 
 NameObjects = Callable[[int, Sequence[Tensor]], Sequence[str]]
 """(neuron, its most activating images, each (3, H, W)) -> words."""
@@ -168,7 +166,7 @@ class NeuronVisualisations(Task):
 
     def preparation(self, requests: Sequence[VisualisationRequest]) -> float:
         words = {word for request in requests for word in self._words[request.neuron]}
-        return len(words) * self.settings.samples_per_word * SAMPLE
+        return len(words) * self.settings.samples_per_word * EVALUATION
 
     def starts(
         self, requests: Sequence[VisualisationRequest], advance: Callable[[float], None]
@@ -196,7 +194,7 @@ class NeuronVisualisations(Task):
         """
         count, settings = self.settings.samples_per_word, self.settings
         samples = [(word, k) for word in words for k in range(count)]
-        rows = []
+        rows, told = [], Told(advance, len(samples) * EVALUATION, len(samples))
         for start in range(0, len(samples), self.engine.slots):
             part = samples[start : start + self.engine.slots]
             jobs = [
@@ -207,8 +205,7 @@ class NeuronVisualisations(Task):
                 )
                 for word, k in part
             ]  # fmt: skip
-            rows += [self._activations(result) for result in self.engine.evaluate(jobs)]
-            advance(len(part) * SAMPLE)
+            rows += [self._activations(result) for result in self.engine.evaluate(jobs, told.add)]
         for n, word in enumerate(words):
             self._table[word] = torch.stack(rows[n * count : (n + 1) * count])
 

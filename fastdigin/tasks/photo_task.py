@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fastdigin.configuration import setting
-from fastdigin.editing.inversion import InversionSettings, Method
+from fastdigin.editing.inversion import InversionSettings, Method, passes_per_image
 from fastdigin.editing.masks import blending
 from fastdigin.editing.prompts import token_mapping
 from fastdigin.editing.schedules import Schedule, parse_schedule, schedule_weights
 from fastdigin.engine.job import Job, Settings
+from fastdigin.engine.progress import EVALUATION, iteration_passes
 from fastdigin.engine.queue import Search, Stage
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput
@@ -31,9 +32,6 @@ from fastdigin.tasks.sources import (
     read_photo,
 )
 from fastdigin.tasks.task import Preparation, Request, Task, given
-
-PREPARATION = 2.0
-"""How much of an image's work preparing it is, in iterations; for the progress bar only."""
 
 MOST_QUESTIONS = 4
 """For each slot, in one preparation: what is prepared is held until it is optimised."""
@@ -145,7 +143,18 @@ class PhotoTask(Task):
         return [stage for part in parts for stage in self.jobs(part, half)]
 
     def preparation(self, requests: Sequence[Request]) -> float:
-        return PREPARATION * len(requests)
+        return len(requests) * (self._inversion_work + self.tries * EVALUATION)
+
+    @property
+    def tries(self) -> int:
+        """How many candidates the search will probably evaluate for a photo."""
+        return 0
+
+    @property
+    def _inversion_work(self) -> float:
+        """Of a photo, in iterations; for progress only."""
+        settings = self.settings.inversion()
+        return passes_per_image(self.model, settings) / iteration_passes(self.model, settings)
 
     def _searches(
         self, checked: Sequence[CheckedPhoto], width: int, advance: Callable[[float], None]
@@ -160,11 +169,11 @@ class PhotoTask(Task):
             tools=self.tools,
             batch=width,
             mask_edge=self.mask_edge,
-            on_step=lambda photos: advance(PREPARATION * photos),
+            on_step=lambda photos: advance(self._inversion_work * photos),
         )
         pairs = zip(checked, sources, strict=True)
         groups = [self.candidates(one.request, source) for one, source in pairs]
-        return [Search(groups, by=self.search_by)]
+        return [Search(groups, by=self.search_by, tries=self.tries)]
 
     @property
     @abstractmethod

@@ -25,10 +25,10 @@ def iterations(monkeypatch):
     """(waits, launches, finished jobs) of every iteration, while a PretendedDevice is at work."""
     found, iterate = [], Batch.iterate
 
-    def noted(batch):
+    def noted(batch, *advance):
         mode = PretendedDevice.current
         waits, launches = len(mode.waits), mode.launches
-        results = iterate(batch)
+        results = iterate(batch, *advance)
         found.append((mode.waits[waits:], mode.launches - launches, len(results)))
         return results
 

@@ -107,8 +107,8 @@ def test_own_classifier_and_a_named_layer(call, own_classifier, tmp_path):
 def test_a_sample_that_fails_does_not_stop_the_search(call, engine, monkeypatch):
     evaluate = type(engine).evaluate
 
-    def one_fails(self, jobs):
-        results = evaluate(self, jobs)
+    def one_fails(self, jobs, *on_progress):
+        results = evaluate(self, jobs, *on_progress)
         return [replace(r, image=None) if r.id == "bag-0" else r for r in results]
 
     monkeypatch.setattr(type(engine), "evaluate", one_fails)
