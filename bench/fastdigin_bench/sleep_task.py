@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ class SleepEngine:
 
     def run(self, work, on_progress=None) -> Iterator[Result]:
         jobs = iter(work)
-        while batch := [job for job, _ in zip(jobs, range(self.slots), strict=False)]:
+        while batch := list(islice(jobs, self.slots)):
             time.sleep(self.seconds * len(batch))
             if on_progress is not None:
                 on_progress(len(batch))

@@ -101,6 +101,7 @@ def deadly(seconds, faults, jobs):
     return choose
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_its_workers_is_given_up_alone(cluster, tmp_path):
     made = sleeping(tmp_path, tmp_path, jobs=16, load=deadly)
     assert list(made.errors) == ["job-0000005"]
@@ -130,9 +131,16 @@ def lose(out, record) -> None:
     path.unlink() if int(record["id"][-1]) % 2 else path.write_bytes(b"")
 
 
+def done_here(out, jobs) -> list[dict]:
+    """The records that this process makes of some jobs, without Ray."""
+    for record in Sleep(engine=SleepEngine(0.0, out), count=jobs).run():
+        record.save(out)
+    assert check(out, jobs) == {"missing": 0, "twice": 0, "wrong_pictures": 0}
+    return records(out)
+
+
 def test_a_job_whose_picture_is_lost_is_done_again(cluster, tmp_path):
-    sleeping(tmp_path, tmp_path, jobs=9)
-    lines = records(tmp_path)
+    lines = done_here(tmp_path, 9)
     for line in lines[:3]:
         lose(tmp_path, line)
     made = sleeping(tmp_path, tmp_path, jobs=9)
@@ -162,16 +170,11 @@ def refusing(seconds, faults, count):
 def test_a_dataset_of_records_from_a_dataset_of_inputs(cluster, tmp_path):
     """Rows of new jobs, of finished ones and of failed ones have the same columns."""
     ids = [f"job-{number:07d}" for number in range(6)]
-
-    def rows_of(ids, load):
-        inputs = ray.data.from_items([{"id": id} for id in ids], override_num_blocks=1)
-        loading = partial(load, 0.0, str(tmp_path), 6)
-        return fd.scale.map(inputs, loading, out=tmp_path, workers=1).take_all()
-
-    rows_of(ids[:3], load)
-    kept = records(tmp_path)
+    kept = done_here(tmp_path, 3)
     lose(tmp_path, kept[2])
-    found = rows_of(ids, refusing)
+    inputs = ray.data.from_items([{"id": id} for id in ids], override_num_blocks=1)
+    loading = partial(refusing, 0.0, str(tmp_path), 6)
+    found = fd.scale.map(inputs, loading, out=tmp_path, workers=1).take_all()
     assert sorted(row["id"] for row in found) == ids
     lines = {line["id"]: line for line in records(tmp_path)}
     assert len(records(tmp_path)) == 3 + 4  # the lost one again, and three new ones
@@ -184,6 +187,7 @@ def test_a_dataset_of_records_from_a_dataset_of_inputs(cluster, tmp_path):
     assert [row["id"] for row in found if row["status"] == "failed"] == [ids[4]]
 
 
+@pytest.mark.slow
 def test_a_command_on_ray_gives_what_it_gives_alone(cluster, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
