@@ -15,6 +15,9 @@ from typing import Any
 from fastdigin.configuration import Setting, choices, element, optional, settings_of
 from fastdigin.errors import UserError
 
+_NONE = object()
+"""Stands for the word none: a None is an option that was not given."""
+
 
 def add_settings(parser: argparse._ActionsContainer, cls: type, prefix: str = "") -> None:
     """An option for each field of a settings class that has one, nested settings included."""
@@ -38,11 +41,13 @@ def chosen_settings(options: argparse.Namespace, settings: Any, prefix: str = ""
             changes[name] = chosen_settings(options, getattr(settings, name), inner)
         elif (value := getattr(options, prefix + name)) is not None:
             changes[name] = tuple(value) if element(kind) else value
+            if value is _NONE:
+                changes[name] = None
     return dataclasses.replace(settings, **changes)
 
 
 def _add(parser, prefix: str, name: str, kind: Any, known: Setting, default: Any) -> None:
-    kind, _ = optional(kind)
+    kind, may_lack = optional(kind)
     flag = "--" + (known.flag or prefix + name).replace("_", "-")
     common = {"dest": prefix + name, "default": None, "help": _help(known, kind, default)}
     if kind is bool:
@@ -59,7 +64,11 @@ def _add(parser, prefix: str, name: str, kind: Any, known: Setting, default: Any
         parser.add_argument(flag, choices=values, **common)
     else:
         metavar = known.metavar or name[0].upper()
-        parser.add_argument(flag, type=_reader(kind, known), metavar=metavar, **common)
+        read = _reader(kind, known)
+        if may_lack and default is not None:
+            common["help"] += "; none: without"
+            value_of, read = read, lambda text: _NONE if text == "none" else value_of(text)
+        parser.add_argument(flag, type=read, metavar=metavar, **common)
 
 
 def _help(known: Setting, kind: Any, default: Any) -> str:

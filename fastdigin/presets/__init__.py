@@ -1,7 +1,8 @@
 """Presets: the options of one experiment each, as JSON files beside this one.
 
 A file has the ``command`` it is for, what it is ``about``, its ``usage``, the ``options`` it sets
-(names of the command line without dashes; a list is given several times) and ``notes``, which say
+(names of the command line without dashes; a list is given several times; the preset among them is
+one of the algorithm) and ``notes``, which say
 where the values come from and what is not known.
 
 Presets of the algorithm (algorithms.py) say how results are computed. They combine with an
@@ -61,7 +62,7 @@ class Preset:
         own = {word.split("=")[0] for word in given if word.startswith("--")}
         words = []
         for option, value in self.options.items():
-            if f"--{option}" in own:
+            if f"--{option}" in own and option != "preset":  # those of the algorithm combine
                 continue
             for each in value if isinstance(value, list) else [value]:
                 words += [f"--{option}", str(each)]

@@ -37,6 +37,16 @@ MOST_QUESTIONS = 4
 """For each slot, in one preparation: what is prepared is held until it is optimised."""
 
 
+def inversion_setting(default: Method) -> Any:
+    """The field ``inversion_method`` of a task's settings."""
+    return setting(
+        default,
+        "how photos are inverted: direct, which keeps what each step lacks, or null-text "
+        "optimisation, the paper's, or negative-prompt, which reproduces photos less well",
+        flag="inversion",
+    )
+
+
 @dataclass(frozen=True)
 class PhotoSettings:
     """Settings of all tasks that start from a photo.
@@ -46,12 +56,7 @@ class PhotoSettings:
     """
 
     optimisation: Settings = setting(Settings, "the engine's settings", flat=True)
-    inversion_method: Method = setting(
-        "null-text",
-        "how photos are inverted: null-text optimisation, or in a fraction of the time direct, "
-        "which keeps what each step lacks, or negative-prompt, which reproduces photos less well",
-        flag="inversion",
-    )
+    inversion_method: Method = inversion_setting("null-text")
     null_text_steps: int = setting(10, "updates of null-text optimisation per step", least=0)
     self_injection: Schedule | None = setting(
         None,

@@ -1,5 +1,6 @@
 """Every preset is a command line that its command understands, of models that exist."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -48,6 +49,8 @@ def test_is_understood_and_sets_what_it_says(name):
             continue
         if option == "regulariser":
             assert options.regularisers == list(map(Regulariser.parse, value))
+        elif option == "preset":
+            assert options.preset == [value, name]
         else:
             actual = getattr(options, option.replace("-", "_"))
             assert actual == value or ",".join(actual) == value
@@ -88,7 +91,9 @@ def test_explicit_options_override(capsys):
     assert options.steps == 5 and options.regularisers == [Regulariser.parse("lpips:all:1")]
     assert options.classifier == "hf:x" and options.iterations == 20
     said = capsys.readouterr().err
-    assert said.startswith("preset paper-uvce-imagenet sets --model CompVis/stable-diffusion-v1-4")
+    assert said.startswith(
+        "preset paper-uvce-imagenet sets --preset exact --model CompVis/stable-diffusion-v1-4"
+    )
     assert "--steps" not in said and "--iterations 20" in said
     assert parsed("counterfactual", "--preset=embedded-uvce", "a.png", "b.png").images == [
         "a.png", "b.png",
@@ -149,11 +154,11 @@ def test_presets_of_the_algorithm_change_nothing_else(name):
 
 
 def test_exact_is_the_published_method():
-    """Which the defaults are."""
     for task, settings in OF_TASKS.items():
         exact = presets.EXACT.of(settings, task)
-        assert exact == settings and exact.inversion_method == "null-text"
+        assert exact.inversion_method == "null-text" and exact.optimisation == settings.optimisation
     assert presets.EXACT.of(counterfactual.EMBEDDED).engine_settings().early_stop is None
+    assert counterfactual.EMBEDDED.engine_settings().early_stop.settled, "the default ends in time"
     fast = presets.FAST.of(counterfactual.EMBEDDED)
     assert fast.engine_settings().early_stop.settled and fast.optimisation.steps == 10
     few = replace(counterfactual.EMBEDDED, optimisation=Settings(steps=4))
@@ -163,13 +168,17 @@ def test_exact_is_the_published_method():
 def test_presets_of_the_algorithm_combine(tmp_path, capsys):
     """With an experiment's and with options, which win."""
     quick = ["--steps", "4", "--iterations", "1", "--limit", "1", "--injection-fractions", "0.3",
-             "--json"]  # fmt: skip
+             "--stop-at", "none", "--json"]  # fmt: skip
     command = ["counterfactual", "embedded:pairs", "--preset=embedded-uvce", "--preset", "fast"]
     assert cli.main([*command, *quick, "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "done"
     settings = json.loads((tmp_path / "run.json").read_text())["counterfactual"]
     assert settings["judge"] == "embedded:judge" and settings["inversion_method"] == "direct"
-    assert settings["injection_fractions"] == [0.3] and settings["stop_settled"]
+    assert settings["injection_fractions"] == [0.3] and settings["stop_at"] is None
+    # Experiments of the paper bring the published method; a later one of the algorithm wins.
+    words = expand(["counterfactual", "x.png", "--preset=paper-uvce-food", "--preset", "fast"])
+    chosen = [after for word, after in itertools.pairwise(words) if word == "--preset"]
+    assert chosen == ["exact", "fast"]
     with pytest.raises(UserError, match="are of different experiments: name one"):
         expand(["disagree", "--preset", "embedded-uvce", "--preset", "embedded-disagree"])
 
