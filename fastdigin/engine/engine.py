@@ -323,10 +323,15 @@ class Engine:
         results = batch.refill(lambda stage: self._run_stage(stage, advance))
         advancing = batch.advancing
         if advancing:
-            results += batch.iterate(advance)
+            finished = batch.iterate(advance)
+            results += finished
             self.job_iterations += advancing
             self.slot_iterations += len(batch.slots)
             self.plan = batch.plan
+            # Those that ended early will not do the rest.
+            advance(
+                sum(r.job.settings.iterations + 1 - len(r.history) for r in finished if r.history)
+            )
         return results
 
     def _run_stage(self, stage: Stage, advance: Callable[[float], None]) -> Sequence:

@@ -195,8 +195,10 @@ def test_early_stop_waits_until_a_sum_of_losses_has_settled(confidences, distanc
 def test_early_stop_at_once_costs_one_iteration(tiny, calls):
     """Figures are read when an iteration is over: its backward has been, the next has not."""
     job = make_job(tiny.model, iterations=5, early_stop=EarlyStop(1e9))
-    (result,) = Engine(tiny.model, slots=1, kept_steps=0).run([job])
+    advanced = []
+    (result,) = Engine(tiny.model, slots=1, kept_steps=0).run([job], advanced.append)
     assert len(result.history) == 1 and result.best_iteration == 0
+    assert sum(advanced) == pytest.approx(6), "what it will not do counts as done"
     assert calls["unet"] == 2 * STEPS and calls["unet with graph"] == STEPS
 
 
