@@ -328,10 +328,9 @@ class Engine:
             self.job_iterations += advancing
             self.slot_iterations += len(batch.slots)
             self.plan = batch.plan
-            # Those that ended early will not do the rest.
-            advance(
-                sum(r.job.settings.iterations + 1 - len(r.history) for r in finished if r.history)
-            )
+            for result in finished:
+                if result.history:  # what a job that ended early will not do
+                    advance(result.job.settings.iterations + 1 - len(result.history))
         return results
 
     def _run_stage(self, stage: Stage, advance: Callable[[float], None]) -> Sequence:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import operator
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -19,7 +18,13 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError, check_choice
 from fastdigin.models.classifiers import outputs
-from fastdigin.models.classifiers.names import folded, not_a_class, synonyms, word_classes
+from fastdigin.models.classifiers.names import (
+    class_number,
+    folded,
+    not_a_class,
+    synonyms,
+    word_classes,
+)
 from fastdigin.models.classifiers.outputs import Activation, Channels, Named
 from fastdigin.models.classifiers.through_relu import ThroughRelu
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
@@ -133,8 +138,7 @@ class Classifier:
                 open_clip:FOLDER or open_clip:hf-hub:ID; file:PATH@ARCHITECTURE, weights for
                 timm:NAME or torchvision:NAME. "sigmoid:" before it says that the classes are true
                 or not each for itself, where nothing in its files does.
-            classes: Names to use instead, one per logit; for a zero-shot classifier any names
-                (default: ImageNet's).
+            classes: Names to use instead, one per logit; zero-shot, any (default: ImageNet's).
             templates: A zero-shot classifier's prompts, with ``{}`` for the class.
 
         Returns:
@@ -318,18 +322,10 @@ class Classifier:
         among which to choose where several classes have the name.
         """
         if not isinstance(name_or_index, str):
-            try:
-                index = operator.index(name_or_index)
-            except TypeError:
-                index = None
-            if index is None or isinstance(name_or_index, bool):
-                raise UserError(
-                    f"class {name_or_index!r} of {self.name} is neither a name nor a whole number"
-                )
-            return self._check_class(index)
+            return class_number(name_or_index, len(self.classes), self.name)
         found = self._names.get(folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
-            return self._check_class(int(name_or_index))
+            return class_number(int(name_or_index), len(self.classes), self.name)
         words = [] if found else word_classes(name_or_index, list(self._names))
         if words:
             found = self._names[words[0]]
@@ -402,11 +398,3 @@ class Classifier:
         pixels = outputs.in_channels(views_b3hw, self.channels)
         mean, std = self._mean_c11.to(pixels), self._std_c11.to(pixels)
         return ((pixels - mean) / std).to(self.dtype)
-
-    def _check_class(self, index: int) -> int:
-        if not 0 <= index < len(self.classes):
-            raise UserError(
-                f"class {index} does not exist: {self.name} has classes 0 to "
-                f"{len(self.classes) - 1}."
-            )
-        return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Collection, Sequence
 
 from fastdigin.errors import UserError
@@ -43,6 +44,19 @@ def word_classes(name: str, names: Sequence[str]) -> list[str]:
 def same_name(a: str, b: str) -> bool:
     """Whether two class names share a synonym, or are words for the same."""
     return bool(synonyms(a) & synonyms(b)) or bool(set(other_words(a)) & set(other_words(b)))
+
+
+def class_number(value: object, count: int, classifier: str) -> int:
+    """A class by its index. UserError for what is no whole number, or none of ``count`` classes."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        index = None
+    if index is None or isinstance(value, bool):
+        raise UserError(f"class {value!r} of {classifier} is neither a name nor a whole number")
+    if not 0 <= index < count:
+        raise UserError(f"class {index} does not exist: {classifier} has classes 0 to {count - 1}.")
+    return index
 
 
 def not_a_class(
