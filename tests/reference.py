@@ -74,14 +74,15 @@ def multistep_step(scheduler, i, z, output, previous_x0):
 
 def sample(
     unet, scheduler, z, conditioning, null_text, guidance, injection=None, self_injection=None,
-    blend=None,
+    blend=None, offsets=None,
 ):  # fmt: skip
     """The guided loop. z (1,4,h,w); conditioning and null_text: T tensors (1,L,D).
 
     injection: (weights per step, source conditioning, source latents per step, M (targets,
     sources)): the source's maps A_src M^T replace the target's. self_injection: the same for
     self-attention, with the most queries of a layer that is replaced instead of M. blend:
-    (weights, mask, source latents). Returns (last z, list of all predicted x0).
+    (weights, mask, source latents). offsets: T tensors, added to the guided output.
+    Returns (last z, list of all predicted x0).
     """
     cross, own = hook_attention(unet) if injection or self_injection else ([], [])
     x0s = []
@@ -107,6 +108,8 @@ def sample(
         if guidance != 1.0:
             null = unet(z, t, null_text[i]).sample
             output = null + guidance * (output - null)
+        if offsets is not None:
+            output = output + offsets[i]
         if "solver_order" in scheduler.config:
             z, x0 = multistep_step(scheduler, i, z, output, x0s[-1] if x0s else None)
         else:

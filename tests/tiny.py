@@ -279,6 +279,8 @@ def reference_editing(job: fd.Job, source: fd.Inversion | None) -> dict:
     if job.blending is not None:
         latents = [z[None] for z in job.blending.source_latents]
         editing["blend"] = (job.blending.weights, job.blending.mask, latents)
+    if job.offsets is not None:
+        editing["offsets"] = job.offsets[:, None]
     return editing
 
 

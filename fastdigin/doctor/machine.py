@@ -31,6 +31,7 @@ EXTRAS = {
     "train": ("scikit-image", "scipy"),
     "bench": ("matplotlib",),
     "ray": ("ray",),
+    "metrics": ("torch-fidelity", "lpips"),
 }
 """The optional dependencies of pyproject.toml, but for those of the tests."""
 

@@ -105,10 +105,10 @@ def test_a_counterfactual_from_the_photo(either):
     """Inversion, null text, masks, search and optimisation follow the task's."""
     mask = torch.zeros(16, 16)
     mask[4:12, 3:11] = 1
-    settings = fd.CounterfactualSettings(
+    settings = fd.presets.EXACT.of(fd.CounterfactualSettings(
         fd.Settings(steps=4, iterations=2), null_text_steps=3, injection_fractions=(0.25, 0.5),
         blending_fractions=(0.0, 0.3), cutouts=CUTOUTS,
-    )  # fmt: skip
+    ))  # fmt: skip
     image = uniform(*IMAGE_SHAPE, seed=1)
     for item in (
         fd.ImageInput("auto", image, "a photo of a red sneaker on grass", "sneaker", "boot"),

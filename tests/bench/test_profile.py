@@ -186,7 +186,7 @@ def driven(task="counterfactual", iterations=2, steps=4, name="embedded", **give
         settings, optimisation=replace(settings.optimisation, steps=steps, iterations=iterations)
     )
     if hasattr(settings, "null_text_steps"):
-        settings = replace(settings, null_text_steps=2)
+        settings = replace(settings, inversion_method="null-text", null_text_steps=2)
     return stages.drive(
         task, model, classifier, settings,
         lambda model: Engine(model, slots=2, kept_steps=1, compile="off"),

@@ -51,10 +51,10 @@ ITEMS = [
 @pytest.fixture(scope="module")
 def sides(tiny):
     """The tiny model, and little to do for a photo."""
-    settings = fd.CounterfactualSettings(
+    settings = fd.presets.EXACT.of(fd.CounterfactualSettings(
         fd.Settings(steps=4, iterations=1), null_text_steps=1, injection_fractions=(0.5,),
         blending_fractions=(0.0,), cutouts=fd.Cutouts(2),
-    )  # fmt: skip
+    ))  # fmt: skip
     engine = fd.Engine(tiny.model, slots=2, kept_steps=4, compile="off")
     return Sides(engine, PlainModel(tiny.model), build_classifier(), settings)
 

@@ -42,8 +42,8 @@ def test_options_of_a_counterfactual(tmp_path, capsys):
     target, source = (embedded.GARMENTS.index(name) for name in (TARGET, PHOTO.garment))
     assert run(*CF, PHOTO.path, "--target", target, "--source", source, "--prompt", prompt,
                "--judge", "embedded:robust", "--regulariser", "pixels-l1:all:0.5",
-               "--stop-at", "1e-9", "--memory", "2GiB", "--slots", 1, "--out", out,
-               "--steps", 2, "--iterations", 5) == 0  # fmt: skip
+               "--stop-at", "1e-9", "--no-stop-settled", "--memory", "2GiB", "--slots", 1,
+               "--out", out, "--steps", 2, "--iterations", 5) == 0  # fmt: skip
     (record,) = records(out)
     # Whatever the image, its confidence is above a hair three times at the third evaluation.
     assert record["iterations"] == 2
