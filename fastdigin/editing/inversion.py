@@ -24,13 +24,7 @@ from torch import Tensor
 
 from fastdigin import hardware
 from fastdigin.engine.progress import Told, ToldSteps
-from fastdigin.engine.sampler import (
-    Step,
-    StepFunctions,
-    initial_state,
-    latents_of,
-    solver_step,
-)
+from fastdigin.engine.sampler import Step, StepFunctions, initial_state, latents_of, solver_step
 from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
@@ -197,20 +191,18 @@ def _invert_batch(functions, images, prompts, settings, real, on_step) -> list[I
     encoded = torch.stack([model.encode_image(image) for image in images]).to(model.state_dtype)
     texts = _encode_texts(model, prompts, settings)
     optimised = texts.null is not None and settings.method == "null-text"
-    noise, offsets = None, None
+    nulls, noise, offsets = _each_step(texts.null, settings.steps), None, None
     if model.ddim_table(settings.steps).noise is not None:
         trajectory, noise = noise_inversion(functions, encoded, texts, settings.steps)
-        nulls = _each_step(texts.null, settings.steps)
     else:
         upward = ddim_inversion(functions, encoded, texts.cond, settings.steps, texts.vector)
         if optimised:
             trajectory, nulls = null_text_optimisation(functions, upward, texts, settings)
         elif settings.method == "direct":
             offsets = lacking_outputs(functions, upward, texts)
-            trajectory, nulls = upward, _each_step(texts.null, settings.steps)
+            trajectory = upward
         else:
             trajectory = _unguided_trajectory(functions, upward[:, 0], texts, settings.steps)
-            nulls = _each_step(texts.null, settings.steps)
     told.end()
     return [
         Inversion(
