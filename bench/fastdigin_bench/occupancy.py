@@ -21,6 +21,7 @@ from fastdigin.engine.job import Job
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin.photos import collect
+from fastdigin.presets import EXACT
 from fastdigin.tasks.counterfactual import EMBEDDED as EMBEDDED_SETTINGS
 from fastdigin.tasks.counterfactual import Counterfactuals
 from fastdigin.tasks.photo_task import PhotoRequest
@@ -97,7 +98,7 @@ def measure_occupancy(jobs: int) -> Occupancy:
     engine = Engine(model, slots=SLOTS, kept_steps=STEPS, compile="off")
     task = RandomLengths(
         engine=engine, photos=items, classifier=Classifier.load("embedded:robust"),
-        settings=replace(EMBEDDED_SETTINGS, optimisation=few, null_text_steps=3),
+        settings=EXACT.of(replace(EMBEDDED_SETTINGS, optimisation=few, null_text_steps=3)),
     )  # fmt: skip
     found = Occupancy(jobs)
     with counted_rows(model, found):

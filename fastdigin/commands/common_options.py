@@ -64,6 +64,7 @@ def add_out(parser: Parser, out: str) -> None:
 
 
 def add_seed(parser: Parser) -> None:
+    """Of every command that draws at random."""
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="(default 0)")
 
 

@@ -103,15 +103,21 @@ class Kind:
 
 
 class Count(Kind):
+    """A whole number, at least 1."""
+
     read = staticmethod(count)
 
 
 class Direction(Kind):
+    """Where a neuron's activation shall go."""
+
     def argument(self) -> dict[str, Any]:
         return {"choices": ("max", "min", "both")}
 
 
 class ListOfTexts(Kind):
+    """Texts with commas between them, at most --limit of them."""
+
     read = staticmethod(comma_list)
 
     def load(self, loading: Loading, known: Input) -> list[str]:
@@ -119,6 +125,8 @@ class ListOfTexts(Kind):
 
 
 class ClassifierKind(Kind):
+    """A classifier by its name."""
+
     def help(self, known: Input) -> str:
         return f"{super().help(known)}: {CLASSIFIER_HELP}"
 
@@ -147,6 +155,8 @@ class ClassifierKind(Kind):
 
 
 class EmbeddingKind(Kind):
+    """A network whose features are compared."""
+
     def help(self, known: Input) -> str:
         return f"{super().help(known)}: open_clip:MODEL/PRETRAINED, or any other classifier"
 
@@ -156,6 +166,8 @@ class EmbeddingKind(Kind):
 
 
 class Photos(Kind):
+    """Files, folders, tables and data sets of photos."""
+
     early = True
 
     def add(self, parser, known: Input) -> None:
@@ -191,6 +203,8 @@ class Photos(Kind):
 
 
 class Tools(Kind):
+    """The caches and the segmenter that help to prepare photos."""
+
     def add(self, parser, known: Input) -> None:
         parser.add_argument(
             "--segmenter", metavar="S",

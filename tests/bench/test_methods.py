@@ -14,7 +14,7 @@ from fastdigin.photos import ImageInput
 from fastdigin_bench import methods
 from fastdigin_bench.methods import report, scores
 from fastdigin_bench.methods.asked import AskedNeuron, neurons_asked, photos_asked, stacked
-from fastdigin_bench.methods.by_task import ByCounterfactuals, published
+from fastdigin_bench.methods.by_task import PROMPT_TO_PROMPT, ByCounterfactuals, published
 from fastdigin_bench.methods.fastdime import FastDiME, changed_mask
 from fastdigin_bench.methods.feature_attack import FeatureAttack
 from fastdigin_bench.methods.imagenet import GARMENTS, PACKAGE, Groups, find_spec
@@ -179,6 +179,8 @@ def test_published_settings_are_the_papers(engine):
     assert (found.inversion_method, found.optimisation.learning_rate) == ("null-text", 0.01)
     assert found.injection_fractions == (0.3, 0.4, 0.5)
     assert [r.weight for r in found.regularisers] == [25.0, 250.0]
+    alone = PROMPT_TO_PROMPT.settings(engine)
+    assert (alone.inversion_method, alone.optimisation.iterations) == ("null-text", 0)
 
 
 def test_groups_sum_probabilities():

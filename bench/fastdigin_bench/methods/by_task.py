@@ -85,7 +85,8 @@ def prompt_to_prompt(settings: CounterfactualSettings) -> CounterfactualSettings
     Simplified: cross-attention alone is injected, without a local blend.
     """
     return replace(
-        settings, optimisation=replace(settings.optimisation, iterations=0),
+        load_algorithm("exact").of(settings),
+        optimisation=replace(settings.optimisation, iterations=0),
         injection_fractions=(0.3,), blending_fractions=(0.0,),
     )  # fmt: skip
 
