@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
@@ -79,6 +79,8 @@ class PretendedDevice(TorchDispatchMode):
         kwargs, packet = dict(kwargs or {}), func.overloadpacket
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         ours = [x for x in given if isinstance(x, OnDevice)]
+        if any(x.is_meta for x in given if not isinstance(x, OnDevice)):
+            raise RuntimeError(f"{func} takes a tensor that never had numbers")
         target = kwargs.get("device")
         if target is not None and target.type == DEVICE.type:
             kwargs["device"] = torch.device("cpu")
@@ -106,13 +108,15 @@ class PretendedDevice(TorchDispatchMode):
 
 
 class _NumbersOnDevice(TorchFunctionMode):
-    """torch.tensor of numbers moves them where no dispatch mode sees it."""
+    """torch moves numbers and lists of indices there where no dispatch mode sees it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is Tensor.new_tensor:
             kwargs = {"dtype": args[0].dtype, "device": args[0].device, **kwargs}
             func, args = torch.tensor, args[1:]
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnDevice):
+            args = (args[0], tree_map_only(list, _to_device, args[1], _is_list), *args[2:])
         device = kwargs.get("device")
         if func is torch.tensor and device is not None and torch.device(device) == DEVICE:
             return func(*args, **kwargs | {"device": "cpu"}).to(DEVICE)
@@ -128,6 +132,14 @@ def _check_places(func, packet, given: list[Tensor], ours: list[Tensor]) -> None
     if ours and strangers:
         shapes = ", ".join(str(tuple(x.shape)) for x in strangers)
         raise RuntimeError(f"{func} mixes devices: on the host are tensors of {shapes}")
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, list)
+
+
+def _to_device(indices: list) -> Tensor:
+    return torch.tensor(indices).to(DEVICE)
 
 
 def _inner(x: Any) -> Any:

@@ -24,6 +24,25 @@ def test_what_is_made_or_moved_there_has_numbers(device):
     assert c.cpu().tolist() == [[1, 1, 1], [1, 2, 3]]
 
 
+@pytest.mark.parametrize(("index", "rows"), [
+    ([2], [2]), (([2, 0],), [2, 0]), ([True, False, True], [0, 2]), ((slice(1, 3), [1]), None),
+])  # fmt: skip
+def test_lists_are_indices(device, index, rows):
+    """They were tensors without numbers, and what was read by them whatever memory held."""
+    there = torch.arange(12.0, device=DEVICE).view(3, 4)
+    expected = torch.arange(12.0).view(3, 4)[index]
+    assert rows is None or expected.shape == (len(rows), 4)
+    assert torch.equal(there[index].cpu(), expected) and device.waits
+    there[index] = 0.0
+    assert not there[index].cpu().any() and there.cpu().any()
+
+
+def test_what_has_no_numbers_is_refused():
+    nothing = torch.empty(2, device=DEVICE)
+    with PretendedDevice(), pytest.raises(RuntimeError, match="never had numbers"):
+        nothing + torch.ones(2, device=DEVICE)
+
+
 def test_backward_passes_are_those_of_the_cpu(device):
     conv = nn.Conv2d(2, 3, 3)
     x = torch.linspace(0, 1, 50).view(1, 2, 5, 5)
