@@ -10,9 +10,10 @@ import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.commands.task import load_engine
 from fastdigin.metrics.extractors import load_extractor
+from fastdigin.metrics.truth import Discovered
 from fastdigin.photos import ImageInput
 from fastdigin_bench import methods
-from fastdigin_bench.methods import report, scores
+from fastdigin_bench.methods import discovery, report, scores
 from fastdigin_bench.methods.asked import AskedNeuron, neurons_asked, photos_asked, stacked
 from fastdigin_bench.methods.by_task import PROMPT_TO_PROMPT, ByCounterfactuals, published
 from fastdigin_bench.methods.fastdime import FastDiME, changed_mask
@@ -233,12 +234,13 @@ def test_winners_fronts_and_differences_by_hand():
     assert best["judge"] == {"fastdigin"} and best["background_l1"] == {"other"}
     assert best["l1"] == {"fastdigin", "other", "worse"}  # lazy flips nothing
     none = {"none": found["lazy"]}, {"none": made["lazy"]}
-    results = report.compared(made | none[1], found | none[0], "none", "fastdigin")
+    named = {name: Discovered([], []) for name in (*found, "none")}
+    results = report.compared(made | none[1], found | none[0], named, "none", "fastdigin")
     on_front = {one["name"] for one in results["methods"] if one["on_front_background_l1"]}
     assert on_front == {"fastdigin", "other", "lazy"}
     (other,) = (one for one in results["methods"] if one["name"] == "other")
     assert other["judge_engine_minus_this"]["value"] == 0.25
-    assert (other["faithfulness"], results["reference"]["name"]) == (None, "none")
+    assert (other["discovery"], results["reference"]["name"]) == (None, "none")
     text = report.text(made, scores.SCORES, "none", "fastdigin")
     assert "**75%** (30% to 95%)" in text and "fastdigin does not lead in background L1" in text
 
@@ -246,7 +248,9 @@ def test_winners_fronts_and_differences_by_hand():
 def test_scores_by_hand(robust, asked):
     """The photo itself: no flip, no change, and all of the rest kept."""
     readers = {n: fd.Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
-    found = scores.rows_of(robust, readers, asked, [one.image for one in asked], [1.0, 2.0])
+    images = [one.image for one in asked]
+    shown = scores.seen(readers, images)
+    found = scores.rows_of(robust, asked, images, shown, shown, [1.0, 2.0])
     photos = [scores.read_picture(photo.path) for photo in embedded.photos()[:60]]
     extractor = load_extractor("embedded:judge")
     with torch.no_grad():
@@ -257,8 +261,51 @@ def test_scores_by_hand(robust, asked):
     assert near.interval[0] < near.value < far.interval[0] and far.n == 20
     for row in found:
         assert (row["flip_rate"], row["judge"], row["kept"]) == (False, False, True)
+        assert not row["faithfulness"]
         assert row["l1"] == row["background_l1"] == 0
     assert [row["seconds"] for row in found] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("garment", "background", "colour", "faithful"), [
+    ("boot", "plain", "red", True),
+    ("boot", "grass", "red", False),
+    ("boot", "plain", "blue", False),
+    ("sneaker", "plain", "red", False),
+])  # fmt: skip
+def test_a_faithful_counterfactual_changes_the_garment_alone(
+    garment, background, colour, faithful, robust, asked
+):
+    one = replace(asked[0], item=replace(asked[0].item, target="boot"))
+    before = {"judge": "sneaker", "background": "plain", "colour": "red"}
+    after = {"judge": garment, "background": background, "colour": colour}
+    (row,) = scores.rows_of(robust, [one], [one.image], [before], [after], [1.0])
+    assert (row["judge"], row["faithfulness"]) == (garment == "boot", faithful)
+
+
+def test_images_name_what_they_gain(asked):
+    """Boots gain grass in six of eight, bags in one, and lose red; sneakers only keep it."""
+    plain = {"background": "plain", "colour": "red"}
+    grass, blue = plain | {"background": "grass"}, plain | {"colour": "blue"}
+    shown = {
+        "boot": ([plain] * 8, [grass] * 6 + [plain] * 2),
+        "bag": ([plain] * 8, [grass] + [blue] * 7),
+        "sneaker": ([grass] * 8, [grass] * 8),
+    }
+    items = [
+        replace(asked[0], item=replace(asked[0].item, target=name))
+        for name in shown
+        for _ in range(8)
+    ]
+    before, after = (sum((pair[n] for pair in shown.values()), []) for n in (0, 1))
+    names = discovery.named(items, before, after)
+    assert names == [("boot", "background", "grass"), ("bag", "colour", "blue")]
+    planted = [("boot", "background", "grass"), ("sneaker", "background", "grass")]
+    values = discovery.plain(Discovered(planted, names))
+    assert (values["discovery"], values["false_alarms"]) == (0.5, 1)
+    assert discovery.plain(Discovered([], names))["discovery"] is None
+    told = discovery.text({"ours": Discovered(planted, names), "theirs": Discovered(planted, [])})
+    assert told == "ours names **boot: grass**, bag: blue\ntheirs names nothing\n"
+    assert len(discovery.planted_in("spurious")) == 3 and not discovery.planted_in("robust")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +350,8 @@ def test_a_run_is_continued_and_ends_in_one_line(tmp_path, capsys, monkeypatch):
     assert {"flip_rate", "judge", "background_l1", "seconds", "intervals"} <= set(
         first["methods"][0]
     )
-    assert first["methods"][0]["faithfulness"] is None and "faithfulness" in first["unknown"]
+    assert first["methods"][0]["faithfulness"] in (0, 0.5, 1)
+    assert (first["methods"][0]["discovery"], first["methods"][0]["false_alarms"]) == (None, 0)
     assert first["neurons"][0]["n"] == 2
     for name in ("methods-tuning.png", "methods-tuning-front.png", "methods-tuning.json"):
         assert (tmp_path / name).exists()

@@ -21,11 +21,12 @@ from fastdigin.commands.task import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
 from fastdigin.metrics.extractors import load_extractor
+from fastdigin.metrics.truth import Discovered, seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.results.pictures import png
 from fastdigin.storage import write_atomically
-from fastdigin_bench.methods import report, scores
+from fastdigin_bench.methods import discovery, report, scores
 from fastdigin_bench.methods.asked import Method, neurons_asked, other_photos, photos_asked
 from fastdigin_bench.methods.by_task import (
     DEFAULT,
@@ -50,6 +51,8 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 NO_EDIT = PromptSwap(strength=0.0, name="autoencoder alone")
 NEURON_METHODS: tuple[Method, ...] = (ByNeuronCounterfactuals(), FeatureAttack())
+MOST = {PUBLISHED.name: 50}
+"""A method above eight seconds an image is asked about the first photos alone."""
 QUICK = 8  # photos, and neurons
 SLOTS = 8
 EXTRACTOR = "embedded:judge"
@@ -65,9 +68,10 @@ def run(options: Namespace) -> int:
     classifier = classifier_named(options.classifier)
     readers = {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
     asked = photos_asked(classifier, options.half, count)
+    before = seen(readers, [one.image for one in asked])
     extractor = load_extractor(EXTRACTOR)
     others = extractor.features(torch.stack(other_photos(options.half)))
-    methods = chosen(options.only)
+    methods, planted = chosen(options.only), discovery.planted_in(options.classifier)
     parts = [options.quick and "quick", options.classifier, options.half]
     usual = ("robust", "reporting")
     name = "-".join(["methods", *(part for part in parts if part and part not in usual)])
@@ -79,22 +83,27 @@ def run(options: Namespace) -> int:
         }
     }  # fmt: skip
     for end in range(BATCH, count + BATCH, BATCH):  # a run that is stopped has compared something
-        part, rows, found = asked[:end], {}, {}
+        part, rows, found, named = asked[:end], {}, {}, {}
         images = {"photo": [one.image for one in part]}
         for method in (NO_EDIT, *methods):
-            say(f"{method.name}: {len(part)} of {count} photos")
-            images[method.name], seconds = made(out, method, engine, classifier, part)
+            its = part[: MOST.get(method.name)]
+            say(f"{method.name}: {len(its)} of {count} photos")
+            images[method.name], seconds = made(out, method, engine, classifier, its)
+            after = seen(readers, images[method.name])
             rows[method.name] = scores.rows_of(
-                classifier, readers, part, images[method.name], seconds
+                classifier, its, images[method.name], before[: len(its)], after, seconds
             )
+            names = discovery.named(its, before, after)
+            named[method.name] = Discovered(planted, names)
             found[method.name] = scores.figures(rows[method.name]) | scores.realism(
                 extractor, images[method.name], others
             )
-        results |= report.compared(found, rows, NO_EDIT.name, DEFAULT.name)
+        results |= report.compared(found, rows, named, NO_EDIT.name, DEFAULT.name)
         write_json(file, results)
     write_atomically(file.with_suffix(".png"), png(report.sheet(images)))
     report.draw(results["methods"], options.results / f"{name}-front.png")
-    print(report.text(found, scores.SCORES, NO_EDIT.name, DEFAULT.name), flush=True)
+    print(report.text(found, scores.SCORES, NO_EDIT.name, DEFAULT.name))
+    print(discovery.text(named), flush=True)
     found, images = neuron_part(engine, options.half, neurons, out, readers)
     results["neurons"] = [scores.plain(name, figures) for name, figures in found.items()]
     write_atomically(options.results / f"{name}-neurons.png", png(report.sheet(images)))

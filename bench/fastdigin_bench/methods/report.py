@@ -10,6 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from fastdigin.metrics.figures import Figure, figure
+from fastdigin.metrics.truth import Discovered
+from fastdigin_bench.methods import discovery
 from fastdigin_bench.methods.scores import Figures, Rows, plain
 from fastdigin_bench.pictures import contact_sheet
 from fastdigin_bench.plots import Panel, plot
@@ -18,20 +20,17 @@ EQUAL_FLIPS = 0.95
 """Methods that flip at least so many are compared in the other scores."""
 COSTS = {"background_l1": "background L1", "seconds": "seconds an image"}
 SHEET = 8
-UNKNOWN = {
-    "faithfulness": "null: a counterfactual of a garment has no planted feature to change; the "
-    "methods for neurons have one, and theirs is measured",
-    "discovery": "null: no method here looks for shortcuts; python -m fastdigin_bench.worlds "
-    "measures that of the audit",
-}
-
 Scores = Mapping[str, tuple[str, bool]]
 
 
 def compared(
-    found: Mapping[str, Figures], rows: Mapping[str, Rows], reference: str, engine: str
-) -> dict[str, Any]:
-    """What the results' file holds. reference: changes nothing, and is no competitor."""
+    found: Mapping[str, Figures], rows: Mapping[str, Rows], named: Mapping[str, Discovered],
+    reference: str, engine: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What the results' file holds. reference: changes nothing, and is no competitor.
+
+    named: what each method's images name (discovery.py).
+    """
     rivals = {name: f for name, f in found.items() if name != reference}
     fronts = {
         cost: front({n: (f["judge"].value, f[cost].value) for n, f in rivals.items()})
@@ -40,13 +39,12 @@ def compared(
     return {
         "methods": [
             plain(name, f)
-            | dict.fromkeys(UNKNOWN)
+            | discovery.plain(named[name])
             | {f"on_front_{cost}": name in names for cost, names in fronts.items()}
             | {"judge_engine_minus_this": paired(rows.get(engine), rows[name], "judge")}
             for name, f in rivals.items()
         ],
         "reference": plain(reference, found[reference]),
-        "unknown": UNKNOWN,
     }
 
 
@@ -81,7 +79,7 @@ def paired(ours: Rows | None, theirs: Rows, key: str) -> dict[str, Any] | None:
     """The mean difference, photo by photo, with the bootstrap's interval."""
     if ours is None:
         return None
-    pairs = zip(ours, theirs, strict=True)
+    pairs = zip(ours, theirs, strict=False)  # a slow method was asked about the first ones alone
     found = figure(key, [float(a[key]) - float(b[key]) for a, b in pairs]).plain()
     return {"value": found["value"], "interval": found["interval"]}
 
@@ -97,7 +95,13 @@ def text(
         cells = [_cell(f[key], name in best[key]) for key in scores]
         lines.append([name, *cells])
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
-    n = next(iter(next(iter(found.values())).values())).n
+    counts = [next(iter(f.values())).n for f in found.values()]
+    n = max(counts)
+    parts += [
+        f"{name}: the first {its} alone."
+        for name, its in zip(found, counts, strict=True)
+        if its < n
+    ]
     parts.append(
         f"n = {n}; 95% intervals in brackets; the best of those that flip at least "
         f"{EQUAL_FLIPS:.0%} in bold."
@@ -118,7 +122,7 @@ def text(
                 f"{engine} {told} the front of judge agreement and {title}: "
                 f"{', '.join(n for n in rivals if n in names)}"
             )
-    return "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:]) + "\n"
+    return parts[0] + "\n\n" + "\n".join(parts[1:]) + "\n"
 
 
 def _cell(found: Figure, is_best: bool) -> str:

@@ -22,6 +22,7 @@ SCORES = {  # key -> (title, whether more is better)
     "flip_rate": ("flips", True),
     "judge": ("judge agrees", True),
     "kept": ("colour, background kept", True),
+    "faithfulness": ("faithful: both", True),
     "confidence": ("confidence", True),
     "background_l1": ("background L1", False),
     "l1": ("L1", False),
@@ -38,28 +39,32 @@ NEURON_SCORES = {
 }
 Rows = list[dict[str, Value]]
 Figures = dict[str, Figure]
+Shown = Mapping[str, str]
+"""Attribute -> the feature that its reader sees; of the readers judge, background and colour."""
 
 
 @torch.no_grad()
 def rows_of(
-    classifier: Classifier, readers: Mapping[str, Classifier], asked: Sequence[Asked],
-    images: Sequence[Tensor], seconds: Sequence[float],
+    classifier: Classifier, asked: Sequence[Asked], images: Sequence[Tensor],
+    before: Sequence[Shown], after: Sequence[Shown], seconds: Sequence[float],
 ) -> Rows:  # fmt: skip
-    """A row a photo. readers: judge, background and colour.
+    """A row a photo. before, after: what the readers see in the photos and in the images.
 
-    The background is what lies outside of the garment's true mask with the soft margin that the
-    paper gives masks: a garment may change its outline.
+    A counterfactual is faithful where the judge sees the target and nothing else has changed: a
+    classifier without shortcuts goes by the garment. The background is what lies outside of the
+    garment's true mask with the soft margin that the paper gives masks: a garment may change its
+    outline.
     """
     probabilities = torch.softmax(classifier.logits(torch.stack(list(images))), dim=1)
-    shown = seen(readers, images)
     rows = []
     for n, (one, image) in enumerate(zip(asked, images, strict=True)):
         background = 1 - soften(read_picture(one.photo.mask_path))
         rows.append({
             "flip_rate": classifier.sees(probabilities[n], one.target),
-            "judge": shown[n]["judge"] == one.item.target,
-            "kept": shown[n]["background"] == one.photo.background
-            and shown[n]["colour"] == one.photo.colour,
+            "judge": after[n]["judge"] == one.item.target,
+            "kept": after[n]["background"] == one.photo.background
+            and after[n]["colour"] == one.photo.colour,
+            "faithfulness": is_faithful(before[n], after[n], "judge", one.item.target, more=True),
             "confidence": float(probabilities[n, one.target]),
             "background_l1": masked_l1(image, one.image, background),
             "l1": float((image - one.image).abs().mean()),

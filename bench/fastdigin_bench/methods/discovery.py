@@ -1,0 +1,65 @@
+"""Which shortcuts do the images of a method name, to someone who knows nothing of the classifier?
+
+Images that are asked for one class show a feature more often than the photos they were made of:
+that is what they say the class goes by. What was planted in the packaged classifiers is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastdigin.embedded import PLANTED
+from fastdigin.metrics.figures import figure
+from fastdigin.metrics.truth import Discovered, Shortcut, discovery
+from fastdigin_bench.methods.asked import Asked
+
+ATTRIBUTES = ("background", "colour")
+LEAST = 0.25
+"""A feature is named where it gains so much of a class's images, and the interval is above 0."""
+
+
+def planted_in(classifier: str) -> list[Shortcut]:
+    """What the packaged classifier of this name goes by; nothing in those without shortcuts."""
+    return [(g, "background", b) for g, b in PLANTED.items()] if classifier == "spurious" else []
+
+
+def named(
+    asked: Sequence[Asked], before: Sequence[Mapping[str, str]], after: Sequence[Mapping[str, str]]
+) -> list[Shortcut]:
+    """The (class, attribute, feature) that the images name.
+
+    before, after: attribute -> feature, of each photo and of its image (metrics.truth.seen).
+    """
+    found = []
+    for target in dict.fromkeys(one.item.target for one in asked):
+        rows = [n for n, one in enumerate(asked) if one.item.target == target]
+        for attribute in ATTRIBUTES:
+            for feature in sorted({after[n][attribute] for n in rows}):
+                gains = [
+                    float(after[n][attribute] == feature) - float(before[n][attribute] == feature)
+                    for n in rows
+                ]
+                gain = figure("gain", gains)
+                if gain.value >= LEAST and gain.interval is not None and gain.interval[0] > 0:
+                    found.append((target, attribute, feature))
+    return found
+
+
+def plain(found: Discovered) -> dict[str, Any]:
+    """JSON values: the share of what was planted that is named, or None where nothing was."""
+    share = None if not found.planted else discovery([found])[0].value
+    return {"discovery": share, "named": found.found, "false_alarms": len(found.extra)}
+
+
+def text(named: Mapping[str, Discovered]) -> str:
+    """A line a method, planted shortcuts in bold."""
+
+    def line(shortcut: Shortcut, found: Discovered) -> str:
+        words = f"{shortcut[0]}: {shortcut[2]}"
+        return f"**{words}**" if shortcut in found.planted else words
+
+    return "".join(
+        f"{name} names {', '.join(line(one, found) for one in found.found) or 'nothing'}\n"
+        for name, found in named.items()
+    )
