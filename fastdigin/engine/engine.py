@@ -339,16 +339,18 @@ class Engine:
         try:
             return list(checked(stage.run(self, advance), (Job, Stage, Result), "a stage's jobs"))
         except Exception as error:
-            known, smaller = isinstance(error, UserError), ()
-            if is_out_of_memory(error) and hasattr(stage, "halves"):
-                smaller = stage.halves()
-            if not smaller:
+            known, parts, memory = isinstance(error, UserError), (), is_out_of_memory(error)
+            if hasattr(stage, "parts"):
+                parts = stage.parts(memory)
+            if not parts:
                 log.warning("%s failed: %s", name, error, exc_info=not known)
                 return stage.failed(str(error) if known else f"{type(error).__name__}: {error}")
+            log.info("%s of %d jobs failed: %s", name, stage.count, error)
         # Outside of the handler: there the exception would keep what it holds alive.
-        hardware.of(self.model.device).release()
-        log.warning("out of memory in %s of %d jobs; going on in halves", name, stage.count)
-        return smaller
+        if memory:
+            hardware.of(self.model.device).release()
+            log.warning("out of memory in %s of %d jobs; going on in halves", name, stage.count)
+        return parts
 
 
 def _check_frozen(model: LatentDiffusion) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import length_hint
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -25,8 +25,9 @@ class Stage(Protocol):
 
     count: how many jobs the stage will become.
 
-    A stage may have a method ``halves()`` as well: stages that do the same with half of the memory.
-    They take its place when ``run`` runs out of it; where there are none, it has failed.
+    A stage may have a method ``parts(out_of_memory)`` as well: stages that do the same, which take
+    its place when ``run`` has failed. Where memory ran out, each needs half of it; else each makes
+    one job, so that the guilty one fails alone. Where there are none, the stage has failed.
     """
 
     count: int
@@ -86,6 +87,11 @@ class Search:
             group[0] if len(group) == 1 else self._best(group, [next(results) for _ in group])
             for group in self.groups
         ]
+
+    def parts(self, out_of_memory: bool) -> list[Search]:
+        if out_of_memory or self.count == 1:
+            return []
+        return [replace(self, groups=[group]) for group in self.groups]
 
     def failed(self, error: str) -> list[Result]:
         return [Result.failure(group[0], error) for group in self.groups]

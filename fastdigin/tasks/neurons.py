@@ -162,7 +162,13 @@ class NeuronVisualisations(Task):
         ]
 
     def jobs(self, checked: Sequence[VisualisationRequest], width: int) -> list[Stage]:
-        return [Preparation([request.id for request in checked], partial(self.starts, checked))]
+        def parts(out_of_memory: bool) -> list[Stage]:
+            if out_of_memory or len(checked) == 1:
+                return []
+            return [stage for one in checked for stage in self.jobs([one], width)]
+
+        ids = [request.id for request in checked]
+        return [Preparation(ids, partial(self.starts, checked), parts)]
 
     def preparation(self, requests: Sequence[VisualisationRequest]) -> float:
         words = {word for request in requests for word in self._words[request.neuron]}

@@ -137,12 +137,16 @@ class PhotoTask(Task):
     def jobs(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
         """A stage that prepares ``width`` photos at a time."""
         ids, work = [one.request.id for one in checked], (checked, width)
-        halves = partial(self._halves, *work)
-        return [Preparation(ids, partial(self._searches, *work), halves)]
+        parts = partial(self._parts, *work)
+        return [Preparation(ids, partial(self._searches, *work), parts)]
 
-    def _halves(self, checked: Sequence[CheckedPhoto], width: int) -> list[Stage]:
-        if width == 1:
+    def _parts(
+        self, checked: Sequence[CheckedPhoto], width: int, out_of_memory: bool
+    ) -> list[Stage]:
+        if (width if out_of_memory else len(checked)) == 1:
             return []
+        if not out_of_memory:
+            return [stage for one in checked for stage in self.jobs([one], width)]
         half = (width + 1) // 2
         parts = [checked[start : start + half] for start in range(0, len(checked), half)]
         return [stage for part in parts for stage in self.jobs(part, half)]

@@ -289,13 +289,13 @@ class Task(ABC):
 class Preparation:
     """The stage that makes the jobs of some requests.
 
-    ids: of the requests. make: takes what tells progress, as a stage's ``advance``. halves: makes
-    the stages that do the same with half of the memory; none by default.
+    ids: of the requests. make: takes what tells progress, as a stage's ``advance``. parts: see
+    :class:`fastdigin.Stage`; none by default.
     """
 
     ids: Sequence[str]
     make: Callable[[Callable[[float], None]], Sequence[Job | Stage]]
-    halves: Callable[[], Sequence[Stage]] = tuple
+    parts: Callable[[bool], Sequence[Stage]] = lambda out_of_memory: ()
 
     @property
     def count(self) -> int:

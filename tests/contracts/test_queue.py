@@ -136,6 +136,24 @@ def test_a_stage_that_fails_fails_its_own_jobs_alone(tiny, error, message):
     assert results["lost"].job.info is info and results["lost"].job.seed == 4
 
 
+@pytest.mark.parametrize("guilty", ["a", "b", "c"])
+def test_of_a_stage_with_parts_the_guilty_job_fails_alone(tiny, guilty):
+    class Parted(Makes):
+        def parts(self, out_of_memory):
+            return [Parted([item]) for item in self.items] if self.count > 1 else []
+
+        def run(self, engine, advance):
+            if guilty in [item.id for item in self.items]:
+                raise ValueError("no foreground")
+            return self.items
+
+    queue = [Parted([job(tiny, id) for id in "abc"]), job(tiny, "d")]
+    results = list(Engine(tiny.model, slots=1).run(queue))
+    assert [r.id for r in results] == list("abcd"), "they keep their place"
+    errors = {r.id: r.error for r in results if r.status == "failed"}
+    assert errors == {guilty: "ValueError: no foreground"}
+
+
 def test_a_stage_may_return_results_that_are_known_already(tiny):
     known = Result.failure(Unmade("unreadable"), "no such file")
     results = Engine(tiny.model, slots=1).run([Makes([job(tiny, "a"), known, job(tiny, "b")])])
@@ -193,8 +211,13 @@ def test_a_search_takes_a_failing_candidate_for_the_worst(tiny):
     bad = replace(good, latents=good.latents[:1])
     (result,) = Engine(tiny.model).run([Search([[bad, good]])])
     assert result.job is good and result.status == "done"
-    (result,) = Engine(tiny.model).run([Search([[good, other]], by="no such loss")])
-    assert result.status == "failed" and "no such loss" in result.error
+    lone = job(tiny, "lone")
+    search = Search([[good, other], [lone], [other, good]], by="no such loss")
+    results = list(Engine(tiny.model).run([search]))
+    assert sorted((r.id, r.status) for r in results) == [
+        ("a", "failed"), ("a", "failed"), ("lone", "done"),
+    ]  # fmt: skip
+    assert all("no such loss" in r.error for r in results if r.status == "failed")
 
 
 @pytest.mark.parametrize("stranger", [None, "a job", 3])

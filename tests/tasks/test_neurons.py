@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastdigin as fd
+from fastdigin.tasks.neurons import NeuronVisualisations
 
 WORDS = ["sneaker on grass", "bag"]
 
@@ -114,3 +115,20 @@ def test_a_sample_that_fails_does_not_stop_the_search(call, engine, monkeypatch)
     monkeypatch.setattr(type(engine), "evaluate", one_fails)
     (e,) = call(fd.visualise_neurons, neurons=3)
     assert e.word == "sneaker on grass" and math.isfinite(e.activation)
+
+
+def test_a_neuron_whose_words_cannot_be_tried_fails_alone(call, monkeypatch):
+    """Two neurons in one batch, each with words of its own; the classifier refuses one of them."""
+    original = NeuronVisualisations._activations
+
+    def refusing(self, result):
+        if result.id.startswith("bag"):
+            raise ValueError("no activations")
+        return original(self, result)
+
+    monkeypatch.setattr(NeuronVisualisations, "_activations", refusing)
+    words = {76: ["sneaker on grass"], 3: ["bag"]}
+    found = call(fd.visualise_neurons, neurons=[3, 76], words=lambda neuron, images: words[neuron])
+    by_neuron = {e.id.split("-")[1]: e for e in found}
+    assert by_neuron["0003"].error == "ValueError: no activations"
+    assert by_neuron["0076"].status == "done"

@@ -4,10 +4,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fastdigin import embedded
 from fastdigin.photos import ImageInput, collect, pixels
-from fastdigin.tasks import counterfactual, neuron_counterfactual, sources
+from fastdigin.tasks import counterfactual, neuron_counterfactual, photo_task, sources
 
 PHOTOS = [p for p in embedded.photos() if p.garment == "boot"]
 
@@ -86,3 +87,64 @@ def test_questions_about_one_photo_share_its_inversion(engine, clean, quick, mon
     # A batch of one rounds otherwise, and the seed of crops follows from the place in the run.
     assert second.history[0] == pytest.approx(alone.history[0], rel=1e-4)
     assert len(images) == 4
+
+
+GUILTY = "a photo of a boot on the moon"
+
+
+def not_finite(monkeypatch):
+    """The automatic mask of the one photo that has none of its own."""
+    monkeypatch.setattr(sources, "attention_mask", lambda *_: torch.full((64, 64), torch.nan))
+
+
+def inversion(monkeypatch):
+    original = sources.invert
+
+    def refusing(model, images, prompts, *arguments, **options):
+        if GUILTY in prompts:
+            raise RuntimeError("singular")
+        return original(model, images, prompts, *arguments, **options)
+
+    monkeypatch.setattr(sources, "invert", refusing)
+
+
+def words(monkeypatch):
+    """What makes the jobs, after the batch was inverted."""
+    original = photo_task.token_mapping
+
+    def refusing(model, source, target):
+        if source == GUILTY:
+            raise IndexError("no such token")
+        return original(model, source, target)
+
+    monkeypatch.setattr(photo_task, "token_mapping", refusing)
+
+
+@pytest.mark.parametrize("fault", [not_finite, inversion, words])
+def test_what_cannot_be_prepared_fails_alone(engine, clean, quick, monkeypatch, fault):
+    """One batch of questions; the others get the bits that they get beside a good one."""
+    mask = torch.ones(64, 64)
+    mask[:16] = 0
+    asked = [
+        ImageInput(f"{n}", photo.path, source="boot", target="bag", mask=mask)
+        for n, photo in enumerate(PHOTOS[:3])
+    ]
+    asked[1] = replace(asked[1], prompt=GUILTY, mask=None)
+    made = replace(
+        counterfactual.EMBEDDED, optimisation=replace(quick, iterations=1),
+        injection_fractions=(0.5,), blending_fractions=(0.0,),
+    )  # fmt: skip
+
+    def run():
+        found = counterfactual.counterfactuals(engine, asked, clean, settings=made)
+        return {record.id[0]: record for record in found}
+
+    expected = run()
+    assert {record.status for record in expected.values()} == {"done"}
+    fault(monkeypatch)
+    found = run()
+    assert {id: record.status for id, record in found.items()} == {
+        "0": "done", "1": "failed", "2": "done",
+    }  # fmt: skip
+    for id in ("0", "2"):
+        assert found[id].history == expected[id].history
