@@ -64,8 +64,18 @@ class Hardware:
         """A copy in the host's memory, pinned where the device copies faster from there."""
         return tensor.cpu()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What repeats ``run``, with the tensors that it read and wrote when it was recorded."""
+    def new_pool(self) -> object:
+        """Memory for ``record``. Of its recordings a later one may lie in what an earlier one left
+        free, and whoever replays the earlier one then overwrites it."""
+
+    def record(
+        self, run: Callable[[], None], forget: Callable[[], None], pool: object
+    ) -> Callable[[], None]:
+        """What repeats ``run``, with the tensors that it read and wrote when it was recorded.
+
+        forget: drops what ``run`` has left behind. pool: of ``new_pool``, with a recording alive
+        or never used before.
+        """
         return run
 
 
@@ -83,9 +93,9 @@ class Cuda(Hardware):
         return torch.cuda.get_device_name(self.device)
 
     def free_memory(self) -> int:
-        """Bytes: what is free, and what torch holds but does not use."""
-        unused = torch.cuda.memory_reserved(self.device) - self._used()
-        return torch.cuda.mem_get_info(self.device)[0] + unused
+        """Bytes: what is free when torch has given back what it can. Graphs keep their pools."""
+        self.release()
+        return torch.cuda.mem_get_info(self.device)[0]
 
     @property
     def advice(self) -> str:
@@ -116,20 +126,28 @@ class Cuda(Hardware):
         return host.copy_(tensor)
 
     @cached_property
-    def _pool(self):
-        """One for all graphs of this object: they run one after the other."""
+    def _stream(self) -> torch.cuda.Stream:
+        """One for all recordings: libraries keep a workspace for each, which must lie in no pool,
+        and what one recording left free only serves others of its stream."""
+        return torch.cuda.Stream(self.device)
+
+    def new_pool(self) -> object:
         return torch.cuda.graph_pool_handle()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def record(
+        self, run: Callable[[], None], forget: Callable[[], None], pool: object
+    ) -> Callable[[], None]:
         with torch.cuda.device(self.device):
-            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            current, aside = torch.cuda.current_stream(), self._stream
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):  # choices are made and workspaces found outside
                     run()
+                forget()  # or both would be alive: memory that was taken here does not serve there
             current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads may go on with what cannot be recorded.
+            with torch.cuda.graph(graph, pool, aside, capture_error_mode="thread_local"):
                 run()
         return graph.replay
 

@@ -22,7 +22,7 @@ class PretendedGpu(Hardware):
     def free_memory(self) -> int:
         return self.free
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def record(self, run: Callable[[], None], forget=None, pool=None) -> Callable[[], None]:
         self.recorded += 1
 
         def replay() -> None:

@@ -272,11 +272,11 @@ class Batch:
     def _release(self) -> None:
         """Gives back what is held for later: graphs are recorded anew, for what fits."""
         device = hardware.of(self._model.device)
-        if device.advice:
-            log.warning("%s", device.advice)
         if self._graphs is not None:
             self._graphs.clear()
         device.release()
+        if device.advice:
+            log.warning("%s", device.advice)
 
     def _judged_apart(self, predictions: Sequence[Prediction]) -> Sequence[Tensor]:
         """All together; where one of them fails, each by itself."""

@@ -42,13 +42,14 @@ class Graphs:
     def __init__(self, hardware: Hardware, copies: int = 1):
         self._hardware, self.copies = hardware, copies
         self._recorded: dict[Hashable, list[_Recorded] | None] = {}
+        self._pools: dict[Hashable, object] = {}
 
     def __call__(self, key: Hashable, function: Callable[..., Tensors], *inputs: Tensor | None):
         """``tuple(function(*inputs))``, differentiable where an input is."""
         kinds = tuple(None if x is None else (x.shape, x.dtype, _moves(x)) for x in inputs)
         with_gradient = any(kind is not None and kind[-1] for kind in kinds)
         key = key, kinds
-        recorded = self._free(key, function, inputs)
+        recorded = self._free(key, function, inputs, key if with_gradient else None)
         if recorded is None:
             return tuple(function(*inputs))
         if with_gradient:
@@ -63,19 +64,30 @@ class Graphs:
     def clear(self) -> None:
         """Gives the graphs and their memory up."""
         self._recorded.clear()
+        self._pools.clear()  # torch opens no pool again whose graphs are gone
 
-    def _free(self, key: Hashable, function, inputs: Tensors) -> _Recorded | None:
-        """What was recorded and waits for no backward; recorded now where there may be one more."""
+    def _free(self, key: Hashable, function, inputs: Tensors, pool: Hashable) -> _Recorded | None:
+        """What was recorded and waits for no backward; recorded now where there may be one more.
+
+        pool: whose memory it takes. Activations that wait for their backward lie in no other
+        function's, which might be replayed meanwhile. Copies of one function share theirs: the
+        last to go there is the first to come back.
+        """
         known = self._recorded.setdefault(key, [] if self._hardware.has_graphs else None)
         if known is None:
             return None
         free = next((each for each in known if not each.pending), None)
         if free is None and len(known) < self.copies:
+            if pool not in self._pools:
+                self._pools[pool] = self._hardware.new_pool()
             try:
-                free = _Recorded(self._hardware, function, inputs)
+                free = _Recorded(self._hardware, function, inputs, self._pools[pool])
             except Exception as error:
+                del self._pools[pool]  # perhaps nothing that is alive was recorded there
                 if is_out_of_memory(error):
                     raise
+                if is_out_of_memory(error.__context__):  # to end the recording failed then, too
+                    raise error.__context__ from None
                 log.warning("no graph of %s: %s", key[0], error)
                 self._recorded[key] = None
                 return None
@@ -86,7 +98,9 @@ class Graphs:
 class _Recorded:
     """The graph of a function and, where an input wants a gradient, that of its backward."""
 
-    def __init__(self, hardware: Hardware, function: Callable[..., Tensors], inputs: Tensors):
+    def __init__(
+        self, hardware: Hardware, function: Callable[..., Tensors], inputs: Tensors, pool: object
+    ):
         self.pending = False
         self._function = function
         self._inputs = [
@@ -94,14 +108,14 @@ class _Recorded:
         ]
         self._moving = [x for x in self._inputs if x is not None and x.requires_grad]
         self._outputs: tuple[Tensor | None, ...] = ()
-        self._forward = hardware.record(self._run)
+        self._found: Tensors = ()
+        self._forward = hardware.record(self._run, self._forget, pool)
         if self._moving:
             # Before anything is copied into the inputs, which autograd would take for a change; and
             # after a first replay, which fills the activations.
             self._forward()
             self._incoming = [None if x is None else torch.zeros_like(x) for x in self._outputs]
-            self._found: Tensors = ()
-            self._backward = hardware.record(self._run_backward)
+            self._backward = hardware.record(self._run_backward, self._forget_backward, pool)
 
     def forward(self, inputs: Tensors) -> tuple[Tensor | None, ...]:
         """The outputs, which nothing will change."""
@@ -118,8 +132,14 @@ class _Recorded:
     def wanted(self) -> list[bool]:
         return [x is not None and x.requires_grad for x in self._inputs]
 
+    def _forget(self) -> None:
+        self._outputs = ()
+
+    def _forget_backward(self) -> None:
+        self._found = ()
+
     def _run(self) -> None:
-        self._outputs = ()  # the activations before go first
+        self._forget()  # the activations before go first
         with torch.set_grad_enabled(bool(self._moving)):
             self._outputs = tuple(self._function(*self._inputs))
 

@@ -53,7 +53,7 @@ _SIGNS = (
 )  # fmt: skip
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether torch (on CUDA or on the CPU), a library of CUDA's or Python could not get memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

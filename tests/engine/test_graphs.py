@@ -179,7 +179,7 @@ def test_another_shape_and_another_need_of_gradients_are_other_graphs():
 
 def test_what_cannot_be_recorded_is_run(caplog):
     class Refuses(PretendedGpu):
-        def record(self, run):
+        def record(self, run, forget, pool):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     graphs, x = Graphs(Refuses()), normal(2, 3)
@@ -203,3 +203,70 @@ def test_graphs_are_given_up_where_memory_runs_out(model, queue, monkeypatch):
     for id, result in expected.items():
         assert found[id].status == "done", found[id].error
         torch.testing.assert_close(found[id].image, result.image, rtol=0, atol=1e-6)
+
+
+class PooledGpu(PretendedGpu):
+    """Its recordings lie in their pool as unluckily as may be: each in what all before left free.
+
+    spoilt: ways back that found other activations than their way there had left.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.pools, self.spoilt, self._ways_there = [], [], {}
+
+    def new_pool(self):
+        self.pools.append([])
+        return self.pools[-1]
+
+    def record(self, run, forget, pool):
+        place, graph = len(pool), object()
+        pool.append(None)  # who wrote there last
+        replay = super().record(run)
+        is_back = run.__name__ == "_run_backward"
+        if not is_back:
+            self._ways_there[run.__self__] = place, graph
+        activations, way_there = self._ways_there[run.__self__]
+
+        def write_and_replay():
+            if is_back and pool[activations] is not way_there:
+                self.spoilt.append(run)
+            pool[place:] = [graph] * (len(pool) - place)
+            replay()
+
+        return write_and_replay
+
+
+def test_nothing_overwrites_what_waits_for_its_way_back(model, queue):
+    """Searched, then optimised, with fewer slots at the end and with other shapes before."""
+    gpu = PooledGpu()
+    with hardware.pretend(gpu):
+        engine = Engine(model, slots=SLOTS, kept_steps=3, compile="off")
+        engine.evaluate(queue[:SLOTS])
+        for part in (queue[:2], queue, queue[:3], queue):
+            assert all(result.status == "done" for result in engine.run(part))
+    assert gpu.replays > 0 and not gpu.spoilt
+
+
+def test_given_up_graphs_leave_no_pool_to_those_that_follow():
+    """torch opens none again whose graphs are gone."""
+    gpu, x = PooledGpu(), normal(2, 3)
+    graphs = Graphs(gpu)
+    for _ in range(2):
+        graphs("f", f, x), graphs("f", f, x.clone().requires_grad_())
+        graphs.clear()
+    assert len(gpu.pools) == 4
+
+
+def test_a_recording_that_memory_ends_is_out_of_memory():
+    """Whatever CUDA says of a recording that was not finished."""
+
+    class Full(PretendedGpu):
+        def record(self, run, forget, pool):
+            try:
+                raise torch.OutOfMemoryError("pretended")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Graphs(Full())("f", f, normal(2, 3))

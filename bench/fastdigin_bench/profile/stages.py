@@ -147,7 +147,7 @@ class _Pretended(Hardware):
     def seconds(self) -> float:
         return self._ledger.seconds(self._gpu.rates)
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def record(self, run: Callable[[], None], forget: Any, pool: Any) -> Callable[[], None]:
         def replay() -> None:
             with self._ledger.one_launch():
                 run()
