@@ -7,12 +7,13 @@ engine run on CPU tensors, fake ones too, as it would run there.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -112,6 +113,7 @@ class Cuda(Hardware):
         return torch.cuda.memory_allocated(self.device)
 
     def release(self) -> None:
+        gc.collect()  # an engine that is gone may still hold its graphs
         torch.cuda.empty_cache()
 
     def seconds(self) -> float:
@@ -125,12 +127,6 @@ class Cuda(Hardware):
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor)
 
-    @cached_property
-    def _stream(self) -> torch.cuda.Stream:
-        """One for all recordings: libraries keep a workspace for each, which must lie in no pool,
-        and what one recording left free only serves others of its stream."""
-        return torch.cuda.Stream(self.device)
-
     def new_pool(self) -> object:
         return torch.cuda.graph_pool_handle()
 
@@ -138,7 +134,7 @@ class Cuda(Hardware):
         self, run: Callable[[], None], forget: Callable[[], None], pool: object
     ) -> Callable[[], None]:
         with torch.cuda.device(self.device):
-            current, aside = torch.cuda.current_stream(), self._stream
+            current, aside = torch.cuda.current_stream(), _stream_aside(self.device)
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):  # choices are made and workspaces found outside
@@ -150,6 +146,13 @@ class Cuda(Hardware):
             with torch.cuda.graph(graph, pool, aside, capture_error_mode="thread_local"):
                 run()
         return graph.replay
+
+
+@cache
+def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: libraries keep a workspace for each, which must lie in no pool, and
+    what one recording left free only serves others of its stream."""
+    return torch.cuda.Stream(device)
 
 
 _pretended: Hardware | None = None

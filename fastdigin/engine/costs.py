@@ -49,8 +49,7 @@ class Costs:
         """Most bytes alive during an iteration of so many slots, ``width`` judged at a time.
 
         The kept graphs are all alive while losses are taken; a step that is recomputed only after
-        they are gone. What was recorded keeps its memory, used or not: kept steps, those that are
-        recomputed, decoders and classifiers.
+        they are gone. What was recorded keeps its memory: kept steps, decoders and classifiers.
         """
         rows = len(whole_blocks(range(slots), copies=2))
         kept = kept_steps * self.step.saved * rows
@@ -59,7 +58,7 @@ class Costs:
         held = rows * self.state + slots * self.job
         losses = self.loss * width
         if self.recorded:
-            return held + losses + kept + making_graphs + recomputing
+            return held + losses + kept + max(making_graphs, recomputing)
         return held + max(kept + max(losses, making_graphs), recomputing)
 
 

@@ -348,6 +348,8 @@ class Engine:
             log.info("%s of %d jobs failed: %s", name, stage.count, error)
         # Outside of the handler: there the exception would keep what it holds alive.
         if memory:
+            if self._graphs is not None:
+                self._graphs.clear()
             hardware.of(self.model.device).release()
             log.warning("out of memory in %s of %d jobs; going on in halves", name, stage.count)
         return parts

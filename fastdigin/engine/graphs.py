@@ -36,11 +36,13 @@ class Graphs:
     A function may read nothing but its inputs and frozen weights, nor ask for a value, and it does
     the same whenever it is called with the same key and inputs of the same shapes.
 
-    copies: how many pairs of graphs a function may have, each with its own activations.
+    copies: how many pairs of graphs a function may have, each with its own activations. planned:
+    the kind of batch that they were planned for, and its budget; None before there was any.
     """
 
     def __init__(self, hardware: Hardware, copies: int = 1):
         self._hardware, self.copies = hardware, copies
+        self.planned: tuple[Hashable, int] | None = None
         self._recorded: dict[Hashable, list[_Recorded] | None] = {}
         self._pools: dict[Hashable, object] = {}
 
@@ -65,6 +67,7 @@ class Graphs:
         """Gives the graphs and their memory up."""
         self._recorded.clear()
         self._pools.clear()  # torch opens no pool again whose graphs are gone
+        self.planned = None
 
     def _free(self, key: Hashable, function, inputs: Tensors, pool: Hashable) -> _Recorded | None:
         """What was recorded and waits for no backward; recorded now where there may be one more.

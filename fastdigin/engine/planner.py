@@ -179,10 +179,14 @@ class Planner:
         if len(kept_steps) == len(widths) == 1 and self._memory == "auto":
             return Plan(count, kept_steps[0])
 
+        guided = self.model.has_null_branch(settings.guidance_scale)
+        kind = count, rows, settings.steps, guided, length
+        planned = self._graphs and self._graphs.planned
+        if planned and planned[0] != kind:
+            self._graphs.clear()  # of another kind of batch, which would take this one's memory
         loss = self._peak_of(
             lambda x0: judge(self.model, [Prediction(slot, x0, step=0, weight=1.0, last=False)])
         )
-        guided = self.model.has_null_branch(settings.guidance_scale)
         job = max(job_bytes(each.job) for each in slots)
         costs = replace(self._costs(settings.steps, guided, length, loss), job=job)
 
@@ -191,8 +195,10 @@ class Planner:
 
         choices = [(count, kept_steps[0], width) for width in widths]
         choices += [(count, kept, widths[-1]) for kept in kept_steps[1:]]
-        best = self._largest(choices, peak)
-        return Plan(*best, peak(*best), self._budget())
+        best, budget = self._largest(choices, peak), self._budget()
+        if self._graphs is not None:
+            self._graphs.planned = kind, budget
+        return Plan(*best, peak(*best), budget)
 
     def _widths(self, count: int) -> list[int]:
         """One image at a time where bits are promised, else as many as possible."""
@@ -229,6 +235,8 @@ class Planner:
         return choices[0]
 
     def _budget(self) -> int:
+        if self._graphs is not None and self._graphs.planned is not None:
+            return self._graphs.planned[1]  # in which their memory lies
         return parse_memory(self._memory, self.model.device)
 
     def _peak_of(self, gradient_of: Callable[[Tensor], object]) -> int:
@@ -241,6 +249,8 @@ class Planner:
         )
         try:
             with torch.enable_grad():
+                if hardware.of(x0.device).is_gpu:
+                    gradient_of(x0)  # choosing kernels takes memory of its own, once
                 return measure(lambda: gradient_of(x0), self.model.device)[1]
         except Exception as error:
             log.info("the losses could not be measured: %s", error)

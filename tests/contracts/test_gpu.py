@@ -108,11 +108,13 @@ def test_memory_that_holds_less_than_planned_loses_nothing(model, expected):
 
 @pytest.mark.parametrize("graphs", ["auto", "off"])
 def test_the_predicted_peak_holds_the_measured_one(model, graphs):
-    engine = Engine(model, memory="2GiB", slots=4, kept_steps=2, compile="off", graphs=graphs)
-    with hardware.of(DEVICE).count_bytes() as count:
-        results = list(engine.run(jobs(model, build_classifier().to(DEVICE), count=4)))
-    assert all(result.status == "done" for result in results)
-    assert 0.5 * engine.plan.predicted < count.peak < 1.2 * engine.plan.predicted
+    for _ in range(2):  # the first chooses kernels and finds workspaces
+        engine = Engine(model, memory="2GiB", slots=4, kept_steps=2, compile="off", graphs=graphs)
+        with hardware.of(DEVICE).count_bytes() as count:
+            results = list(engine.run(jobs(model, build_classifier().to(DEVICE), count=4)))
+            peak = count.peak
+        assert all(result.status == "done" for result in results)
+    assert 0.5 * engine.plan.predicted < peak < 1.2 * engine.plan.predicted
 
 
 def test_random_numbers_are_the_cpus():

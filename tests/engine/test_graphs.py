@@ -270,3 +270,19 @@ def test_a_recording_that_memory_ends_is_out_of_memory():
 
     with pytest.raises(torch.OutOfMemoryError):
         Graphs(Full())("f", f, normal(2, 3))
+
+
+def test_graphs_of_an_earlier_batch_take_nothing_from_the_next(model, queue):
+    """One of the same kind replays them, in their memory; another kind gives them up."""
+    gpu = PretendedGpu()
+    with hardware.pretend(gpu):
+        engine = Engine(model, slots=SLOTS, compile="off")
+        list(engine.run(queue[:SLOTS]))
+        plan, recorded = engine.plan, gpu.recorded
+        assert plan.kept_steps == STEPS
+        free, gpu.free = gpu.free, plan.predicted // 2  # the graphs have the rest
+        list(engine.run(queue[:SLOTS]))
+        assert engine.plan == plan and gpu.recorded == recorded
+        gpu.free = free // 2  # what is free when they are gone
+        list(engine.run(queue[:2]))
+        assert engine.plan.budget == int(0.9 * gpu.free) and engine.plan.slots == 2

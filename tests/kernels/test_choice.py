@@ -125,6 +125,22 @@ def test_who_gives_other_results_than_pytorch_is_not_taken(wrong, timed, caplog)
     assert decide("attention", CUDA, batch=8) == "sdpa"
 
 
+def test_who_fails_is_not_taken(caplog):
+    """As cuDNN on GPUs that are too old; where memory runs out, that is another matter."""
+    error = RuntimeError("No available kernel. Aborting execution.")
+
+    def run(name):
+        if name == "cudnn":
+            raise error
+        return [torch.ones(2)]
+
+    assert choice._sound(("sdpa", "triton", "cudnn"), run) == ["sdpa", "triton"]
+    assert "cudnn is not taken: RuntimeError: No available kernel" in caplog.text
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        choice._sound(("sdpa", "triton", "cudnn"), run)
+
+
 def test_on_cuda_the_batch_is_timed_as_it_is(timed):
     def taken(batch):
         return choice._choose("attention", "auto", (batch, 3, 5, 7, 8), torch.float16, CUDA)
