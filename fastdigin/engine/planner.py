@@ -249,8 +249,6 @@ class Planner:
         )
         try:
             with torch.enable_grad():
-                if hardware.of(x0.device).is_gpu:
-                    gradient_of(x0)  # choosing kernels takes memory of its own, once
                 return measure(lambda: gradient_of(x0), self.model.device)[1]
         except Exception as error:
             log.info("the losses could not be measured: %s", error)
