@@ -82,7 +82,12 @@ class Explainer:
                 continue
             for result in self._engine.step():
                 task, answer = self._answers.pop(result.id)
-                answer.get_loop().call_soon_threadsafe(answer.set_result, task.explain(result))
+                answer.get_loop().call_soon_threadsafe(_answer, answer, task.record(result))
+
+
+def _answer(answer: asyncio.Future, record: fd.Record) -> None:
+    if not answer.done():  # else whoever asked has gone
+        answer.set_result(record)
 
 
 def read_photo(photo: bytes) -> Image.Image:

@@ -8,6 +8,7 @@ progress and the settings in run.json follow from these (tasks/__init__.py regis
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,6 +29,8 @@ from fastdigin.models.classifiers.checks import Differentiable, check_classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import Record
 from fastdigin.storage import fingerprint
+
+log = logging.getLogger(__name__)
 
 _INPUT = "fastdigin input"
 
@@ -186,6 +189,22 @@ class Task(ABC):
     def explain(self, result: Result) -> Record:
         """The record of a finished or failed job."""
 
+    def record(self, result: Result) -> Record:
+        """What ``explain`` makes of a result; a failed record where there is nothing to explain.
+
+        An exception of ``explain``, such as one of a judge of the user's, fails this job alone.
+        """
+        if isinstance(result.job, Unmade):
+            return self._failure(result.id, result.error)
+        try:
+            return self.explain(result)
+        except Exception as error:
+            known = isinstance(error, UserError)
+            log.warning("%s: %s", result.id, error, exc_info=not known)
+            return self._failure(
+                result.id, str(error) if known else f"{type(error).__name__}: {error}"
+            )
+
     def preparation(self, requests: Sequence[Request]) -> float:
         """The work before the iterations of these requests, in iterations of one job."""
         return 0.0
@@ -242,10 +261,7 @@ class Task(ABC):
         for result in self.engine.run(work, self._progress(todo, on_progress)):
             while failures:
                 yield failures.popleft()
-            if isinstance(result.job, Unmade):
-                yield self._failure(result.id, result.error)
-            else:
-                yield self.explain(result)
+            yield self.record(result)
         yield from failures
 
     def _work(self, outcomes, failures: deque[Record], width: int) -> Iterator[Job | Stage]:

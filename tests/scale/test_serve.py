@@ -13,6 +13,7 @@ from PIL import Image
 import fastdigin as fd
 from fastdigin import embedded
 from fastdigin.examples.serve import LARGEST, Explainer, Refused
+from fastdigin.tasks import photo_task
 
 PHOTO = embedded.photos()[5]
 
@@ -66,3 +67,24 @@ def test_what_is_refused(explainer, photo, target, token, status):
     with pytest.raises(Refused) as refused:
         asyncio.run(explainer.explain(photo, target, f"Bearer {token}"))
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize("broken", ["make_sources", "edited_start", "explain"])
+def test_a_request_that_cannot_be_done_is_answered_and_the_next_one_is_done(
+    explainer, monkeypatch, broken
+):
+    """The thread of the engine goes on: it once died where a photo could not be prepared."""
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("no luck")
+
+    def ask():
+        call = explainer.explain(photo_bytes(), "bag", "Bearer secret")
+        return asyncio.run(asyncio.wait_for(call, 300))
+
+    place = fd.Counterfactuals if broken == "explain" else photo_task
+    with monkeypatch.context() as patch:
+        patch.setattr(place, broken, refuse)
+        answer = ask()
+    assert (answer["status"], answer["picture"]) == ("failed", "") and "no luck" in answer["error"]
+    assert ask()["status"] == "done"

@@ -133,3 +133,35 @@ def test_errors_come_with_the_call(call, task, changes, words):
     """Not with the first record: a caller sees them where the mistake is."""
     with pytest.raises(fd.UserError, match=words):
         call(task, **changes)
+
+
+OF = {
+    fd.counterfactuals: fd.Counterfactuals,
+    fd.disagreements: fd.Disagreements,
+    fd.visualise_neurons: fd.NeuronVisualisations,
+    fd.neuron_counterfactuals: fd.NeuronCounterfactuals,
+}
+RAISED = [RuntimeError("no cuDNN"), fd.UserError("the judge has gone"), KeyError("boot")]
+
+
+@pytest.mark.parametrize(
+    ("task", "error"), list(zip(THREE, [*RAISED, OSError("no disk")], strict=True)), ids=str
+)
+def test_what_cannot_be_explained_fails_alone(call, monkeypatch, task, error):
+    """As where a judge of the user's raises for one of the finished images."""
+    explained = []
+
+    def explain(self, result):
+        explained.append(result.id)
+        if len(explained) == 2:
+            raise error
+        return original(self, result)
+
+    kind = OF[task]
+    original = kind.explain
+    monkeypatch.setattr(kind, "explain", explain)
+    found = {e.id: e for e in call(task, **THREE[task])}
+    assert list(found) == explained and len(found) == 3
+    for number, id in enumerate(explained, start=1):
+        assert found[id].status == ("failed" if number == 2 else "done")
+    assert str(error) in found[explained[1]].error
