@@ -90,7 +90,14 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
 def _module(command: str) -> ModuleType:
     name = command if command in _COMMANDS else "task"
-    return importlib.import_module(f"fastdigin.commands.{name}")
+    try:
+        return importlib.import_module(f"fastdigin.commands.{name}")
+    except (ImportError, OSError, MemoryError) as error:
+        said = (str(error) or "out of memory").splitlines()[0]
+        raise UserError(
+            f"a library cannot be loaded ({said}): allow this process more memory (ulimit -v, the "
+            "container's limit), or install fastdigin again"
+        ) from error
 
 
 def _set_up_logging(verbose: bool) -> None:

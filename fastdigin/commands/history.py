@@ -50,6 +50,15 @@ def recall(out: Path) -> Command | None:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read ({error}): remove it") from None
     texts = [*command.arguments, command.folder] if isinstance(command.arguments, list) else [None]
-    if not (all(isinstance(text, str) for text in texts) and isinstance(command.jobs, dict)):
+    counts = command.jobs.values() if isinstance(command.jobs, dict) else [None]
+    if not (all(map(_is_text, texts)) and all(type(n) is int and n >= 0 for n in counts)):
         raise UserError(f"'{path}' is not from fastdigin: remove it")
     return command
+
+
+def _is_text(value: object) -> bool:
+    """Whether a system takes it for an argument or a folder."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False

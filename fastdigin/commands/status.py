@@ -62,7 +62,7 @@ def _state(
         "left": left,
         "images_per_hour": rate and 3600 * rate,
         "hours_left": left / rate / 3600 if left is not None and rate else None,
-        "seconds_since_last": time.time() - times[-1] if times else None,
+        "seconds_since_last": max(0.0, time.time() - times[-1]) if times else None,
         "errors": [{"id": line["id"], "error": line.get("error")} for line in failed[-ERRORS:]],
     }
 

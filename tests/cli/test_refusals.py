@@ -243,3 +243,22 @@ def test_no_hint_to_download_what_is_a_path(model, tmp_path, monkeypatch, capsys
     assert run(*NCF, PHOTO.path, "--neuron", 3, "--direction", "max", "--model", model) == 2
     said = capsys.readouterr().err
     assert model in said and "hf download" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("libtorch_cpu.so: failed to map segment from shared object"), MemoryError(),
+     OSError(12, "Cannot allocate memory")],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [OF_PHOTO, ["score", "out"]])
+def test_libraries_for_which_the_address_space_is_too_small(capsys, monkeypatch, command, error):
+    """What ``ulimit -v 2500000`` and ``3500000`` gave while torch and diffusers were loaded."""
+
+    def full(name):
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", full)
+    assert run(*command, "--out", "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a library cannot be loaded" in line and (str(error) or "out of memory") in line
+    assert "ulimit -v" in line

@@ -112,6 +112,35 @@ def test_what_cannot_be_retried(command, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"folder": "a\0b"}, {"folder": "\ud800"}, {"folder": None}, {"arguments": "status"},
+        {"arguments": ["counterfactual", "a\0b"]}, {"arguments": ["counterfactual", "\ud800"]},
+        {"jobs": {"counterfactual": "x"}}, {"jobs": {"counterfactual": float("inf")}},
+        {"jobs": {"counterfactual": float("nan")}}, {"jobs": {"counterfactual": -1}},
+        {"jobs": {"counterfactual": True}}, {"jobs": []},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("reads", ["retry", "status"])
+def test_a_foreign_command_is_refused_by_name(tmp_path, capsys, reads, changed):
+    """Once ValueError, UnicodeEncodeError and TypeError; or "nan left"."""
+    (tmp_path / "run.json").write_text(json.dumps({"counterfactual": {}}))
+    own = {"arguments": [*CF, "photos"], "folder": "/", "jobs": {"counterfactual": 3}}
+    (tmp_path / "command.json").write_text(json.dumps(own | changed))
+    assert run(reads, tmp_path) == 2
+    assert "command.json' is not from fastdigin: remove it" in capsys.readouterr().err
+
+
+def test_a_clock_that_goes_back_gives_no_negative_age(command, photos, tmp_path, capsys):
+    assert run(*command, "--out", tmp_path / "out", "--limit", 1) == 0
+    (record,) = records(tmp_path / "out")
+    os.utime(tmp_path / "out" / record["image"], (4e9, 4e9))
+    capsys.readouterr()
+    assert run("status", tmp_path / "out", "--json") == 0
+    assert printed(capsys)[0]["seconds_since_last"] == 0
+
+
 def test_merge(command, photos, tmp_path, capsys):
     """Parts give what one run gives; a job that failed gives way to one that is done."""
     out, parts = tmp_path / "whole", [tmp_path / "one", tmp_path / "two"]
