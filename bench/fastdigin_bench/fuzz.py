@@ -35,6 +35,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastdigin import embedded
+from fastdigin.commands.history import recall
+from fastdigin.commands.status import task_states
 from fastdigin.editing.prompts import phrase_tokens, replace_phrase, token_mapping
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Settings
@@ -230,6 +232,13 @@ def records(draw: st.DrawFn, folder: Path) -> None:
     store = ResultStore(folder, "neurons", {"lr": 1}, {"weights": {"a": "b"}})
     NeuronRecord(id="more").save(store)
     assert [record.id for record in read_records(folder)][-1] == "more"
+    command = {"arguments": ["neurons"], "folder": "/", "jobs": {"neurons": 3}}
+    command |= draw(st.dictionaries(st.sampled_from(list(command)), VALUES))
+    (folder / "command.json").write_text(json.dumps(command))
+    for state in task_states(folder):
+        json.dumps(state, allow_nan=False)
+    with contextlib.suppress(OSError):
+        Path(recall(folder).folder).stat()  # retry goes there
 
 
 def caches(draw: st.DrawFn, folder: Path) -> None:
