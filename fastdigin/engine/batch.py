@@ -2,7 +2,8 @@
 
 A slot whose job has finished is refilled from the queue at the next iteration boundary. With the
 same number of slots and threads, a result is bit-identical in any slot, beside any neighbours, in
-any order: everything but the U-Net runs slot by slot, and the U-Net's batch never changes its size.
+any order: everything but the U-Net runs slot by slot, and the U-Net's batch keeps its size, until
+at the end of the queue it shrinks to the jobs that are left, where that changes no bit (widths.py).
 
 Memory runs out all the same, where others use it too: then the iteration is taken again with half
 the kept steps, and when there are none, with half the slots at a time. Nothing is lost.
@@ -31,6 +32,7 @@ from fastdigin.engine.queue import Queue, Stage
 from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
 from fastdigin.engine.steps import BatchSteps, whole_blocks
+from fastdigin.engine.widths import Widths
 from fastdigin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,13 +43,20 @@ class Batch:
 
     Jobs in one batch share the number of steps and whether guidance is on; a job that differs
     waits until the slots have drained. The batch then begins anew, with as many slots as there
-    are jobs for; until it is drained it keeps its width.
+    are jobs for.
+
+    ``evaluated`` counts the slots of the latest iteration.
     """
 
     def __init__(
-        self, planner: Planner, choice: CompileChoice, queue: Queue, graphs: Graphs | None = None
+        self,
+        planner: Planner,
+        choice: CompileChoice,
+        widths: Widths,
+        queue: Queue,
+        graphs: Graphs | None = None,
     ):
-        self.queue = queue
+        self.queue, self._widths, self.evaluated = queue, widths, 0
         self.slots: list[Slot] = []
         self.plan: Plan | None = None
         self._planner, self._choice, self._model = planner, choice, planner.model
@@ -93,16 +102,17 @@ class Batch:
         return failed
 
     def iterate(self, advance: Callable[[float], None] = lambda _: None) -> list[Result]:
-        """Evaluates every slot once and updates those that go on; what has finished.
+        """Evaluates the slots once and updates those that go on; what has finished.
 
-        All slots at once, or the plan's number at a time where memory did not hold them all.
+        All at once, or the plan's number at a time where memory did not hold them all.
 
         advance: called with the work that was just done, in iterations of one job.
         """
-        start, told = 0, Told(advance, self.advancing, self._passes)
-        self._on_passes = told.add
-        while start < len(self.slots):
-            part = self.slots[start : start + self.plan.slots]
+        slots = self._evaluated()
+        start, told = 0, Told(advance, self.advancing, self._passes(slots))
+        self.evaluated, self._on_passes = len(slots), told.add
+        while start < len(slots):
+            part = slots[start : start + self.plan.slots]
             gradients, self.plan, again = self.try_gradients(part, self.plan)
             if again:
                 continue
@@ -116,7 +126,7 @@ class Batch:
                                 for name, g in zip(VARIABLES, gradients, strict=True)
                             }
                         )
-        _settle(self.slots)
+        _settle(slots)
         told.end()
         finished = [slot for slot in self.slots if not (slot.active or slot.reported)]
         self._full = self._full and not finished
@@ -124,11 +134,22 @@ class Batch:
             slot.reported = True
         return [slot.result() for slot in finished]
 
-    @property
-    def _passes(self) -> float:
+    def _evaluated(self) -> Sequence[Slot]:
+        """The slots that go on; all of them where fewer would change bits, or a graph's shape."""
+        active, most = [slot for slot in self.slots if slot.active], self.plan.slots
+        device = hardware.of(self._model.device)
+        if len(active) == len(self.slots) or self.plan.compiled or device.is_gpu:
+            return self.slots
+        wide, length = min(most, len(self.slots)), active[0].conditioning.shape[-2]
+        narrow = {len(active[start : start + most]) for start in range(0, len(active), most)}
+        if all(self._widths.agree(wide, each, self._guided, length) for each in narrow):
+            return active
+        return self.slots
+
+    def _passes(self, slots: Sequence[Slot]) -> float:
         """Of the U-Net's rows in an iteration, beside those of steps that are kept."""
-        goes_on = any(slot.active and slot.updates_left for slot in self.slots)
-        passes = len(self.slots) * iteration_passes(self._model, self.slots[0].job.settings)
+        goes_on = any(slot.active and slot.updates_left for slot in slots)
+        passes = len(slots) * iteration_passes(self._model, slots[0].job.settings)
         return passes if goes_on else passes * EVALUATION
 
     @property
@@ -216,8 +237,8 @@ class Batch:
     def gradients(self, slots: Sequence[Slot], plan: Plan) -> tuple | None:
         """Evaluates the slots; gradients of (z, conditioning, null text), if any slot goes on.
 
-        A slot that is not active keeps its place with its last state, so that shapes stay as
-        they are; whatever it computes is dropped.
+        A slot among them that is not active stands there with its last state, so that shapes stay
+        as they are; whatever it computes is dropped.
         """
         guided = self._guided
         width = self._choice.rows(len(slots), guided, plan.compiled)

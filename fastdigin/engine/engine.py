@@ -34,6 +34,7 @@ from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.queue import Queue, Stage, checked
 from fastdigin.engine.sampler import StepFunctions, UnrolledSampler
 from fastdigin.engine.steps import Steps
+from fastdigin.engine.widths import Widths
 from fastdigin.errors import UserError
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
@@ -46,7 +47,7 @@ class Engine:
     """Optimises Jobs through a frozen latent diffusion model (DiG-IN, section 3.2).
 
     ``plan`` is that of the latest batch. ``job_iterations`` are those that a job took part in so
-    far, ``slot_iterations`` those of all slots.
+    far, ``slot_iterations`` those of all slots that were evaluated.
 
     Args:
         model: the frozen model.
@@ -109,6 +110,7 @@ class Engine:
             self._graphs = None
         self._planner = Planner(model, memory, slots, kept_steps, self._graphs)
         self._choice = CompileChoice(model, compile, lambda: self.slots, self._graphs)
+        self._widths = Widths(model)
         self._batch = self._new_batch(Queue())
 
     @property
@@ -120,8 +122,9 @@ class Engine:
     def occupancy(self) -> float:
         """Share of the slots, over all iterations so far, that advanced a job; 1 is the best.
 
-        A slot idles when no job is left that fits into its batch: towards the end of a queue. The
-        batch is not made smaller then: another size would change the last bits of the results.
+        A slot idles when no job is left that fits into its batch, towards the end of a queue, and
+        the batch cannot be made smaller: compiled, on a GPU, or where another size would change
+        the last bits of the results.
         """
         return self.job_iterations / max(self.slot_iterations, 1)
 
@@ -307,7 +310,7 @@ class Engine:
         return [by_job[id(job)] for job in jobs]
 
     def _new_batch(self, queue: Queue) -> Batch:
-        return Batch(self._planner, self._choice, queue, self._graphs)
+        return Batch(self._planner, self._choice, self._widths, queue, self._graphs)
 
     def _results(self, batch: Batch, on_progress) -> Iterator[Result]:
         while batch.busy:
@@ -326,7 +329,7 @@ class Engine:
             finished = batch.iterate(advance)
             results += finished
             self.job_iterations += advancing
-            self.slot_iterations += len(batch.slots)
+            self.slot_iterations += batch.evaluated
             self.plan = batch.plan
             for result in finished:
                 if result.history:  # what a job that ended early will not do

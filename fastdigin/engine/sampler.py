@@ -23,8 +23,9 @@ from fastdigin.models.diffusion import LatentDiffusion
 class Step:
     """The constants of one step for a batch of B samples.
 
-    timestep: (B,). coefficients: (B, 4), a row (a, b, c, d) each (models/ddim.py), or (B, 5) for a
-        multistep solver. Its state is z and the previous x0, one behind the other as (B, 2C, h, w).
+    timestep: (B,), the same for all.
+    coefficients: (B, 4), a row (a, b, c, d) each (models/ddim.py), or (B, 5) for a multistep
+        solver. Its state is z and the previous x0, one behind the other as (B, 2C, h, w).
     guidance: (B,), or None where no sample uses a null branch.
     vector: what ``LatentDiffusion.vector`` made, (B, E), or where there is a null branch
         (2B, E), its rows first; None for models that take none.
@@ -48,6 +49,10 @@ class Step:
     def is_multistep(self) -> bool:
         return self.coefficients.shape[1] == 5
 
+    def timesteps(self, rows: int) -> Tensor:
+        """(rows,), one timestep expanded: the U-Net then embeds it once."""
+        return self.timestep[:1].expand(rows)
+
 
 def guided_step(
     model: LatentDiffusion, z_bchw: Tensor, cond_bld: Tensor, null_bld: Tensor | None, step: Step
@@ -66,11 +71,11 @@ def guided_step(
     if step.injected is not None or step.injected_self is not None:
         control = AttentionControl(injected=step.injected, injected_self=step.injected_self)
     if step.guidance is None:
-        output = model.predict(z_bchw, step.timestep, cond_bld, control, step.vector)
+        output = model.predict(z_bchw, step.timesteps(len(z_bchw)), cond_bld, control, step.vector)
     else:
         both = model.predict(
             torch.cat([z_bchw, z_bchw]),
-            step.timestep.repeat(2),
+            step.timesteps(2 * len(z_bchw)),
             torch.cat([null_bld, cond_bld]),
             control,
             step.vector,

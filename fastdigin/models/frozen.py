@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.embeddings import Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -26,8 +27,9 @@ def freeze_aware(network: nn.Module) -> None:
     A convolution then keeps its weight alone; a group norm followed by SiLU, and a GEGLU, their
     input alone. (Linear layers with frozen weights and layer norms keep no more as they are.) An
     image that lies channels last stays so through norms and transformer blocks, on GPUs as well.
-    Afterwards these layers have no second derivative, a weight made trainable raises ValueError
-    in them, and hooks on the norms of residual blocks are no longer called.
+    A timestep that was expanded to all samples is embedded once. Afterwards these layers have no
+    second derivative, a weight made trainable raises ValueError in them, and hooks on the norms of
+    residual blocks are no longer called.
 
     Layers with a trainable parameter, of another class (subclasses included) or of a configuration
     not foreseen here are left alone, and so are those changed by an earlier call.
@@ -40,6 +42,8 @@ def freeze_aware(network: nn.Module) -> None:
         elif type(module) is GEGLU:
             if _is_frozen(module):
                 module.__class__ = FrozenGEGLU
+        elif type(module) is Timesteps:
+            module.__class__ = SharedTimesteps
         elif type(module) is Transformer2DModel:
             if module.is_input_continuous:
                 module.__class__ = ChannelsLastTransformer2D
@@ -86,6 +90,17 @@ class FrozenGroupNormSiLU(nn.GroupNorm):
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         return _norm_silu(self, x_bchw)
+
+
+class SharedTimesteps(Timesteps):
+    """The embedding of one timestep that was expanded to all samples: (1, E) instead of (B, E).
+
+    What the network makes of it is added to every sample then. Products of as many equal rows cost
+    more, and round otherwise where the batch has another size.
+    """
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        return super().forward(timesteps[:1] if timesteps.stride(0) == 0 else timesteps)
 
 
 class ChannelsLastTransformer2D(Transformer2DModel):
