@@ -173,6 +173,32 @@ def test_the_embedded_model_in_fp32(embedded):
         assert_identical(result, second[id])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_that_shrinks_in_fp32(embedded, threads):
+    """A job that outlasts its neighbours, edited or not, beside others as long as itself."""
+    prompt = "a photo of a red boot on grass"
+    source = make_source_of(embedded, "a photo of a red sneaker on grass")
+    injection = make_injection(embedded, source, prompt, FRONT)
+    common = {"losses": [Distance(uniform(3, 64, 64).float())], "prompt": prompt}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for edit in ({}, {"injection": injection}):
+            short, long = (
+                make_job(embedded, str(n), seed=1, iterations=n, **common, **edit) for n in (0, 1)
+            )
+            drawn = normal(*embedded.latent_shape, seed=1).float()
+            short, long = (replace(job, latents=drawn) for job in (short, long))
+            engine = Engine(embedded, slots=8, compile="off")
+            first, *_ = engine.run([long] * 8)
+            for longs in (1, 3):
+                *_, last = engine.run([*[short] * (8 - longs), *[long] * longs])
+                assert_identical(last, first)
+            assert engine.occupancy == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def make_source_of(model, prompt):
     source = make_source(model, prompt, STEPS)
     latents = normal(STEPS + 1, *model.latent_shape, seed=5).float()

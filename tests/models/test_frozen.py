@@ -40,6 +40,19 @@ def embedded_pair(embedded):
     return both(embedded.unet), both(embedded.vae)
 
 
+def test_a_timestep_of_all_samples_is_embedded_once(embedded_pair):
+    (plain, frozen), _ = embedded_pair
+    latents, text = normal(3, 4, 16, 16), normal(3, 16, 64, seed=1)
+    t = torch.tensor([900])
+    rows = []
+    handle = frozen.time_embedding.register_forward_hook(lambda *x: rows.append(len(x[-1])))
+    for given in (t, t.expand(3), torch.tensor([900, 900, 3])):
+        expected = plain(latents, given, text, return_dict=False)[0]
+        assert_near(frozen(latents, given, text, return_dict=False)[0], expected, 1e-12)
+    handle.remove()
+    assert rows == [1, 1, 3]
+
+
 def residual_block(**options):
     options = {"in_channels": 8, "out_channels": 12, "temb_channels": 6, "groups": 4, **options}
     return ResnetBlock2D(**options).double().eval().requires_grad_(False)
