@@ -52,7 +52,7 @@ def write_activating_page(out: Path, classifier: Classifier, found: Activating) 
     ]
     layer = classifier.layer or "the layer before the head"
     heading = "Photos that activate neurons most"
-    lead = f"of {found.seen}, by {layer} of {classifier.name}"
+    lead = f"of {found.seen}, by {layer} of {without_folders(classifier.name)}"
     return _write(out, "activating", heading, lead, sections, found.unreadable)
 
 

@@ -43,7 +43,8 @@ def templates(*packages: str) -> Environment:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals |= {
-        function.__name__: function for function in (badge, curves, facts, picture, pictures)
+        function.__name__: function
+        for function in (badge, curves, facts, heading, picture, pictures)
     }
     return environment
 
@@ -58,6 +59,11 @@ def card_html(record: Any) -> str:
     environment = templates("fastdigin.results")
     card = environment.get_template("card.html").module.card(record, zoom=False)
     return f'<style>{source(environment, "card.css")}</style><div class="fastdigin">{card}</div>'
+
+
+def heading(record: Any) -> str:
+    """What the record says in a sentence."""
+    return without_folders(record.caption or f"Job {record.id}")
 
 
 def facts(record: Any) -> list[tuple[str, Any]]:
@@ -97,7 +103,7 @@ def picture(record: Any, name: str) -> dict[str, Any]:
     found = record.pictures.get(name)
     return {
         "label": LABELS[name],
-        "alt": f"{LABELS[name].capitalize()}: {record.caption or record.id}",
+        "alt": f"{LABELS[name].capitalize()}: {heading(record)}",
         "uri": data_uri(record.file(name) if found is None else found),
         "note": below_pictures(record).get(name, ""),
     }

@@ -27,6 +27,7 @@ from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.photos import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.results import CounterfactualRecord
+from fastdigin.results.numbers import percent
 from fastdigin.tasks.diverse import apart, other_start
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.photo_task import (
@@ -302,8 +303,8 @@ class Counterfactuals(PhotoTask):
             "background_l1": masked_l1(image, original, 1 - source.mask),
             "foreground_l1": masked_l1(image, original, source.mask),
             "caption": (
-                f"{source.photo.source} → {self._word(goal)}: {self.classifier.name}'s confidence "
-                f"in {names[goal]} goes from {before:.0%} to {after:.0%}"
+                f"{source.photo.source} → {self._word(goal)}: {self.classifier.name}'s "
+                f"confidence in {names[goal]} goes from {percent(before)} to {percent(after)}"
                 + (f"; the judge, {judge.name}, sees {judged}." if judge else ".")
             ),
         }

@@ -22,6 +22,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.results import DisagreementRecord
+from fastdigin.results.numbers import percent
 from fastdigin.storage import weights_fingerprint
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Confidence
@@ -191,8 +192,8 @@ class Disagreements(Task):
                 "g_confidence": best["g_confidence"],
                 "g_prediction": g_sees,
                 "caption": (
-                    f"A {word} for {self.f.name} ({best['f_confidence']:.0%}); {self.g.name} gives "
-                    f"it {best['g_confidence']:.0%} and sees {g_sees}."
+                    f"A {word} for {self.f.name} ({percent(best['f_confidence'])}); "
+                    f"{self.g.name} gives it {percent(best['g_confidence'])} and sees {g_sees}."
                 ),
             }
         return DisagreementRecord.of(

@@ -32,6 +32,7 @@ from fastdigin.photos import (
     readable_images,
 )
 from fastdigin.results import NeuronCounterfactualRecord
+from fastdigin.results.numbers import percent
 from fastdigin.storage import fingerprint
 from fastdigin.tasks.firing import check_fires, off_note
 from fastdigin.tasks.monitors import Activation, Confidence
@@ -309,8 +310,8 @@ class NeuronCounterfactuals(PhotoTask):
             "caption": (
                 f"Neuron {neuron} ({request.direction}) goes from {before:.2f} to {after:.2f} "
                 f"around a {source.photo.source}{turned}, and {classifier.name}'s confidence in "
-                f"{classifier.classes[source_class]} goes from {class_before:.0%} to "
-                f"{class_after:.0%}." + off_note(result.job.losses[0], rebuilt, after)
+                f"{classifier.classes[source_class]} goes from {percent(class_before)} to "
+                f"{percent(class_after)}." + off_note(result.job.losses[0], rebuilt, after)
             ),
         }
 

@@ -193,6 +193,7 @@ def test_two_runs_at_once_in_one_folder(tmp_path):
         ("image '/home/a b/x y.png' is missing", "image 'x y.png' is missing"),
         ("imagenet:/data/imagenet", "imagenet:imagenet"),
         ("'C:\\Users\\me\\model'", "'model'"),
+        ("file:/home/me/net.pth@timm:vit's confidence", "file:net.pth@timm:vit's confidence"),
         ('["/a/b/c.png", "x/y.png"]', '["c.png", "x/y.png"]'),
         ("https://hf.co/a/b/c, 1/2 or a/b/c", "https://hf.co/a/b/c, 1/2 or a/b/c"),
     ],
@@ -201,6 +202,6 @@ def test_pages_do_not_tell_where_files_lie(tmp_path, text, shown):
     assert without_folders(text) == shown
     store = ResultStore(tmp_path, "neurons", {"model": text})
     NeuronRecord.failure("a", 0, text, {}).save(store)
-    NeuronRecord(id="b", extra={"file": text}).save(store)
+    NeuronRecord(id="b", extra={"file": text}, caption=text).save(store)
     page = write_report(tmp_path).read_text()
     assert "/home" not in page and "/data" not in page and "Users" not in page
