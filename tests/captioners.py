@@ -92,7 +92,7 @@ def _blip(tokens):
 
 def _git(tokens):
     vision = {**WIDTH, **PIXELS}
-    config = GitConfig(vision_config=vision, max_position_embeddings=64, **WIDTH, **tokens)
+    config = GitConfig(vision_config=vision, max_position_embeddings=256, **WIDTH, **tokens)
     return GitForCausalLM(config), CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
 
 
