@@ -145,8 +145,9 @@ RAISED = [RuntimeError("no cuDNN"), fd.UserError("the judge has gone"), KeyError
 
 
 @pytest.mark.parametrize(
-    ("task", "error"), list(zip(THREE, [*RAISED, OSError("no disk")], strict=True)), ids=str
-)
+    ("task", "error"), list(zip(THREE, [*RAISED, OSError("no disk")], strict=True)),
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)  # fmt: skip
 def test_what_cannot_be_explained_fails_alone(call, monkeypatch, task, error):
     """As where a judge of the user's raises for one of the finished images."""
     explained = []
