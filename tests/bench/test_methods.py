@@ -10,7 +10,6 @@ import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.commands.task import load_engine
 from fastdigin.metrics.extractors import load_extractor
-from fastdigin.metrics.truth import Discovered
 from fastdigin.photos import ImageInput
 from fastdigin_bench import methods
 from fastdigin_bench.methods import discovery, report, scores
@@ -234,8 +233,8 @@ def test_winners_fronts_and_differences_by_hand():
     assert best["judge"] == {"fastdigin"} and best["background_l1"] == {"other"}
     assert best["l1"] == {"fastdigin", "other", "worse"}  # lazy flips nothing
     none = {"none": found["lazy"]}, {"none": made["lazy"]}
-    named = {name: Discovered([], []) for name in (*found, "none")}
-    results = report.compared(made | none[1], found | none[0], named, "none", "fastdigin")
+    named = {name: [] for name in (*found, "none")}
+    results = report.compared(made | none[1], found | none[0], named, [], "none", "fastdigin")
     on_front = {one["name"] for one in results["methods"] if one["on_front_background_l1"]}
     assert on_front == {"fastdigin", "other", "lazy"}
     (other,) = (one for one in results["methods"] if one["name"] == "other")
@@ -300,12 +299,15 @@ def test_images_name_what_they_gain(asked):
     names = discovery.named(items, before, after)
     assert names == [("boot", "background", "grass"), ("bag", "colour", "blue")]
     planted = [("boot", "background", "grass"), ("sneaker", "background", "grass")]
-    values = discovery.plain(Discovered(planted, names))
+    values = discovery.plain(names, planted)
     assert (values["discovery"], values["false_alarms"]) == (0.5, 1)
-    assert discovery.plain(Discovered([], names))["discovery"] is None
-    told = discovery.text({"ours": Discovered(planted, names), "theirs": Discovered(planted, [])})
+    for clean, alarms in (([], 2), (None, None)):  # without shortcuts; of nobody knows which
+        values = discovery.plain(names, clean)
+        assert (values["discovery"], values["false_alarms"]) == (None, alarms)
+    told = discovery.text({"ours": names, "theirs": []}, planted)
     assert told == "ours names **boot: grass**, bag: blue\ntheirs names nothing\n"
-    assert len(discovery.planted_in("spurious")) == 3 and not discovery.planted_in("robust")
+    assert len(discovery.planted_in("spurious")) == 3 and discovery.planted_in("robust") == []
+    assert discovery.planted_in("imagenet") is None
 
 
 @pytest.mark.parametrize(

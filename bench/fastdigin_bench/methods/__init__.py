@@ -21,7 +21,7 @@ from fastdigin.commands.task import load_engine
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
 from fastdigin.metrics.extractors import load_extractor
-from fastdigin.metrics.truth import Discovered, seen
+from fastdigin.metrics.truth import seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
 from fastdigin.results.pictures import png
@@ -93,17 +93,16 @@ def run(options: Namespace) -> int:
             rows[method.name] = scores.rows_of(
                 classifier, its, images[method.name], before[: len(its)], after, seconds
             )
-            names = discovery.named(its, before, after)
-            named[method.name] = Discovered(planted, names)
+            named[method.name] = discovery.named(its, before, after)
             found[method.name] = scores.figures(rows[method.name]) | scores.realism(
                 extractor, images[method.name], others
             )
-        results |= report.compared(found, rows, named, NO_EDIT.name, DEFAULT.name)
+        results |= report.compared(found, rows, named, planted, NO_EDIT.name, DEFAULT.name)
         write_json(file, results)
     write_atomically(file.with_suffix(".png"), png(report.sheet(images)))
     report.draw(results["methods"], options.results / f"{name}-front.png")
     print(report.text(found, scores.SCORES, NO_EDIT.name, DEFAULT.name))
-    print(discovery.text(named), flush=True)
+    print(discovery.text(named, planted), flush=True)
     found, images = neuron_part(engine, options.half, neurons, out, readers)
     results["neurons"] = [scores.plain(name, figures) for name, figures in found.items()]
     write_atomically(options.results / f"{name}-neurons.png", png(report.sheet(images)))

@@ -19,9 +19,10 @@ LEAST = 0.25
 """A feature is named where it gains so much of a class's images, and the interval is above 0."""
 
 
-def planted_in(classifier: str) -> list[Shortcut]:
-    """What the packaged classifier of this name goes by; nothing in those without shortcuts."""
-    return [(g, "background", b) for g, b in PLANTED.items()] if classifier == "spurious" else []
+def planted_in(classifier: str) -> list[Shortcut] | None:
+    """What the packaged classifier of this name goes by; None where nobody knows ("imagenet")."""
+    known = {"robust": {}, "clean": {}, "spurious": PLANTED}.get(classifier)
+    return None if known is None else [(g, "background", b) for g, b in known.items()]
 
 
 def named(
@@ -46,20 +47,27 @@ def named(
     return found
 
 
-def plain(found: Discovered) -> dict[str, Any]:
-    """JSON values: the share of what was planted that is named, or None where nothing was."""
-    share = None if not found.planted else discovery([found])[0].value
-    return {"discovery": share, "named": found.found, "false_alarms": len(found.extra)}
+def plain(names: Sequence[Shortcut], planted: Sequence[Shortcut] | None) -> dict[str, Any]:
+    """JSON values: the share of what was planted that is named, and how many others are.
+
+    None where nothing was planted, and where nobody knows.
+    """
+    found = Discovered(planted or (), names)
+    return {
+        "named": list(names),
+        "discovery": discovery([found])[0].value if planted else None,
+        "false_alarms": None if planted is None else len(found.extra),
+    }
 
 
-def text(named: Mapping[str, Discovered]) -> str:
+def text(named: Mapping[str, Sequence[Shortcut]], planted: Sequence[Shortcut] | None) -> str:
     """A line a method, planted shortcuts in bold."""
 
-    def line(shortcut: Shortcut, found: Discovered) -> str:
+    def line(shortcut: Shortcut) -> str:
         words = f"{shortcut[0]}: {shortcut[2]}"
-        return f"**{words}**" if shortcut in found.planted else words
+        return f"**{words}**" if shortcut in (planted or ()) else words
 
     return "".join(
-        f"{name} names {', '.join(line(one, found) for one in found.found) or 'nothing'}\n"
-        for name, found in named.items()
+        f"{name} names {', '.join(map(line, names)) or 'nothing'}\n"
+        for name, names in named.items()
     )

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from fastdigin.metrics.figures import Figure, figure
-from fastdigin.metrics.truth import Discovered
+from fastdigin.metrics.truth import Shortcut
 from fastdigin_bench.methods import discovery
 from fastdigin_bench.methods.scores import Figures, Rows, plain
 from fastdigin_bench.pictures import contact_sheet
@@ -24,12 +24,12 @@ Scores = Mapping[str, tuple[str, bool]]
 
 
 def compared(
-    found: Mapping[str, Figures], rows: Mapping[str, Rows], named: Mapping[str, Discovered],
-    reference: str, engine: str,
+    found: Mapping[str, Figures], rows: Mapping[str, Rows], named: Mapping[str, Sequence[Shortcut]],
+    planted: Sequence[Shortcut] | None, reference: str, engine: str,
 ) -> dict[str, Any]:  # fmt: skip
     """What the results' file holds. reference: changes nothing, and is no competitor.
 
-    named: what each method's images name (discovery.py).
+    named: what each method's images name; planted: what there is to name (discovery.py).
     """
     rivals = {name: f for name, f in found.items() if name != reference}
     fronts = {
@@ -39,7 +39,7 @@ def compared(
     return {
         "methods": [
             plain(name, f)
-            | discovery.plain(named[name])
+            | discovery.plain(named[name], planted)
             | {f"on_front_{cost}": name in names for cost, names in fronts.items()}
             | {"judge_engine_minus_this": paired(rows.get(engine), rows[name], "judge")}
             for name, f in rivals.items()
