@@ -87,8 +87,6 @@ def test_no_layout_is_copied(step):
 
 @pytest.mark.parametrize("options", [{}, SDXL], ids=["SD 1", "SDXL"])
 def test_the_count_sees_what_older_gpus_and_diffusers_copy(options):
-    for found in (
-        copies(unet_step(options), capability=(7, 5)),
-        copies(unet_step(options, own=False)),
-    ):
-        assert found[0] >= 4  # older versions of torch copy less of diffusers, and nothing backward
+    assert min(copies(unet_step(options), capability=(7, 5))) >= 10
+    # Older versions of torch copy less of diffusers, and nothing backward.
+    assert copies(unet_step(options, own=False))[0] >= 4
