@@ -4,18 +4,29 @@
 and every attribute (the background, the object's colour) the method is
 
 1. *explain*: neuron counterfactuals of the class's log-odds raise the classifier's confidence while
-   the other region of the photo is kept; the words of all features are tried as starts;
+   the other region of the photo is kept; the words of all features are tried as starts. They start
+   from photos of the class, and from photos of the class that is taken for it most (the pair);
 2. *read*: a classifier of the attribute says which feature the explanations ended with; one that
-   at least half of a class's explanations ended with is a candidate;
+   more than half of the former, or of the latter, ended with is a candidate;
 3. *confirm*: that attribute alone is swapped on photos of the class; the effect is the mean
    confidence with the feature less the mean with the other ones.
 
-A candidate whose effect is surely above ``MARGIN`` is a finding. Beside them stand the correlations
-of features with confidences, which need no explanation: the baseline.
+A candidate whose effect is surely above ``MARGIN`` is a finding. The same swap on photos of the
+pair's other class says how far the feature makes the classifier confuse the two. Beside the
+findings stand the correlations of features with confidences, which need no explanation: the
+baseline.
 """
 
 from fastdigin.audit.attributes import Attribute, embedded_attributes
-from fastdigin.audit.findings import MARGIN, Audit, Correlation, Explanation, Finding
+from fastdigin.audit.findings import (
+    MARGIN,
+    Audit,
+    Correlation,
+    Effect,
+    Explanation,
+    Finding,
+    Pair,
+)
 from fastdigin.audit.search import audit
 
 __all__ = [
@@ -23,8 +34,10 @@ __all__ = [
     "Attribute",
     "Audit",
     "Correlation",
+    "Effect",
     "Explanation",
     "Finding",
+    "Pair",
     "audit",
     "embedded_attributes",
 ]

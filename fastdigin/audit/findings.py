@@ -22,11 +22,13 @@ FOUND = 0.5
 class Explanation:
     """A photo, and the picture that the classifier is surer of.
 
-    photo: its id. before, after: (3, H, W) in [0, 1]. Features and the confidence in the class are
-    those of the photo and of the picture.
+    photo: its id, and class_ what it is for the classifier. before, after: (3, H, W) in [0, 1].
+    Features and the confidence in the class that is explained are those of the photo and of the
+    picture.
     """
 
     photo: str
+    class_: str
     before: Tensor
     after: Tensor
     feature_before: str
@@ -61,8 +63,22 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """The class whose photos are taken most for the class of a finding.
+
+    effect: of the finding's feature on those photos; None where no masks let it be measured.
+    """
+
+    class_: str
+    effect: Effect | None
+
+
+@dataclass(frozen=True)
 class Finding:
-    """A feature that seems to stand for a class. neuron: the one that carries most of it."""
+    """A feature that seems to stand for a class. neuron: the one that carries most of it.
+
+    explanations: of photos of the class, and of photos of the other class of the pair.
+    """
 
     class_: str
     attribute: str
@@ -70,20 +86,29 @@ class Finding:
     effect: Effect
     explanations: tuple[Explanation, ...]
     neuron: int | None = None
+    pair: Pair | None = None
 
     kind = "shortcut"
 
     @property
     def named(self) -> int:
-        """How many of the class's explanations ended with the feature."""
+        """How many of the explanations ended with the feature."""
         return sum(x.feature_after == self.feature for x in self.explanations)
 
     @property
+    def share(self) -> float:
+        """Of the explanations of the class's own photos, or of the other class's, that name the
+        feature, the larger one; with one more that does, so that few are no proof."""
+        groups: dict[bool, list[bool]] = {}
+        for x in self.explanations:
+            names_it = x.feature_after == self.feature
+            groups.setdefault(x.class_ == self.class_, []).append(names_it)
+        return max((sum(group) + 1) / (len(group) + 1) for group in groups.values())
+
+    @property
     def confidence(self) -> float:
-        """In [0, 1]: how surely the effect is above MARGIN, times the share of explanations that
-        name the feature (with one more that does, so that few explanations are no proof)."""
-        share = (self.named + 1) / (len(self.explanations) + 1)
-        return share * surely_above(MARGIN, self.effect.mean, self.effect.error)
+        """In [0, 1]: how surely the effect is above MARGIN, times the share that names it."""
+        return self.share * surely_above(MARGIN, self.effect.mean, self.effect.error)
 
     @property
     def found(self) -> bool:
@@ -114,11 +139,15 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Audit:
-    """All of it. candidates, correlations: the surest first. seconds: processor time of all."""
+    """All of it. candidates, correlations: the surest first. seconds: processor time of all.
+
+    explanations: (class, attribute) -> all that were made, whatever they end with.
+    """
 
     classifier: str
     photos: int
     classes: tuple[str, ...]
+    explanations: Mapping[tuple[str, str], Sequence[Explanation]]
     candidates: tuple[Finding, ...]
     correlations: tuple[Correlation, ...]
     failed: Mapping[str, str]
@@ -181,8 +210,22 @@ def plain(finding: Finding | Correlation) -> dict[str, Any]:
             "photos_explained": [x.photo for x in finding.explanations],
             "rival": effect.rival,
             "neuron": finding.neuron,
+            "pair": finding.pair and _plain_pair(finding.pair),
         }
     return line | {"evidence": evidence, "confidence": round(finding.confidence, 4)}
+
+
+def _plain_pair(pair: Pair) -> dict[str, Any]:
+    effect = pair.effect
+    if effect is None:
+        return {"class": pair.class_, "effect": None}
+    interval = [_finite(end) for end in effect.interval]
+    return {
+        "class": pair.class_,
+        "effect": round(effect.mean, 4),
+        "interval": interval,
+        "photos": effect.photos,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from fastdigin.audit.attributes import (
     embedded_attributes,
     read_photos,
 )
-from fastdigin.audit.findings import Audit, Correlation, Explanation, Finding, correlation
+from fastdigin.audit.findings import Audit, Correlation, Explanation, Finding, Pair, correlation
 from fastdigin.audit.generated import generated_swap
 from fastdigin.audit.swaps import masked_swap, measure_effects
 from fastdigin.engine.engine import Engine
@@ -37,6 +37,8 @@ PROMPT = "a photo of a {colour} {object} on {background}"
 MOST_CLASSES = 12
 STARTS = 3
 """Photos of a class that are explained for each attribute."""
+PAIRED = 2
+"""Of these, those that are also explained as the class that they are taken for."""
 SWAPPED = 30
 """Photos of a class on which an attribute is swapped, at most."""
 GENERATED = 6
@@ -94,14 +96,13 @@ def audit(
         )
     sure = confidences(classifier, torch.stack([photo.image for photo in read]))
     own = {c: [n for n, photo in enumerate(read) if photo.class_ == c] for c in classes}
-    plan = [
-        (attribute, [(c, read[n]) for c in classes for n in _starts(own[c], read, sure, attribute)])
-        for attribute in attributes
-    ]
+    pairs = _pairs(classes, own, sure)
+    plan = [(attribute, _plan(own, pairs, read, sure, attribute)) for attribute in attributes]
     if on_plan:
         on_plan(sum(len(starts) for _, starts in plan))
     surest = [read[max(own[c], key=lambda n: float(sure[n, c]))].image for c in classes]
     candidates: list[Finding] = []
+    made: dict[tuple[str, str], Sequence[Explanation]] = {}
     failed: dict[str, str] = {}
     for attribute, starts in plan:
         by_class, errors = _explain(
@@ -109,16 +110,22 @@ def audit(
         )
         failed |= errors
         for class_, explanations in by_class.items():
-            named = Counter(x.feature_after for x in explanations)
-            features = [f for f, count in named.items() if 2 * count >= len(explanations)]
+            name = classifier.classes[class_]
+            made[name, attribute.name] = explanations
+            of_class = [x for x in explanations if x.class_ == name] or explanations
             group = [read[n] for n in own[class_]]
             effects = _effects(engine, classifier, attribute, group, read, class_, seed, tools)
+            other = pairs.get(class_)
+            others = [] if other is None else [read[n] for n in own[other]]
+            taken = _effects_by_masks(classifier, attribute, others, read, class_) or {}
             candidates += [
                 Finding(
-                    classifier.classes[class_], attribute.name, feature, effects[feature],
-                    tuple(explanations), _neuron(classifier, class_, explanations),
+                    name, attribute.name, feature, effects[feature],
+                    tuple(explanations), _neuron(classifier, class_, of_class),
+                    None if other is None else Pair(classifier.classes[other], taken.get(feature)),
                 )
-                for feature in features if feature in effects
+                for feature in _named(explanations, name)
+                if feature in effects
             ]  # fmt: skip
     correlations = [
         _correlation(classifier, attribute, feature, class_, read, own[class_], sure)
@@ -130,6 +137,7 @@ def audit(
         classifier=classifier.name,
         photos=len(read),
         classes=tuple(classifier.classes[c] for c in classes),
+        explanations=made,
         candidates=tuple(sorted(candidates, key=lambda f: (-f.confidence, -f.effect.mean))),
         correlations=tuple(sorted(correlations, key=lambda c: (-c.confidence, -c.effect))),
         failed=failed,
@@ -154,6 +162,36 @@ def explanation_settings(engine: Engine, attribute: Attribute) -> NeuronCounterf
         return settings
     kept = tuple(Regulariser(r.kind, "background", r.weight) for r in settings.regularisers)
     return replace(settings, blending_fraction=0.0, regularisers=kept)
+
+
+def _pairs(classes: Sequence[int], own, sure_nk) -> dict[int, int]:
+    """Class -> the other one whose photos have the highest mean confidence in it."""
+    if len(classes) < 2:
+        return {}
+    taken = {c: sure_nk[own[c]].mean(dim=0) for c in classes}
+    return {
+        c: max((s for s in classes if s != c), key=lambda s, c=c: float(taken[s][c]))
+        for c in classes
+    }
+
+
+def _plan(own, pairs: Mapping[int, int], read, sure_nk, attribute: Attribute) -> list:
+    """(class, photo): the photos of each class, and those of the class that is taken for it.
+
+    Questions about one photo lie together, so that it is inverted once.
+    """
+    starts = {c: _starts(ns, read, sure_nk, attribute) for c, ns in own.items()}
+    asked = [(c, n) for c, ns in starts.items() for n in ns]
+    asked += [(c, n) for c, s in pairs.items() for n in starts[s][:PAIRED]]
+    return [(c, read[n]) for c, n in sorted(asked, key=lambda one: (one[1], one[0]))]
+
+
+def _named(explanations: Sequence[Explanation], class_: str) -> list[str]:
+    """The features that most explanations of the class's own photos end with, or most others."""
+    groups = [[x.feature_after for x in explanations if (x.class_ == class_) == own]
+              for own in (True, False)]  # fmt: skip
+    counts = [(f, count, len(g)) for g in groups for f, count in Counter(g).items()]
+    return list(dict.fromkeys(f for f, count, n in counts if 2 * count > n))
 
 
 def _starts(own: Sequence[int], read, sure_nk, attribute: Attribute) -> list[int]:
@@ -193,22 +231,31 @@ def _explain(engine, classifier, attribute, starts, surest, seed, tools, on_prog
         if record.image is None:
             failed[record.id] = str(record.error)
             continue
+        image = record.image.cpu()
+        sure = confidences(classifier, torch.stack([photo.image, image]))[:, class_].tolist()
         found.setdefault(class_, []).append(
             Explanation(
-                photo.item.id, photo.image, record.image.cpu(),
-                record.background_before, record.background_after,
-                record.class_confidence_before, record.class_confidence,
+                photo.item.id, classifier.classes[photo.class_], photo.image, image,
+                record.background_before, record.background_after, *sure,
             )
         )  # fmt: skip
     return found, failed
 
 
+def _effects_by_masks(classifier, attribute, group, read, class_):
+    """None where fewer than two photos have masks."""
+    masked = [photo for photo in group if photo.mask is not None]
+    if len(masked) < 2:
+        return None
+    swap = masked_swap(attribute, read)
+    return measure_effects(classifier, attribute, _spread(masked, SWAPPED), class_, swap)
+
+
 def _effects(engine, classifier, attribute, group, read, class_, seed, tools):
     """By masks where two photos of the class have them, else by generated pictures."""
-    masked = [photo for photo in group if photo.mask is not None]
-    if len(masked) > 1:
-        swap = masked_swap(attribute, read)
-        return measure_effects(classifier, attribute, _spread(masked, SWAPPED), class_, swap)
+    by_masks = _effects_by_masks(classifier, attribute, group, read, class_)
+    if by_masks is not None:
+        return by_masks
     few = _spread(group, GENERATED)
     swap = generated_swap(engine, classifier, attribute, few, seed, tools)
     return measure_effects(classifier, attribute, few, class_, swap, generated=True)

@@ -12,7 +12,7 @@ from fastdigin.results.card import data_uri, without_folders
 from fastdigin.results.numbers import percent
 
 if TYPE_CHECKING:  # reports read results and compute none
-    from fastdigin.audit import Audit, Correlation, Explanation, Finding
+    from fastdigin.audit import Audit, Correlation, Effect, Explanation, Finding
 
 PICTURES = 6
 """Explanations of a finding that are shown."""
@@ -48,15 +48,15 @@ def write_audit_page(out: Path, found: Audit) -> Path:
 
 def _finding(finding: Finding) -> dict[str, Any]:
     effect, names = finding.effect, vars(finding)
-    others = [v for f, v in effect.by_feature.items() if f != finding.feature]
+    with_it, without = _with_and_without(effect, finding.feature)
     return {
         "sentence": SENTENCES.get(finding.attribute, GENERAL).format(**names),
         "class_": finding.class_,
         "attribute": finding.attribute,
         "feature": finding.feature,
         "confidence": percent(min(finding.confidence, ALMOST_SURE)),
-        "with_it": percent(effect.by_feature[finding.feature]),
-        "without": percent(sum(others) / len(others)),
+        "with_it": with_it,
+        "without": without,
         "points": f"{100 * effect.mean:.0f}",
         "interval": " to ".join(f"{100 * end:.0f}" for end in effect.interval),
         "count": effect.photos,
@@ -65,16 +65,41 @@ def _finding(finding: Finding) -> dict[str, Any]:
             {"feature": f, "share": value, "text": percent(value), "own": f == finding.feature}
             for f, value in sorted(effect.by_feature.items(), key=lambda pair: -pair[1])
         ],
-        "swapped": [
-            _picture(image, feature, f"{finding.class_} {percent(confidence)}")
-            for feature, (image, confidence) in effect.example.items()
-        ],
+        "swapped": _swapped(effect, finding.class_),
         "rival": effect.rival,
         "neuron": finding.neuron,
         "named": finding.named,
+        "pair": finding.pair and _pair(finding),
         "explanations": [_explanation(x, finding) for x in finding.explanations[:PICTURES]],
         "asked": len(finding.explanations),
     }
+
+
+def _pair(finding: Finding) -> dict[str, Any]:
+    effect = finding.pair.effect
+    if effect is None:
+        return {"class_": finding.pair.class_, "swapped": []}
+    with_it, without = _with_and_without(effect, finding.feature)
+    return {
+        "class_": finding.pair.class_,
+        "count": effect.photos,
+        "with_it": with_it,
+        "without": without,
+        "swapped": _swapped(effect, finding.class_),
+    }
+
+
+def _with_and_without(effect: Effect, feature: str) -> tuple[str, str]:
+    """The mean confidence with the feature, and the mean with the others."""
+    others = [v for f, v in effect.by_feature.items() if f != feature]
+    return percent(effect.by_feature[feature]), percent(sum(others) / len(others))
+
+
+def _swapped(effect: Effect, class_: str) -> list[dict[str, Any]]:
+    return [
+        _picture(image, feature, f"{class_} {percent(confidence)}")
+        for feature, (image, confidence) in effect.example.items()
+    ]
 
 
 def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
@@ -84,7 +109,7 @@ def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
     before = note(shown.feature_before, shown.confidence_before)
     after = note(shown.feature_after, shown.confidence_after)
     return {
-        "before": _picture(shown.before, "photo", before),
+        "before": _picture(shown.before, shown.class_, before),
         "after": _picture(shown.after, "explanation", after),
     }
 

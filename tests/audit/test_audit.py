@@ -9,7 +9,7 @@ import torch
 import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.audit import Audit, audit, embedded_attributes
-from fastdigin.audit.findings import Effect, Explanation, Finding, correlation
+from fastdigin.audit.findings import Effect, Explanation, Finding, Pair, correlation
 from fastdigin.models.classifier import Classifier
 from fastdigin.report.audit_page import write_audit_page
 
@@ -81,13 +81,15 @@ def test_the_page_escapes_what_it_is_told(tmp_path):
     finding = Finding(
         class_=bad, attribute="background", feature=bad,
         effect=Effect(0.5, 0.01, 9, {bad: 0.9, "b": 0.4}, bad, {bad: (grey, 0.9)}),
-        explanations=(Explanation(bad, grey, grey, bad, bad, 0.1, 0.9),), neuron=3,
+        explanations=(Explanation(bad, bad, grey, grey, bad, bad, 0.1, 0.9),), neuron=3,
+        pair=Pair(bad, Effect(0.3, 0.01, 8, {bad: 0.35, "b": 0.05}, None, {bad: (grey, 0.3)})),
     )  # fmt: skip
     weak = replace(finding, effect=Effect(0.0, 0.01, 9, {bad: 0.4, "b": 0.4}, None, {}, True))
     alone = correlation(bad, bad, bad, [0.9, 0.8], [0.1, 0.2])
-    found = Audit(bad, 9, (bad,), (finding, weak), (alone,), {bad: bad}, 1.0)
+    found = Audit(bad, 9, (bad,), {}, (finding, weak), (alone,), {bad: bad}, 1.0)
     page = write_audit_page(tmp_path, found).read_text()
     assert bad not in page and page.count("&lt;script&gt;") > 10
-    assert "adds (95% interval 48 to 52)" in " ".join(page.split())
-    empty = Audit("c", 9, ("a",), (), (), {}, 1.0)
+    told = " ".join(page.split())
+    assert "adds (95% interval 48 to 52)" in told and "On 8 photos of &lt;script&gt;" in told
+    empty = Audit("c", 9, ("a",), {}, (), (), {}, 1.0)
     assert "No feature was found" in write_audit_page(tmp_path, empty).read_text()

@@ -8,13 +8,17 @@ import torch
 from scipy import stats
 
 from fastdigin.audit import findings
-from fastdigin.audit.findings import Effect, Explanation, Finding
+from fastdigin.audit.findings import Effect, Explanation, Finding, Pair
+from fastdigin.audit.search import _named, _pairs
 
 
-def finding(ends=("grass", "grass", "brick"), mean=0.4, error=0.02, **changes):
+def finding(ends=("grass", "grass", "brick"), boots=(), mean=0.4, error=0.02, **changes):
+    """Of sneakers. ends, boots: the features that explanations of sneakers and boots end with."""
     pixel = torch.zeros(3, 8, 8)
+    shown = [("sneaker", end) for end in ends] + [("boot", end) for end in boots]
     made = tuple(
-        Explanation(f"p{n}", pixel, pixel + 1, "plain", end, 0.1, 0.9) for n, end in enumerate(ends)
+        Explanation(f"p{n}", class_, pixel, pixel + 1, "plain", end, 0.1, 0.9)
+        for n, (class_, end) in enumerate(shown)
     )
     effect = Effect(mean, error, 30, {"grass": 0.9, "brick": 0.5}, "boot", {})
     values = {"class_": "sneaker", "attribute": "background", "feature": "grass"} | changes
@@ -43,6 +47,31 @@ def test_confidence_falls_with_explanations_that_name_something_else():
     assert finding(mean=0.15).confidence == pytest.approx(3 / 8) and finding().found
 
 
+@pytest.mark.parametrize(
+    ("ends", "boots", "share", "named"),
+    [
+        (("grass", "brick", "brick"), ("grass", "grass"), 1, ["grass", "brick"]),
+        (("grass", "grass", "brick"), ("brick", "plain"), 3 / 4, ["grass"]),
+        (("brick", "plain", "gravel"), ("grass", "brick"), 2 / 3, []),
+        ((), ("grass", "grass"), 1, ["grass"]),
+    ],
+)
+def test_either_class_of_the_pair_may_name_a_feature(ends, boots, share, named):
+    """The explanations of the class's own photos, or those of the class that is taken for it."""
+    one = finding(ends, boots)
+    assert one.share == pytest.approx(share)
+    assert set(_named(one.explanations, "sneaker")) == set(named)
+
+
+def test_a_class_is_paired_with_the_one_that_is_taken_for_it_most():
+    sure_nk = torch.tensor(
+        [[0.6, 0.3, 0.1], [0.8, 0.1, 0.1], [0.0, 0.9, 0.1], [0.1, 0.5, 0.4], [0.3, 0.0, 0.7]]
+    )
+    own = {0: [0, 1], 1: [2, 3], 2: [4]}
+    assert _pairs([0, 1, 2], own, sure_nk) == {0: 2, 1: 0, 2: 1}
+    assert _pairs([1], own, sure_nk) == {}
+
+
 def test_the_correlation_is_welchs():
     having, others = [0.9, 0.8, 1.0], [0.2, 0.4, 0.3, 0.1]
     found = findings.correlation("bag", "colour", "red", having, others)
@@ -58,5 +87,11 @@ def test_lines_keep_the_contract():
     )
     assert line["kind"] == "shortcut" and line["effect"] == 0.4 and line["confidence"] == 0.75
     assert line["evidence"]["explanations_naming_it"] == 2
+    assert line["evidence"]["pair"] is None
+    boots = Effect(0.3, 0.1, 20, {"grass": 0.4, "brick": 0.1}, "boot", {})
+    pair = findings.plain(finding(pair=Pair("boot", boots)))["evidence"]["pair"]
+    assert pair == {"class": "boot", "effect": 0.3, "interval": [0.104, 0.496], "photos": 20}
+    bare = findings.plain(finding(pair=Pair("boot", None)))["evidence"]["pair"]
+    assert bare == {"class": "boot", "effect": None}
     alone = findings.plain(findings.correlation("bag", "colour", "red", [0.5], [0.1, 0.2]))
     assert alone["kind"] == "correlation" and alone["evidence"]["standard_error"] is None
