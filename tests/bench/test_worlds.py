@@ -2,6 +2,10 @@
 
 import json
 
+from fastdigin import embedded
+from fastdigin.audit import Audit, Explanation
+from fastdigin.embedded.scenes import Shortcut
+from fastdigin.results.pictures import read_picture
 from fastdigin_bench import worlds
 
 GRASS = {"garment": "bag", "attribute": "background", "feature": "grass", "strength": 0.9}
@@ -18,10 +22,11 @@ ROWS = {
     "world-000": {
         "shortcuts": [GRASS], "candidates": [line("grass", 0.9), line("red", 0.4, "colour")],
         "correlations": [line("brick", 0.8)], "processor_seconds": 10.0,
+        "faithful": [True, True, False, True],
     },
     "clean-000": {
         "shortcuts": [], "candidates": [], "correlations": [line("plain", 0.7)],
-        "processor_seconds": 30.0,
+        "processor_seconds": 30.0, "faithful": [],
     },
 }  # fmt: skip
 
@@ -29,11 +34,35 @@ ROWS = {
 def test_figures_by_hand():
     values = {f.name: f.value for f in worlds.figures_of(ROWS)}
     assert values == {
-        "discovery": 1, "worlds recovered": 1, "false alarms": 0, "extra findings": 0,
+        "faithfulness": 0.75, "discovery": 1, "worlds recovered": 1, "false alarms": 0,
+        "extra findings": 0,
         "correlations: discovery": 0, "correlations: worlds recovered": 0,
         "correlations: false alarms": 1, "correlations: extra findings": 1,
         "processor seconds of an audit": 20,
     }  # fmt: skip
+
+
+def test_faithful_explanations_bring_the_planted_feature_alone():
+    """Photos stand for explanations: bags of one colour, on other backgrounds."""
+    photos = {(p.garment, p.colour, p.background): p for p in embedded.photos()}
+
+    def made(before, after):
+        images = (read_picture(photos[key].path) for key in (before, after))
+        return Explanation("a", "bag", *images, before[2], after[2], 0.1, 0.9)
+
+    red, blue = ("bag", "red"), ("bag", "blue")
+    pairs = [
+        ((*red, "plain"), (*red, "grass")),
+        ((*red, "plain"), (*blue, "grass")),
+        ((*red, "plain"), ("boot", "red", "grass")),
+        ((*red, "plain"), (*red, "brick")),
+        ((*red, "grass"), (*red, "grass")),  # there was nothing to bring
+    ]
+    told = {("bag", "background"): [made(*pair) for pair in pairs]}
+    found = Audit("c", 9, ("bag",), told, (), (), {}, 1.0)
+    planted = Shortcut("bag", "background", "grass", 0.9)
+    assert worlds.faithful_of(found, planted) == [True, False, False, False]
+    assert worlds.faithful_of(found, Shortcut("boot", "background", "grass", 0.9)) == []
 
 
 def test_a_world_in_a_line():
@@ -55,4 +84,4 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((results / "worlds.json").read_text())
     assert list(last["worlds"]) == ["world-000", "clean-000"]
-    assert last["figures"][0]["value"] == 1
+    assert last["figures"][1]["value"] == 1
