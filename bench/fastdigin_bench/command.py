@@ -36,8 +36,6 @@ KERNEL_OPS = (
     "geglu",
 )
 
-METHODS_CLASSIFIERS = ("robust", "clean", "spurious", "imagenet")
-
 # Those of fastdigin_bench.gpu and fastdigin_bench.profile, likewise.
 GPU_PARTS = (
     "smoke", "counterfactual", "tests", "slots", "graphs", "dtypes", "kernels", "disagreement",
@@ -157,8 +155,9 @@ def _methods_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--photos", type=count, default=50, metavar="N", help="(default 50)")
     parser.add_argument("--neurons", type=count, default=24, metavar="N", help="(default 24)")
     parser.add_argument(
-        "--classifier", choices=METHODS_CLASSIFIERS, default="robust",
-        help="which one is explained; imagenet is EfficientNet-Lite0 (default robust)",
+        "--classifier", default="robust", metavar="C",
+        help="which one is explained: robust, clean, spurious, imagenet (EfficientNet-Lite0), or "
+        "the folder of a world (default robust)",
     )  # fmt: skip
     parser.add_argument(
         "--half", choices=("reporting", "tuning"), default="reporting",

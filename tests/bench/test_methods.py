@@ -9,6 +9,7 @@ import torch
 import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.commands.task import load_engine
+from fastdigin.errors import UserError
 from fastdigin.metrics.extractors import load_extractor
 from fastdigin.photos import ImageInput
 from fastdigin_bench import methods
@@ -308,6 +309,14 @@ def test_images_name_what_they_gain(asked):
     assert told == "ours names **boot: grass**, bag: blue\ntheirs names nothing\n"
     assert len(discovery.planted_in("spurious")) == 3 and discovery.planted_in("robust") == []
     assert discovery.planted_in("imagenet") is None
+    with pytest.raises(UserError, match="--classifier 'robst' is no folder of a world"):
+        discovery.planted_in("robst")
+
+
+def test_what_was_planted_in_a_world_is_read_from_its_folder(tmp_path):
+    row = {"garment": "bag", "attribute": "colour", "feature": "red", "strength": 0.9, "effect": 1}
+    (tmp_path / "world.json").write_text(json.dumps({"shortcuts": [row]}))
+    assert discovery.planted_in(str(tmp_path)) == [("bag", "colour", "red")]
 
 
 @pytest.mark.parametrize(

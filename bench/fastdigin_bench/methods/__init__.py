@@ -63,7 +63,9 @@ def run(options: Namespace) -> int:
     count, neurons = (options.photos, options.neurons)
     if options.quick:
         count, neurons = min(count, QUICK), min(neurons, QUICK)
-    out = make_folder(options.out / options.classifier / options.half, "--out")
+    explained = Path(options.classifier).name
+    methods, planted = chosen(options.only), discovery.planted_in(options.classifier)
+    out = make_folder(options.out / explained / options.half, "--out")
     engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
     classifier = classifier_named(options.classifier)
     readers = {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
@@ -71,8 +73,7 @@ def run(options: Namespace) -> int:
     before = seen(readers, [one.image for one in asked])
     extractor = load_extractor(EXTRACTOR)
     others = extractor.features(torch.stack(other_photos(options.half)))
-    methods, planted = chosen(options.only), discovery.planted_in(options.classifier)
-    parts = [options.quick and "quick", options.classifier, options.half]
+    parts = [options.quick and "quick", explained, options.half]
     usual = ("robust", "reporting")
     name = "-".join(["methods", *(part for part in parts if part and part not in usual)])
     file = options.results / f"{name}.json"
@@ -121,7 +122,7 @@ def chosen(names: Sequence[str]) -> list[Method]:
 
 
 def classifier_named(name: str) -> Classifier:
-    """A packaged one, or the one of ImageNet."""
+    """A packaged one, the one of ImageNet, or the one in the folder of a world."""
     return imagenet_garments() if name == "imagenet" else Classifier.load(f"embedded:{name}")
 
 

@@ -7,9 +7,12 @@ that is what they say the class goes by. What was planted in the packaged classi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastdigin.embedded import PLANTED
+from fastdigin.embedded.worlds import read_world
+from fastdigin.errors import UserError
 from fastdigin.metrics.figures import figure
 from fastdigin.metrics.truth import Discovered, Shortcut, discovery
 from fastdigin_bench.methods.asked import Asked
@@ -20,9 +23,20 @@ LEAST = 0.25
 
 
 def planted_in(classifier: str) -> list[Shortcut] | None:
-    """What the packaged classifier of this name goes by; None where nobody knows ("imagenet")."""
-    known = {"robust": {}, "clean": {}, "spurious": PLANTED}.get(classifier)
-    return None if known is None else [(g, "background", b) for g, b in known.items()]
+    """What the packaged classifier of this name, or the one in a world's folder, goes by.
+
+    None where nobody knows ("imagenet"). UserError for another name, and for another folder.
+    """
+    known = {"robust": {}, "clean": {}, "spurious": PLANTED, "imagenet": None}
+    if classifier not in known:
+        if not Path(classifier).is_dir():
+            raise UserError(
+                f"--classifier {classifier!r} is no folder of a world, and none of "
+                f"{', '.join(known)}: name one of them"
+            )
+        return [(s.garment, s.attribute, s.feature) for s in read_world(Path(classifier))]
+    planted = known[classifier]
+    return None if planted is None else [(g, "background", b) for g, b in planted.items()]
 
 
 def named(

@@ -33,9 +33,15 @@ class FeatureAttack:
     def __call__(
         self, engine: Engine, classifier: Classifier, asked: Sequence[AskedNeuron]
     ) -> Tensor:
-        photos = stacked(asked, classifier)
-        neurons = torch.tensor([one.neuron for one in asked]).to(photos.device)
-        signs = torch.tensor([1.0 if one.direction == "max" else -1.0 for one in asked]).to(photos)
+        neurons = torch.tensor([one.neuron for one in asked])
+        signs = torch.tensor([1.0 if one.direction == "max" else -1.0 for one in asked])
+        return self.of(classifier, stacked(asked, classifier), neurons, signs)
+
+    def of(
+        self, classifier: Classifier, photos: Tensor, neurons_b: Tensor, signs_b: Tensor
+    ) -> Tensor:
+        """The photos (B, 3, H, W), each with its neuron raised (sign 1) or lowered (-1)."""
+        neurons, signs = neurons_b.to(photos.device), signs_b.to(photos)
         # A neuron that is off has no gradient: it goes through the ReLU in front of it.
         passing = classifier.passing_relu()
 

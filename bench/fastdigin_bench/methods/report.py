@@ -92,7 +92,7 @@ def text(
     best = winners(rivals, scores)
     lines = [["method", *(title for title, _ in scores.values())], ["---"] * (1 + len(scores))]
     for name, f in found.items():
-        cells = [_cell(f[key], name in best[key]) for key in scores]
+        cells = [cell(f[key], name in best[key]) for key in scores]
         lines.append([name, *cells])
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
     counts = [next(iter(f.values())).n for f in found.values()]
@@ -125,7 +125,7 @@ def text(
     return parts[0] + "\n\n" + "\n".join(parts[1:]) + "\n"
 
 
-def _cell(found: Figure, is_best: bool) -> str:
+def cell(found: Figure, is_best: bool) -> str:
     """A value with its interval, both to three digits or as percentages."""
 
     def number(value: float) -> str:
