@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from fastdigin.errors import visible
+from fastdigin.report.summary import summary
 from fastdigin.results import Record, record_class
-from fastdigin.results.views import summarise
 
 ROWS_SHOWN = 40
 _CELL_WIDTH = 28
@@ -32,7 +32,7 @@ def results_table(task: str, records: Sequence[Record]) -> str:
     parts += [f"failed: {clean(r.id)}: {clean(r.error, 200)}" for r in failed[:ROWS_SHOWN]]
     if len(failed) > ROWS_SHOWN:
         parts.append(f"... and {len(failed) - ROWS_SHOWN} more failed")
-    figures = summarise(records)
+    figures = summary(records)
     width = max(len(figure.label) for figure in figures)
     parts += ["", *(f"{f.label:<{width}}  {f.value}  ({f.note})" for f in figures)]
     return "\n".join(parts).lstrip("\n")

@@ -9,12 +9,13 @@ from typing import Any
 
 from fastdigin.errors import UserError
 from fastdigin.report.page import write_page
+from fastdigin.report.summary import summary
 from fastdigin.results import Record, read_records, read_runs, record_class, tasks
 from fastdigin.results.card import picture, without_folders
 from fastdigin.results.folder import REPORT_FILE, RESULTS_FILE
 from fastdigin.results.pictures import MEANINGS
 from fastdigin.results.store import flatten
-from fastdigin.results.views import Cross, badge, summarise
+from fastdigin.results.views import Cross, badge
 
 # Beyond these a page gets too heavy for a browser; the folder holds the rest.
 JOBS_SHOWN = 200
@@ -77,7 +78,7 @@ def _section(task: str, records: Sequence[Record]) -> dict[str, Any]:
         "about": cls,
         "done": done,
         "example": next(iter(good or done), None),
-        "figures": summarise(records),
+        "figures": summary(records),
         "crossed": [table for view in cls.crossed if (table := _crossed(view, done))],
         "rows": _rows(cls, done),
     }

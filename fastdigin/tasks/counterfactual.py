@@ -176,7 +176,7 @@ class Counterfactuals(PhotoTask):
         embedded="embedded:judge", optimised=None,
     )  # fmt: skip
     diverse: int = given(
-        "different counterfactuals of each photo; fastdigin score says how different they are",
+        "different counterfactuals of each photo; the report says how different they are",
         kind="count", default=1, metavar="N", affects=False,
     )  # fmt: skip
 

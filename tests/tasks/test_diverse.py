@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pytest
@@ -64,9 +65,12 @@ def test_variants_differ_and_do_not_depend_on_their_number(call):
         call(fd.counterfactuals, diverse=0)
 
 
-def test_the_command_shows_them_in_a_row(tmp_path):
+def test_the_command_shows_them_in_a_row(tmp_path, capsys):
     asked = [SNEAKER.path, "--target", "bag", "--diverse", "2", "--out", tmp_path]
     assert run(*CF, *asked, *QUICK, "--null-text-steps", "1", "--slots", "2") == 0
     assert sorted(record["variant"] for record in records(tmp_path)) == [1, 2]
-    row = (tmp_path / "report.html").read_text().split('class="pictures row"')[1]
+    page = (tmp_path / "report.html").read_text()
+    row = page.split('class="pictures row"')[1]
     assert row.split("</div>")[0].count("<figure>") == 3
+    assert "<span>Diversity</span>" in page
+    assert re.search(r"^Diversity +0\.0\d+ ", capsys.readouterr().out, re.MULTILINE)
