@@ -11,8 +11,10 @@ from cli_commands import records, run
 from clip_model import save_model
 from clip_vocabulary import clip_tokenizer
 from families import save_family
+from PIL import Image
 
 from fastdigin import embedded
+from fastdigin_bench import figure4
 
 QUICK = ["--steps", "2", "--iterations", "1", "--slots", "2", "--compile", "off", "--no-cache"]
 
@@ -87,3 +89,14 @@ def test_a_neuron_raised_and_lowered_makes_a_row_of_figure_4(
     notes = [by_direction["max"]["activation"], lines[0]["activation_before"],
              by_direction["min"]["activation"]]  # fmt: skip
     assert [float(note) for _, note in shown] == pytest.approx(notes, rel=0.01)
+    command = [str(tmp_path / "out"), "--classifier", "embedded:spurious"]
+    assert figure4.main(command) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    ours = [told["activations"][column] for column in ("max", "photo", "min")]
+    assert ours == pytest.approx(notes, rel=0.01) and told["neuron"] == 3
+    high, low = (told["activations"][f"attack, {way}"] for way in ("max", "min"))
+    assert low < notes[1] < high or low == notes[1] == 0 < high
+    with Image.open(tmp_path / "out" / "figure4.png") as sheet:
+        assert sheet.width > 5 * 144
+    assert figure4.main([str(tmp_path), *command[1:]]) == 2
+    assert "raised and lowered" in capsys.readouterr().err
