@@ -55,9 +55,10 @@ class Explainer:
             given.encode(), self._token.encode()
         ):
             raise Refused(401, "the token is missing or wrong")
-        (item,) = as_inputs([read_photo(photo)])
-        item = replace(item, id=uuid.uuid4().hex, target=target)
+        picture = read_photo(photo)
         try:
+            (item,) = as_inputs([picture])
+            item = replace(item, id=uuid.uuid4().hex, target=target)
             task = fd.Counterfactuals(
                 engine=self._engine, classifier=self._classifier, photos=[item],
                 settings=self._settings,
@@ -99,7 +100,9 @@ def read_photo(photo: bytes) -> Image.Image:
         if image.width * image.height > PIXELS:
             raise Refused(413, f"at most {PIXELS:,} pixels are read")
         image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Refused:
+        raise
+    except Exception:  # decoders of damaged files raise whatever they stumble over
         raise Refused(400, "the body is no PNG or JPEG picture") from None
     return image
 

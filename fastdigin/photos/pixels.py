@@ -18,7 +18,8 @@ from fastdigin.models.resampling import resample
 from fastdigin.results.pictures import open_image
 from fastdigin.storage import fingerprint
 
-BITS, PHOTOMETRIC = 258, 262  # tags of a TIFF: bits a sample, and what its values mean
+BITS, PHOTOMETRIC, SIGN = 258, 262, 339
+"""Tags of a TIFF: bits a sample, what its values mean, and whether they are signed (2)."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,11 @@ def to_tensor(image: Image.Image, mode: Literal["RGB", "L"] = "RGB") -> Tensor:
     that Pillow cannot convert.
     """
     white = _white(image)
-    image = ImageOps.exif_transpose(image)
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # of any kind, as decoders raise
+        raise ValueError(f"its pixels or its Exif data are damaged: {error}") from None
     if white is not None:
         grey = torch.from_numpy((np.asarray(image) / white).astype(np.float32))
         if not ((grey >= 0) & (grey <= 1)).all():
@@ -185,9 +190,11 @@ def to_tensor(image: Image.Image, mode: Literal["RGB", "L"] = "RGB") -> Tensor:
 
 def _white(image: Image.Image) -> float | None:
     """What white is in a mode deeper than 8 bits: Pillow itself would cut its values at 255."""
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return None
     tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if image.mode != "F" and not image.mode.startswith("I"):
+        if 2 in tags.get(SIGN, ()):
+            raise ValueError("its integers are signed, and do not say what black is")
+        return None
     if tags.get(PHOTOMETRIC) == 0:
         raise ValueError(f"its mode {image.mode} has white at 0")
     if image.mode == "F":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +83,13 @@ def png(picture: Image.Image) -> bytes:
 
 def open_image(path: Path) -> Image.Image:
     """The picture in a file of FORMATS, decoded. OSError for whatever is wrong with it."""
-    if path.exists() and not path.is_file():  # a pipe or a device could be read for ever
+    if os.path.exists(path) and not os.path.isfile(
+        path
+    ):  # a pipe or a device could be read for ever
         raise OSError("it is no regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            _check_transparent_colour(image)
             image.load()
     except UnidentifiedImageError:
         raise OSError(f"it is none of {', '.join(FORMATS)}") from None
@@ -94,6 +98,13 @@ def open_image(path: Path) -> Image.Image:
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         raise OSError(str(error) or type(error).__name__) from error
     return image
+
+
+def _check_transparent_colour(image: Image.Image) -> None:
+    """OSError where Pillow would compare a PNG's transparent colour with pixels of other depth."""
+    raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    if "transparency" in image.info and ";" in str(raw) and image.mode != "P":
+        raise OSError(f"its transparent colour is of the depth {raw}, which is not read")
 
 
 def read_picture(path: Path) -> Tensor:

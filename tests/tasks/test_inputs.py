@@ -89,6 +89,7 @@ def test_a_ramp_is_read_from_every_kind_of_file(tmp_path, kind):
         (Image.fromarray((RAMP - 0.5).astype(np.float32)), {}, "mode F are outside"),
         (Image.fromarray(np.where(RAMP > 0.5, np.nan, 1).astype(np.float32)), {}, "are outside"),
         (Image.fromarray((RAMP * 65535).astype(np.uint16)), {"tiffinfo": {262: 0}}, "white at 0"),
+        (Image.fromarray((RAMP * 127).astype(np.uint8)), {"tiffinfo": {339: 2}}, "are signed"),
     ],
 )
 def test_depths_that_could_be_read_wrongly_are_refused(tmp_path, picture, more, words):
@@ -98,14 +99,58 @@ def test_depths_that_could_be_read_wrongly_are_refused(tmp_path, picture, more, 
             read(replace(item, mask=item.image), 64)
 
 
-def png(*chunks, size=(64, 64)):
+def png(*chunks, size=(64, 64), bits=8, colour=2, pixels=b""):
     """A file of chunks with right checksums, whatever they hold."""
-    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    header = struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in parts
     )
+
+
+@pytest.mark.parametrize(
+    "bits, colour, pixel", [(1, 0, 1), (8, 0, 77), (8, 2, 77), (2, 0, 1), (4, 0, 1), (16, 0, 4660),
+                            (16, 2, 4660)],
+)  # fmt: skip
+def test_a_transparent_colour_is_white_or_refused(tmp_path, bits, colour, pixel):
+    """Pillow compares it with pixels that it has brought to 8 bits; of 16 it takes no notice."""
+    samples = 3 if colour == 2 else 1
+    row = b"".join(pixel.to_bytes(bits // 8, "big") for _ in range(64 * samples)) if bits > 7 else (
+        bytes([sum(pixel << k for k in range(0, 8, bits))]) * (64 * bits // 8)
+    )  # fmt: skip
+    key = (b"tRNS", struct.pack(">H", pixel) * samples)
+    item = ImageInput("x", tmp_path / "x.png")
+    item.image.write_bytes(png(key, bits=bits, colour=colour, pixels=(b"\0" + row) * 64))
+    if bits in (1, 8):
+        assert (read_image(item, 64) == 1).all()
+    else:
+        with pytest.raises(UserError, match="transparent colour is of the depth"):
+            read_image(item, 64)
+
+
+EXIF = {
+    "letters": b"letters", "header": b"Exif\0\0II+\0\x08\0\0\0", "half": b"Exif\0\0MM\0*\0"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("kind", EXIF)
+def test_damaged_exif_data_fail_alone(tmp_path, suffix, kind):
+    """Pillow reads them when it is asked how the picture is turned."""
+    item = saved(GREY.convert("RGB"), tmp_path, suffix, exif=EXIF[kind])
+    with pytest.raises(UserError, match="Exif data are damaged"):
+        read_image(item, 64)
+    with pytest.raises(UserError, match="picture 0 of images cannot be read"):
+        as_inputs([Image.open(item.image)])
+
+
+def test_an_open_picture_that_is_cut_short_is_refused_by_its_place(tmp_path):
+    path = tmp_path / "x.png"
+    content = saved(GREY, tmp_path, "png").image.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="picture 1 of images cannot be read"):
+        as_inputs([GREY, Image.open(path)])
 
 
 TEXT_BOMB = png((b"zTXt", b"Comment\0\0" + zlib.compress(b"0" * 2**26)))
