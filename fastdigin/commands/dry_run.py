@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def _plan(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     left = [request for request in task.requests if request.id in ids - done]
     items = (getattr(request, "item", None) for request in left)
     paths = (item.image for item in items if item is not None)
-    absent = [path for path in paths if isinstance(path, Path) and not path.exists()]
+    absent = [path for path in paths if isinstance(path, Path) and not os.path.exists(path)]
     plan = {
         "task": task.name,
         "missing": [f"image '{path}' does not exist" for path in absent],

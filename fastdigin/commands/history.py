@@ -43,10 +43,10 @@ def recall(out: Path) -> Command | None:
     """What ``remember`` wrote; None where there is no such file."""
     path = out / COMMAND_FILE
     check_entries(out)
+    if not os.path.exists(path):
+        return None
     try:
         command = Command(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read ({error}): remove it") from None
     texts = [*command.arguments, command.folder] if isinstance(command.arguments, list) else [None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from fastdigin.results.store import read_lines
 
     out = options.out or options.folders[0]
-    others = list(dict.fromkeys(path.resolve() for path in options.folders))
+    others = list(dict.fromkeys(Path(os.path.realpath(path)) for path in options.folders))
     if len(others) < len(options.folders) or (len(others) < 2 and options.out is None):
         raise UserError("folders to merge must be two at least, each named once")
     merge(others, out)
@@ -60,9 +61,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         read_runs,
     )
 
-    out = out.resolve()
-    known = {(x["task"], x["id"]): (out, x) for x in read_lines(out)} if out.is_dir() else {}
-    settings = read_runs(out) if out.is_dir() else {}
+    out = Path(os.path.realpath(out))
+    known = {(x["task"], x["id"]): (out, x) for x in read_lines(out)}
+    settings = read_runs(out)
     wanted: dict[tuple[str, str], tuple[Path, dict]] = {}
     for folder in folders:
         runs = read_runs(folder)
@@ -103,7 +104,7 @@ def _pictures(folder: Path, line: Mapping[str, Any]) -> dict[str, bytes]:
     from fastdigin.results.store import IMAGE_KEYS, picture_path
 
     paths = [picture_path(folder, line.get(key)) for key in IMAGE_KEYS]
-    root = folder.resolve()
+    root = os.path.realpath(folder)
     return {str(path.relative_to(root)): path.read_bytes() for path in paths if path}
 
 

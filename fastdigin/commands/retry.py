@@ -21,7 +21,7 @@ def again(options: argparse.Namespace, parse) -> argparse.Namespace:
 
     parse: makes options of a command line. This process goes to where the command was given.
     """
-    out = options.out.resolve()
+    out = options.out.absolute()
     command = recall(out)
     if command is None:
         raise UserError(f"'{out}' holds no {COMMAND_FILE}: give its command once more instead")

@@ -6,6 +6,7 @@ Only names are read at first; a picture is opened when its turn comes. Every inp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def photos(argument: str) -> list[Photo]:
             f"{', '.join(LAYOUTS)}"
         )
     folder = Path(path).expanduser()
-    if not path or not folder.is_dir():
+    if not path or not os.path.isdir(folder):
         raise UserError(f"data set {argument!r}: '{path}' is not a folder")
     try:
         found = LAYOUTS[kind](folder)

@@ -35,12 +35,21 @@ def is_image(path: Path) -> bool:
 
 def folders_of(folder: Path) -> list[Path]:
     """The folders in ``folder``, by name; hidden ones are not among them."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]
 
 
 def images_of(folder: Path) -> list[Path]:
     """The images in ``folder``, by name; told by their suffix, none is opened."""
-    return sorted(path for path in folder.iterdir() if is_image(Path(path.name)))
+    return [path for path in _entries(folder) if is_image(Path(path.name))]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"folder '{folder}' cannot be read ({error.strerror}): allow it, or name another one"
+        ) from None
 
 
 def classes_in_folders(folder: Path) -> list[Photo]:

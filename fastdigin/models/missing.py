@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import pickle
 import re
 from collections.abc import Iterable, Iterator
@@ -116,7 +117,7 @@ def kept_offline() -> Iterator[None]:
 
 def is_folder(source: str) -> bool:
     """Whether a text names a folder of this machine, there or not, and can be no hub id."""
-    return Path(source).exists() or _HUB_ID.fullmatch(source) is None
+    return os.path.exists(source) or _HUB_ID.fullmatch(source) is None
 
 
 def fetching(source: str, *options: str) -> str | None:
@@ -124,7 +125,7 @@ def fetching(source: str, *options: str) -> str | None:
 
     That is so for "photos/model" too, if there is a folder "photos".
     """
-    if is_folder(source) or Path(source).parent.is_dir() and "/" in source:
+    if is_folder(source) or os.path.isdir(Path(source).parent) and "/" in source:
         return None
     return " ".join(["hf download", source, *options])
 

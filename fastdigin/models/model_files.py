@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
         from fastdigin.embedded import model_folder
 
         folder, mend = Path(model_folder()), "reinstall fastdigin"
-    elif path.is_dir():
+    elif os.path.isdir(path):
         # In the hub's cache layout, the newest snapshot.
         snapshots = path.glob("snapshots/*")
         folder = max(snapshots, key=lambda p: p.stat().st_mtime, default=path)
@@ -77,7 +78,7 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
             f"fetch it again with `hf download OWNER/NAME --local-dir {shlex.quote(source)}`, or "
             "save it with pipeline.save_pretrained()"
         )
-    elif path.is_file():
+    elif os.path.isfile(path):
         kind = "StableDiffusionXLPipeline" if _is_xl(path) else "StableDiffusionPipeline"
         code = f"from diffusers import {kind} as P; P.from_single_file({source!r})"
         code += f".save_pretrained({str(path.with_suffix(''))!r})"

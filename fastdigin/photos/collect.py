@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
             found += _embedded(argument)
         elif datasets.is_dataset(argument):
             found += _dataset(argument)
-        elif Path(argument).is_dir():
+        elif os.path.isdir(argument):
             found += _folder(Path(argument))
         elif Path(argument).suffix.lower() in TABLE_SUFFIXES:
             found += _table(Path(argument))

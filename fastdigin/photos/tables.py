@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -20,7 +21,7 @@ def read_table(path: Path, columns: Sequence[str], needed: str) -> list[dict[str
 
     Raises UserError for a file that cannot be read, has no rows, or a row that is not as it should.
     """
-    if path.exists() and not path.is_file():  # a pipe could be read for ever
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe could be read for ever
         raise UserError(f"table '{path}' is no regular file: name a file")
     read = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix.lower()]
     rows = []

@@ -41,7 +41,7 @@ def check_entries(out: Path, task: str = "") -> None:
     for name in (*FILES, PICTURES, f"{PICTURES}/{task}"):
         try:
             found = os.lstat(out / name)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # nothing is there; a path that cannot be is refused where it is made
             continue
         folder = name.startswith(PICTURES)
         if not (stat.S_ISDIR if folder else stat.S_ISREG)(found.st_mode):

@@ -138,7 +138,7 @@ def read_lines(out: Path | str) -> list[dict]:
     """
     path = Path(out) / RESULTS_FILE
     check_entries(path.parent)
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     last: dict[tuple[str, str], dict] = {}
     skipped = []
@@ -194,8 +194,8 @@ def read_environments(out: Path | str) -> list[dict]:
 def _read_run_file(out: Path) -> dict[str, dict]:
     path = out / RUN_FILE
     check_entries(out)
-    if not path.exists():
-        if (path.parent / RESULTS_FILE).exists():
+    if not os.path.exists(path):
+        if os.path.exists(path.parent / RESULTS_FILE):
             raise UserError(
                 f"--out '{out}' holds {RESULTS_FILE} but no {RUN_FILE}, so its "
                 "settings are unknown; choose another --out."
@@ -232,8 +232,11 @@ def picture_path(out: Path, relative: str | None) -> Path | None:
     """The picture that a record names; None where it is missing, empty, or not in OUT/images."""
     if not relative:
         return None
-    path = (out / relative).resolve()
-    inside = path.is_relative_to(out.resolve() / PICTURES) and path.is_file()
+    try:
+        path = Path(os.path.realpath(out / relative))
+    except (TypeError, ValueError):  # no text, or none that can be a path
+        return None
+    inside = path.is_relative_to(Path(os.path.realpath(out)) / PICTURES) and os.path.isfile(path)
     return path if inside and path.stat().st_size else None
 
 

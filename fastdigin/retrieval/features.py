@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
     photos: list[ImageInput] = []
     for argument in arguments:
         root = Path(argument)
-        if not root.is_dir():
+        if not os.path.isdir(root):
             photos += collect([argument])
             continue
         files = sorted(f for f in root.rglob("*") if is_image(f.relative_to(root)) and f.is_file())
@@ -148,7 +149,7 @@ def _state(photo: ImageInput) -> tuple | None:
         status = photo.image.stat()
     except OSError:
         return None
-    return str(photo.image.resolve()), status.st_size, status.st_mtime_ns, photo.crop
+    return str(os.path.realpath(photo.image)), status.st_size, status.st_mtime_ns, photo.crop
 
 
 def _embed(

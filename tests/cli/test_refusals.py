@@ -191,6 +191,42 @@ def test_more_photos_than_there_are(tmp_path, capsys):
     assert run(*search, "--top", 10**12, *out) == 0
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "loop"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*CF, "{}", *TO_TARGET], [*CF, "{}.csv", *TO_TARGET], [*CF, "imagenet:{}", *TO_TARGET],
+        [*OF_PHOTO, "--out", "{}"], [*OF_PHOTO, "--model", "{}"], [*OF_PHOTO, "--model", "./{}"],
+        [*OF_PHOTO, "--classifier", "embedded:{}"], ["activating", "{}", "--classifier", "embedded:clean", "--neurons", 3],
+        ["status", "{}"], ["retry", "{}"], ["merge", "{}", "other"], ["score", "{}"],
+        ["doctor", "--model", "{}"],
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-1]}",
+)  # fmt: skip
+def test_paths_that_no_system_has(name, arguments, tmp_path, monkeypatch, capsys):
+    """Too long, or a link to itself: what asks a system about them gets an error of its own."""
+    monkeypatch.chdir(tmp_path)
+    for suffix in ("", ".csv"):
+        Path(f"loop{suffix}").symlink_to(f"loop{suffix}")
+    given = [x.format(name) if isinstance(x, str) else x for x in arguments]
+    assert run(*given) == (1 if "doctor" in given else 2)
+    captured = capsys.readouterr()
+    assert name in captured.out + captured.err
+    assert sorted(os.listdir()) == ["loop", "loop.csv"]
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch, capsys):
+    save_copy(tmp_path / "x.png")
+
+    def refused(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    for place in (tmp_path, f"imagefolder:{tmp_path}"):
+        assert run(*CF, place, *TO_TARGET, "--out", tmp_path / "out") == 2
+        assert f"{tmp_path}' cannot be read (Permission denied)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_environment_of_nonsense(tmp_path, monkeypatch):
     """Threads that are no number and no home: the packaged model works all the same."""

@@ -10,6 +10,8 @@ import pytest
 import torch
 from records import filled
 
+from fastdigin.commands.merge import merge
+from fastdigin.commands.status import task_states
 from fastdigin.errors import CannotWrite, UserError
 from fastdigin.report import write_report
 from fastdigin.results import NeuronRecord, ResultStore, read_records, read_runs
@@ -31,6 +33,20 @@ def test_an_address_is_no_folder(tmp_path, monkeypatch, address):
         with pytest.raises(UserError, match=f"--out '{out}' must be a folder.*mount that store"):
             NeuronRecord(id="x").save(out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [5, ["x"], "a\0.png", "\ud800.png", "a" * 300, "loop.png", "."])
+def test_a_record_that_names_no_picture_is_none_of_ours(tmp_path, path):
+    """Its job is done again, and all that reads the folder goes on."""
+    saved = filled(NeuronRecord).save(tmp_path)
+    path = f"images/{path}" if isinstance(path, str) else path
+    (tmp_path / "images/loop.png").symlink_to(tmp_path / "images/loop.png")
+    (tmp_path / "results.jsonl").write_text(json.dumps(saved | {"image": path}) + "\n")
+    (state,) = task_states(tmp_path)
+    assert (state["done"], state["images_per_hour"]) == (1, None)
+    assert not any(record.complete for record in read_records(tmp_path))
+    write_report(tmp_path)
+    merge([tmp_path], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])

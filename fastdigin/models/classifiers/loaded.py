@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def load(name: str) -> LoadedNetwork:
     from fastdigin.embedded.networks import read_network
 
     folder = Path(name)
-    if name in classifier_names() or not (folder / "config.json").is_file():
+    if name in classifier_names() or not os.path.isfile(folder / "config.json"):
         folder = classifier_folder(name)  # lists the names where there is none
     network, config = read_network(folder)
     settings = (tuple(config[key]) for key in ("mean", "std", "classes"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def _load(open_clip: Any, name: str, owner: str) -> tuple[Any, Any]:
         files = "a file with the weights of the model, or a folder with open_clip_config.json and"
         where = (f"{files} weights", None)
     with loading(owner, *where):
-        told = _told_beside(pretrained, owner) if Path(pretrained or "").is_file() else {}
+        told = _told_beside(pretrained, owner) if os.path.isfile(pretrained or "") else {}
         model = open_clip.create_model(
             architecture, pretrained=pretrained, require_pretrained=True, weights_only=True, **told
         )
@@ -156,13 +157,13 @@ def _find(open_clip: Any, name: str, owner: str) -> tuple[str, str | None, str |
     """What open_clip calls the model and its weights, and the repository that they come from."""
     if name.startswith("hf-hub:"):
         return name, None, name.removeprefix("hf-hub:")
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return f"local-dir:{name}", None, None
     architecture, _, pretrained = name.partition("/")
     if architecture not in open_clip.list_models():
         see = "open_clip.list_models()"
         raise unknown(owner, "open_clip", architecture, open_clip.list_models(), see)
-    if Path(pretrained).is_file():
+    if os.path.isfile(pretrained):
         return architecture, pretrained, None
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained not in tags:
