@@ -197,7 +197,8 @@ def test_more_photos_than_there_are(tmp_path, capsys):
     [
         [*CF, "{}", *TO_TARGET], [*CF, "{}.csv", *TO_TARGET], [*CF, "imagenet:{}", *TO_TARGET],
         [*OF_PHOTO, "--out", "{}"], [*OF_PHOTO, "--model", "{}"], [*OF_PHOTO, "--model", "./{}"],
-        [*OF_PHOTO, "--classifier", "embedded:{}"], ["activating", "{}", "--classifier", "embedded:clean", "--neurons", 3],
+        [*OF_PHOTO, "--classifier", "embedded:{}"],
+        ["activating", "{}", "--classifier", "embedded:clean", "--neurons", 3],
         ["status", "{}"], ["retry", "{}"], ["merge", "{}", "other"], ["score", "{}"],
         ["doctor", "--model", "{}"],
     ],
