@@ -42,7 +42,9 @@ from fastdigin_bench.output import (
 )
 from fastdigin_bench.plots import Panel, plot
 
-SHOWN = ("flip_rate", "judge", "kept", "confidence", "background_l1", "seconds")
+PAIRED = ("flip_rate", "judge", "kept", "confidence", "background_l1")
+"""Scores that are compared with the default's, photo by photo."""
+SHOWN = (*PAIRED, "seconds")  # a batch of photos has one time, so that photos are no sample of it
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def compared(rows: Mapping[str, Rows]) -> list[dict[str, Any]]:
         | {
             "settings": {k: str(v) for k, v in changes[name].settings.items()},
             "classifier": changes[name].classifier,
-            "minus_default": {key: report.paired(own, first, key) for key in SHOWN},
+            "minus_default": {key: report.paired(own, first, key) for key in PAIRED},
         }
         for name, own in rows.items()
     ]
@@ -154,7 +156,7 @@ def text(rows: Mapping[str, Rows]) -> str:
 
     def cell(key: str):
         return lambda name: report.cell(
-            found[name][key], differs(report.paired(rows[name], first, key))
+            found[name][key], key in PAIRED and differs(report.paired(rows[name], first, key))
         )
 
     columns = {"changed": str} | {scores.SCORES[key][0]: cell(key) for key in SHOWN}
