@@ -88,6 +88,7 @@ def figures_of(records: Sequence[CounterfactualRecord]) -> list[Figure]:
         found += [
             figure(f"variant {variant}: flips", [r.flipped for r in own]),
             figure(f"variant {variant}: judge sees the target", [r.judge_agrees for r in own]),
+            figure(f"variant {variant}: confidence", [r.target_confidence for r in own]),
             figure(f"variant {variant}: background L1", [r.background_l1 for r in own]),
         ]
     scores = score(cases_of(records), Networks(extractor=load_extractor(EXTRACTOR)))
