@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from fastdigin import __version__, tasks
 from fastdigin.commands.streams import kept_going
@@ -74,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
     """All commands by name; only the chosen one has its options, since torch takes seconds."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastdigin", description="Look inside image classifiers with diffusion models."
     )
     parser.add_argument("--version", action="version", version=f"fastdigin {__version__}")
@@ -86,6 +87,11 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
         if [name] == list(chosen):
             _module(name).add_options(command, name)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
 
 
 def _module(command: str) -> ModuleType:

@@ -20,6 +20,8 @@ from typing import Any
 from fastdigin.errors import UserError
 
 _SETTING = "fastdigin"
+LARGEST = 10**6
+"""The most of whatever is counted and has no bound of its own: more is a slip of the finger."""
 _UNIONS = (typing.Union, types.UnionType)
 
 
@@ -63,6 +65,9 @@ class Setting:
         )
 
 
+COUNT = Setting("", least=1, most=LARGEST)
+
+
 def setting(default: Any, help: str, **known: Any) -> Any:
     """A dataclass field with a default and what :class:`Setting` says of it."""
     metadata = {_SETTING: Setting(help, **known)}
@@ -75,16 +80,21 @@ def settings_of(cls: type) -> dict[str, tuple[Any, Setting]]:
     """Field name -> (its type, what is known of it), of the fields made by :func:`setting`."""
     types_of = typing.get_type_hints(cls)
     return {
-        field.name: (types_of[field.name], field.metadata[_SETTING])
+        field.name: (types_of[field.name], _bounded(types_of[field.name], field.metadata[_SETTING]))
         for field in dataclasses.fields(cls)
         if _SETTING in field.metadata
     }
 
 
+def _bounded(kind: Any, known: Setting) -> Setting:
+    free = optional(kind)[0] is int and known.most is None and known.below is None
+    return dataclasses.replace(known, most=LARGEST) if free else known
+
+
 def check_settings(settings: Any) -> None:
     """Raises UserError for the first value that its field's type or bounds do not accept."""
     for name, (kind, known) in settings_of(type(settings)).items():
-        _check(name, getattr(settings, name), kind, known)
+        check_value(name, getattr(settings, name), kind, known)
 
 
 def documented(cls: type) -> type:
@@ -133,7 +143,8 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _check(name: str, value: Any, kind: Any, known: Setting) -> None:
+def check_value(name: str, value: Any, kind: Any, known: Setting) -> None:
+    """Raises UserError unless ``value`` is of a type and within the bounds of a setting."""
     kind, may_be_none = optional(kind)
     if value is None and may_be_none:
         return
@@ -145,7 +156,7 @@ def _check(name: str, value: Any, kind: Any, known: Setting) -> None:
     if item := element(kind):
         _require(isinstance(value, (tuple, list)), name, value, "a tuple")
         for each in value:
-            _check(name, each, item, known)
+            check_value(name, each, item, known)
     elif values := choices(kind):
         _require(value in values, name, value, "one of " + ", ".join(map(str, values)))
     elif kind in (int, float):

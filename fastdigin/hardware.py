@@ -21,7 +21,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastdigin.errors import UserError
+
 WARM_UP = 2
+CROWD = 16
+"""Processes for each core or GPU, at most: more only wait for each other, and fill the memory."""
 PIECES = 2**30  # bytes that torch holds but cannot use: worth a word
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -285,3 +289,12 @@ def _read_rest(limit: Path, used: Path) -> int | None:
     except OSError:
         return None
     return None if most == "max" else max(int(most) - int(now), 0)
+
+
+def check_workers(count: int, units: int) -> None:
+    """UserError for more processes than so many cores or GPUs can serve."""
+    if count > CROWD * units:
+        raise UserError(
+            f"workers must be at most {CROWD * units}, {CROWD} for each of {units} cores or GPUs, "
+            f"got {count}"
+        )

@@ -21,6 +21,7 @@ from fastdigin.commands.common_options import (
 )
 from fastdigin.commands.options import count
 from fastdigin.commands.output import finish, write_jsonl
+from fastdigin.errors import visible
 
 if TYPE_CHECKING:  # torch takes seconds, and the parser does without it
     from fastdigin.audit import Audit
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             on_progress=bar.update,
         )  # fmt: skip
     for name, error in found.failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+        print(visible(f"failed: {name}: {error}"), file=sys.stderr)
     finish(
         options, map(plain, found.findings), lambda: _lines(found),
         lambda: write_audit_page(options.out, found),

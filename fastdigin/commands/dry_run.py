@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from fastdigin.commands.run import check_same_inputs
 from fastdigin.commands.workers import share_of_memory, sharing
-from fastdigin.errors import UserError
-from fastdigin.results import read_records
+from fastdigin.errors import UserError, visible
+from fastdigin.results import read_records, read_runs
+from fastdigin.results.store import check_same_settings, jsonable
 from fastdigin.tasks.task import Task
 
 MEASURED = 3
@@ -40,7 +42,7 @@ def run_dry(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ta
         finally:
             torch.set_num_threads(threads)
     for line in plan.get("failing", ()):
-        print(f"would fail: {line}", file=sys.stderr)
+        print(visible(f"would fail: {line}"), file=sys.stderr)
     if options.json:
         print(json.dumps(plan))
     else:
@@ -66,9 +68,13 @@ def _planned(options: argparse.Namespace, load: Callable[[argparse.Namespace], T
 
 def _plan(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     ids = set(options.shard.of([request.id for request in task.requests]))
+    before = read_runs(options.out).get(task.name)
+    if before is not None:
+        check_same_settings(options.out, task.name, before, jsonable(task.run_settings))
     records = read_records(options.out)
-    done = {r.id for r in records if r.task == task.name and r.status == "done" and r.complete}
-    left = [request for request in task.requests if request.id in ids - done]
+    done = {(r.task, r.id): r for r in records if r.status == "done" and r.complete}
+    check_same_inputs(task, done, options.out)
+    left = [x for x in task.requests if x.id in ids and (task.name, x.id) not in done]
     items = (getattr(request, "item", None) for request in left)
     paths = (item.image for item in items if item is not None)
     absent = [path for path in paths if isinstance(path, Path) and not os.path.exists(path)]

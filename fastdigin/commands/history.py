@@ -51,7 +51,7 @@ def recall(out: Path) -> Command | None:
         raise UserError(f"'{path}' cannot be read ({error}): remove it") from None
     texts = [*command.arguments, command.folder] if isinstance(command.arguments, list) else [None]
     counts = command.jobs.values() if isinstance(command.jobs, dict) else [None]
-    if not (all(map(_is_text, texts)) and all(type(n) is int and n >= 0 for n in counts)):
+    if not (all(map(_is_text, texts)) and all(type(n) is int and 0 <= n < 2**63 for n in counts)):
         raise UserError(f"'{path}' is not from fastdigin: remove it")
     return command
 

@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """Checks all folders, then copies what the target lacks; 1 if a job of the result failed."""
     from fastdigin.report import write_report
+    from fastdigin.report.console import print_text
     from fastdigin.results.store import read_lines
 
     out = options.out or options.folders[0]
@@ -40,15 +41,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary))
     else:
-        print(f"{summary['done']} done, {failed} failed in {out}\nreport: {page}")
+        print_text(f"{summary['done']} done, {failed} failed in {out}\nreport: {page}")
     return 1 if failed else 0
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
     """Adds to ``out`` what the folders hold beside it.
 
-    A job that is done in two folders must be the same in both; one that failed gives way to one
-    that is done. Nothing is written before everything has been checked.
+    A job that is done in two folders must be the same in both; one that failed, or whose pictures
+    are lost, gives way to one that is done. Nothing is written before everything has been checked.
 
     Raises:
         UserError: no results, other settings, or another result of the same id.
@@ -74,9 +75,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         for line in read_lines(folder) if folder != out else ():
             key = (line["task"], line["id"])
             before = known.get(key)
-            if before is None or (before[1]["status"], line["status"]) == ("failed", "done"):
+            if before is None or _worth(*before) < _worth(folder, line):
                 known[key] = wanted[key] = (folder, line)
-            elif line["status"] == "done":
+            elif _worth(folder, line) == 2:
                 _check_same(before, (folder, line))
     stores = {task: ResultStore(out, task, settings[task]) for task in settings}
     first = next(iter(settings))  # the folder keeps what made all of its tasks' results together
@@ -85,6 +86,15 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     for folder, line in wanted.values():
         _copy_pictures(folder, line, out)
         stores[line["task"]].append(line)
+
+
+def _worth(folder: Path, line: Mapping[str, Any]) -> int:
+    """0 of a job that failed, 1 of one that is done and lacks pictures, 2 of a whole one."""
+    from fastdigin.results.store import IMAGE_KEYS, picture_path
+
+    named = [line[key] for key in IMAGE_KEYS if line.get(key)]
+    whole = all(picture_path(folder, relative) is not None for relative in named)
+    return 0 if line["status"] == "failed" else 1 + whole
 
 
 def _check_same(one: tuple[Path, Mapping[str, Any]], other: tuple[Path, Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastdigin.configuration import Setting, choices, element, optional, settings_of
+from fastdigin.configuration import COUNT, Setting, choices, element, optional, settings_of
 from fastdigin.errors import UserError
 
 _NONE = object()
@@ -120,8 +120,8 @@ def _said(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
-    return _number(text, int, Setting("", least=1), "a count")
+    """A whole number of at least 1; up to LARGEST."""
+    return _number(text, int, COUNT, "a count")
 
 
 def whole(text: str) -> int:

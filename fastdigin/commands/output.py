@@ -27,7 +27,7 @@ def finish(
         print(text, end="")
     else:
         print_text("\n".join(lines()))
-        print(f"\nreport: {page}")
+        print_text(f"\nreport: {page}")
 
 
 def print_left_out(unreadable: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastdigin.commands.history import remember
 from fastdigin.commands.run import check_same_inputs, conclude, environment_of
 from fastdigin.commands.workers import share_of_memory
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, visible
 from fastdigin.results import ResultStore, read_records
 from fastdigin.tasks.task import Task
 
@@ -51,7 +51,7 @@ def run_on_ray(options: Namespace, load: Callable[[Namespace], Task]) -> int:
             print(json.dumps(line), flush=True)
         if line["status"] == "failed":
             failed.append(line["id"])
-            tqdm.write(f"failed: {line['id']}: {line['error']}", file=sys.stderr)
+            tqdm.write(visible(f"failed: {line['id']}: {line['error']}"), file=sys.stderr)
 
     run = Run(
         task=plan.task, ids=plan.ids, out=options.out, load=partial(_load, options, load),
@@ -59,7 +59,7 @@ def run_on_ray(options: Namespace, load: Callable[[Namespace], Task]) -> int:
     )  # fmt: skip
     run.run()
     for id, why in run.errors.items():
-        print(f"no result: {id}: {why}", file=sys.stderr)
+        print(visible(f"no result: {id}: {why}"), file=sys.stderr)
     conclude([plan.task], options.out, as_json=options.json)
     return 1 if failed or run.errors else 0
 

@@ -9,7 +9,7 @@ import sys
 from fastdigin.commands.history import COMMAND_FILE, recall
 from fastdigin.commands.options import path
 from fastdigin.commands.shard import WHOLE
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, visible
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
@@ -25,7 +25,7 @@ def again(options: argparse.Namespace, parse) -> argparse.Namespace:
     command = recall(out)
     if command is None:
         raise UserError(f"'{out}' holds no {COMMAND_FILE}: give its command once more instead")
-    print(f"again: fastdigin {' '.join(command.arguments)}", file=sys.stderr)
+    print(visible(f"again: fastdigin {' '.join(command.arguments)}"), file=sys.stderr)
     try:
         os.chdir(command.folder)
     except OSError as error:

@@ -25,6 +25,7 @@ from fastdigin.commands.history import STARTED_BY
 from fastdigin.commands.run import conclude
 from fastdigin.engine.memory import parse_memory
 from fastdigin.errors import UserError
+from fastdigin.hardware import check_workers
 from fastdigin.results.store import read_runs
 
 
@@ -39,6 +40,7 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
     if STARTED_BY in os.environ:  # this is a worker: whatever it is told, it starts no others
         raise UserError("a worker was told to start workers: report this command line as a bug")
     count = options.workers
+    check_workers(count, max(os.cpu_count() or 1, torch.cuda.device_count()))
     memory = []
     if hasattr(options, "memory"):
         memory = ["--memory", share_of_memory(options.memory, sharing(count))]
@@ -60,7 +62,7 @@ def run_workers(arguments: Sequence[str], options: Namespace) -> int:
             codes = [worker.wait() for worker in workers]
         for worker in workers[1:]:
             if codes != [2] * count:
-                print(worker.messages.read_text(), end="", file=sys.stderr)
+                print(worker.messages.read_text(errors="replace"), end="", file=sys.stderr)
     for number, code in enumerate(codes, start=1):
         if code not in (0, 1, 2):
             print(
@@ -113,7 +115,7 @@ class _Worker:
             stderr = messages and files.enter_context(messages.open("w"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fastdigin.cli", *arguments],
-                env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                env=environment, stdout=subprocess.PIPE, stderr=stderr, errors="replace",
             )  # fmt: skip
         self._reader = threading.Thread(target=self._read, args=(relay,), daemon=True)
         self._reader.start()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fastdigin import hardware
+from fastdigin.configuration import LARGEST, Setting, check_value
 from fastdigin.engine.batch import Batch
 from fastdigin.engine.checks import check_pooled, check_values
 from fastdigin.engine.compile_choice import CompileChoice
@@ -90,8 +91,8 @@ class Engine:
         deterministic: bool = False,
     ):
         for name, value, least in (("slots", slots, 1), ("kept_steps", kept_steps, 0)):
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, got {value}")
+            if value is not None:
+                check_value(name, value, int, Setting("", least=least, most=LARGEST))
         if deterministic and (slots is None or compile == "auto"):
             raise UserError(
                 "deterministic needs slots (--slots N) and compile on or off: what is planned "

@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from tqdm import tqdm
 
 from fastdigin.errors import UserError
+from fastdigin.hardware import check_workers
 from fastdigin.models.missing import first_sentence
 from fastdigin.scale.beats import EVERY, Beats
 from fastdigin.scale.tail import Tail
@@ -62,6 +63,7 @@ class Pool:
     def of_machines(cls, machines: Sequence[Mapping[str, float]], size: int | None) -> Pool:
         """The same, by what each machine has."""
         gpus, cpus = ([have.get(kind, 0.0) for have in machines] for kind in ("GPU", "CPU"))
+        check_workers(size or 1, max(1, int(sum(gpus)), int(sum(cpus))))
         size = size or max(1, int(sum(gpus) or sum(cpus)))
         sharing = math.ceil(size / (sum(gpus) or len(machines)))
         return cls(size, _share(cpus, size), min(1, _share(gpus, size)), sharing)

@@ -181,8 +181,6 @@ class Counterfactuals(PhotoTask):
     )  # fmt: skip
 
     def make_requests(self) -> list[CounterfactualRequest]:
-        if self.diverse < 1:
-            raise UserError(f"diverse must be at least 1, got {self.diverse!r}")
         photos = self.photos
         if self.target is not None:
             targets = one_each(self.target, "targets", len(photos))

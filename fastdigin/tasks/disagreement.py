@@ -108,8 +108,6 @@ class Disagreements(Task):
     seeds: int = given("images per class", kind="count", default=1, metavar="N", affects=False)
 
     def prepare(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"seeds must be at least 1, got {self.seeds}")
         if not len(self.classes):
             raise UserError("classes is empty: name at least one class")
         f, g = self.f.network, self.g.network

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fastdigin.configuration import plain
+from fastdigin.configuration import COUNT, check_value, plain
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Unmade
 from fastdigin.engine.queue import Stage
@@ -121,6 +121,8 @@ class Task(ABC):
             self.settings = self.default_settings(self.model)
         for known in inputs_of(type(self)):
             value = getattr(self, known.name)
+            if known.kind == "count":
+                check_value(known.name, value, int, COUNT)
             if isinstance(value, Classifier):
                 check_classifier(value.to(self.model.device), known.optimised)
         self.model.ddim_table(self.settings.optimisation.steps)  # raises where there are too many

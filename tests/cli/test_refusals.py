@@ -81,6 +81,7 @@ def test_wrong_values(refused, arguments, words):
     "option, value",
     [
         ("--limit", "0"), ("--limit", "-1"), ("--limit", "x"), ("--limit", "²"), ("--slots", "0"),
+        ("--slots", "9" * 30), ("--seeds", "9" * 9), ("--limit", "9" * 20),
         ("--steps", "0"), ("--steps", "2000"), ("--steps", "x"), ("--steps", "1.5"),
         ("--iterations", "-1"), ("--iterations", "x"), ("--seeds", "x"), ("--seeds", "0"),
         ("--seed", "x"), ("--seed", "9" * 30), ("--objective", "loss"), ("--classes", ""),

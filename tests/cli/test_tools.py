@@ -167,6 +167,22 @@ def test_merge(command, photos, tmp_path, capsys):
     assert sorted(r["id"] for r in read_lines(parts[0])) == ids
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("loss", ["gone", "empty", "a folder"])
+def test_a_job_whose_pictures_are_lost_gives_way_to_a_whole_one(tmp_path, loss, order):
+    good, poor, out = tmp_path / "good", tmp_path / "poor", tmp_path / "out"
+    command = [*CF, PHOTO.path, "--target", TARGET, *QUICK, "--out"]
+    assert run(*command, good) == run(*command, poor) == 0
+    (line,) = records(good)
+    lost = poor / line["image"]
+    lost.unlink()
+    if loss != "gone":
+        lost.mkdir() if loss == "a folder" else lost.touch()
+    assert run("merge", *(good, poor)[::order], "--out", out) == 0
+    assert (out / line["image"]).read_bytes() == (good / line["image"]).read_bytes()
+    assert run("merge", poor, "--out", out) == 0 and len(records(out)) == 1
+
+
 def test_what_cannot_be_merged(command, photos, tmp_path, capsys):
     (photos / "b.png").unlink()
     command = [*command, "--slots", 1]  # in other batches the last bits would differ
@@ -235,6 +251,44 @@ def test_a_dry_run_says_what_is_missing(command, photos, tmp_path, capsys):
     assert run(*again) == 1
     assert "3 jobs, 1 done, 2 left" in capsys.readouterr().out
     assert files(out) == before
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    """Other settings, and another photo or prompt of the same name."""
+    out = tmp_path / "out"
+    command = [*CF, save_copy(tmp_path / "a.png"), "--target", TARGET, "--out", out, *QUICK]
+    assert run(*command) == 0
+    capsys.readouterr()
+    for more in (["--seed", 1], ["--guidance-scale", 2], ["--prompt", "a {} on grass"]):
+        said = []
+        for dry in ([], ["--dry-run"]):
+            assert run(*command, *more, *dry) == 2
+            said.append(capsys.readouterr().err)
+        assert said[0] == said[1] and str(out) in said[0]
+
+
+STEERING = "\x1b]0;title\x07\x9b31m"
+
+
+@pytest.mark.parametrize("way", ["retry", "retry of another", "merge", "dry run", "failed"])
+def test_no_name_steers_the_terminal(tmp_path, capsys, way):
+    out = tmp_path / f"out{STEERING}"
+    photo = tmp_path / f"{STEERING}.png"
+    command = [*CF, photo, "--target", TARGET, "--out", out, *QUICK]
+    if way in ("dry run", "failed"):
+        photo.write_text("no picture")
+        run(*command, *(["--dry-run"] if way == "dry run" else []))
+    else:
+        save_copy(photo)
+        assert run(*command) == 0
+        if way == "retry of another":
+            (out / "command.json").write_text(json.dumps(
+                {"arguments": [*CF, "x.png", STEERING], "folder": "/", "jobs": {}}
+            ))  # fmt: skip
+        run(way.split()[0], out, *(["--out", tmp_path / "all"] if way == "merge" else []))
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert "title" in said and not {"\x1b", "\x07", "\x9b"} & set(said)
 
 
 @pytest.mark.slow

@@ -183,6 +183,14 @@ def test_a_worker_starts_no_workers(tmp_path, monkeypatch, capsys):
     assert "told to start workers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("count", [33, 10**6, 10**9])
+def test_more_workers_than_a_machine_can_serve(tmp_path, monkeypatch, capsys, count):
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(workers.subprocess, "Popen", None)
+    assert run(*CF, PHOTO.path, "--target", TARGET, "--workers", count, "--out", tmp_path) == 2
+    assert "at most" in capsys.readouterr().err
+
+
 def test_photos_whose_names_begin_with_a_dash(tmp_path, monkeypatch):
     """They stand behind "--", where the workers' own options would be names of photos."""
     monkeypatch.chdir(tmp_path)

@@ -127,7 +127,7 @@ def test_edits_that_do_not_fit(tiny, message):
         ("learning_rate", 0.0), ("latent_lr_factor", -0.1), ("optimiser", "lbfgs"),
         ("schedule", "linear"), ("clip_gradients", 0.0), ("variables", ()),
         ("variables", ("latent",)), ("steps", 2.5), ("steps", True), ("iterations", "3"),
-        ("learning_rate", None),
+        ("learning_rate", None), ("iterations", 10**12),
     ],
 )  # fmt: skip
 def test_settings_are_checked(option, value):

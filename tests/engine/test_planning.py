@@ -39,9 +39,10 @@ def test_malformed_sizes_are_refused_before_any_work(model, text):
         Engine(model, memory=text)
 
 
-def test_slots_must_be_positive(model):
-    with pytest.raises(UserError, match="slots must be at least 1"):
-        Engine(model, slots=0)
+@pytest.mark.parametrize("slots", [0, 10**30, 2.5, True])
+def test_slots_must_be_a_count(model, slots):
+    with pytest.raises(UserError, match="slots must be .*, got"):
+        Engine(model, slots=slots)
 
 
 def test_a_budget_that_holds_nothing_is_an_error_before_work(model):

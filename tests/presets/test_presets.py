@@ -187,7 +187,7 @@ def test_presets_of_the_algorithm_combine(tmp_path, capsys):
     ("content", "message"),
     [
         ({"inversion": "direct"}, "inversion is no field of CounterfactualSettings: remove it"),
-        ({"optimisation.steps": 0}, "steps must be at least 1, got 0"),
+        ({"optimisation.steps": 0}, "steps must be at least 1 and at most 1000000, got 0"),
         ({"optimisation": {}}, "optimisation of .* holds settings: name one"),
         ({"optimisation.steps.more": 1}, "steps of Settings holds no settings"),
         ({"inversion_method": {}}, 'inversion_method must be a value or {"most": NUMBER}'),

@@ -57,6 +57,14 @@ def test_all_actors_find_their_share(machines, size, pool):
     assert min(cpus, gpus) >= pool.size
 
 
+@pytest.mark.parametrize("machines", [[{"CPU": 2}], [{"CPU": 1}, {"CPU": 1}], [{"GPU": 2}]])
+def test_more_actors_than_machines_can_serve(machines):
+    """Ray would start any number of them, each with a share of nothing."""
+    assert Pool.of_machines(machines, 32).size == 32
+    with pytest.raises(UserError, match="workers must be at most 32, .*, got 33"):
+        Pool.of_machines(machines, 33)
+
+
 def sleeping(out, faults, ids=None, jobs=JOBS, seconds=0.02, load=load, **also):
     task = Sleep(engine=SleepEngine(seconds, faults), count=jobs)
     ResultStore(out, task.name, task.run_settings)

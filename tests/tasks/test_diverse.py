@@ -61,7 +61,7 @@ def test_variants_differ_and_do_not_depend_on_their_number(call):
     scores = score(cases_of(three), Networks(extractor=load_extractor("embedded:judge")))
     (diversity,) = (one.figure for one in scores if one.figure.name == "diversity")
     assert diversity.n == 1 and 0 < diversity.value < 2
-    with pytest.raises(UserError, match="diverse must be at least 1, got 0"):
+    with pytest.raises(UserError, match="diverse must be at least 1 and at most 1000000, got 0"):
         call(fd.counterfactuals, diverse=0)
 
 
