@@ -89,7 +89,7 @@ def _case(record: Record) -> Case:
         before=_picture(record, "initial_image") if before is None else before,
         after=_picture(record, "image"),
         mask=_picture(record, "mask"),
-        photo=None if input is None else f"{input}-{target}",
+        photo=None if None in (input, target) else f"{input}-{target}",
         confidence=None if None in confidence else confidence,
         judged=getattr(record, "judge_agrees", None),
         **known,

@@ -29,7 +29,8 @@ def summary(records: Sequence[Record]) -> list[Figure]:
 def diversities(records: Sequence[Record]) -> list[float]:
     """Of each photo with several counterfactuals the mean L1 of pairs, within its mask.
 
-    Pixels lie in [0, 1]. Raises UserError for pictures that cannot be read.
+    Pixels lie in [0, 1]. A photo whose mask is empty does not count. Raises UserError for pictures
+    that cannot be read.
     """
     photos: dict[str, list[Case]] = {}
     for case in cases_of([r for r in records if getattr(r, "variant", None) is not None]):
@@ -40,5 +41,6 @@ def diversities(records: Sequence[Record]) -> list[float]:
         if len(own) > 1:
             mask = own[0].read()[2]
             images = [case.read()[1] for case in own]
-            found.append(diversity(images, lambda a, b, mask=mask: masked_l1(a, b, mask)))
+            if mask is None or mask.sum() >= 1:
+                found.append(diversity(images, lambda a, b, mask=mask: masked_l1(a, b, mask)))
     return found

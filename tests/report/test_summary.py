@@ -4,14 +4,15 @@ import torch
 from records import filled
 
 import fastdigin as fd
+from fastdigin.metrics import cases_of
 from fastdigin.report.summary import diversities, summary
 
 
-def variant(number, grey, photo="a"):
+def variant(number, grey, photo="a", masked=4):
     """A counterfactual whose picture has one grey on the left, where the mask is, and noise on the
     right."""
     mask = torch.zeros(8, 8)
-    mask[:, :4] = 1
+    mask[:, :masked] = 1
     image = torch.rand(3, 8, 8)
     image[..., :4] = grey
     pictures = {"image": image, "input_image": torch.zeros(3, 8, 8), "mask": mask}
@@ -32,3 +33,9 @@ def test_diversity_is_the_mean_of_pairs_inside_the_mask():
 def test_single_counterfactuals_have_none():
     found = summary([variant(1, 0.0), variant(1, 0.5, "b")])
     assert "Diversity" not in [figure.label for figure in found]
+
+
+def test_what_cannot_be_compared_does_not_count():
+    assert diversities([variant(1, 0.0, masked=0), variant(2, 0.5, masked=0)]) == []
+    ways = [filled(fd.NeuronCounterfactualRecord, way, direction=way) for way in ("max", "min")]
+    assert [case.photo for case in cases_of(ways)] == [None, None]  # no variants of one answer
