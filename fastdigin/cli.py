@@ -111,7 +111,15 @@ def _set_up_logging(verbose: bool) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_visible)
     logging.getLogger("fastdigin").setLevel(logging.INFO if verbose else logging.ERROR)
-    rooms = ("results", "report", "storage", "editing.segmentation", "tasks.firing", "commands")
+    rooms = (
+        "results",
+        "report",
+        "storage",
+        "photos",
+        "editing.segmentation",
+        "tasks.firing",
+        "commands",
+    )
     for room in (*rooms, "models.classifier", "models.classifiers"):
         logging.getLogger(f"fastdigin.{room}").setLevel(logging.WARNING)
 

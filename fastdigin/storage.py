@@ -55,9 +55,15 @@ def cache_folder() -> Path:
         return Path(given)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "fastdigin"
+        return (Path(base) if base else _home() / "AppData" / "Local") / "fastdigin"
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastdigin"
+    return (Path(base) if base else _home() / ".cache") / "fastdigin"
+
+
+def _home() -> Path:
+    """The user's; where nobody knows one, as in some containers, a folder that cannot be made."""
+    home = os.path.expanduser("~")
+    return Path(home if os.path.isabs(home) else "/nonexistent")
 
 
 def fingerprint(*parts: Any) -> str:

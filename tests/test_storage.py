@@ -12,6 +12,7 @@ from torch import nn
 from fastdigin.errors import UserError
 from fastdigin.storage import (
     TensorCache,
+    cache_folder,
     cache_key,
     cached,
     cached_batch,
@@ -19,6 +20,7 @@ from fastdigin.storage import (
     text_hash,
     weights_fingerprint,
 )
+from fastdigin_kernels.common import choices
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0), "one": torch.tensor(3)}
 
@@ -123,6 +125,20 @@ def test_every_weight_counts():
     network[1].running_mean += 1
     found.append(weights_fingerprint([network]))
     assert found[0] == found[1] and len(set(found)) == 3
+
+
+@pytest.mark.parametrize("home", ["known", "unknown", "relative"])
+def test_a_user_without_a_home(tmp_path, monkeypatch, home):
+    """As a container with a user that its system does not know: nothing is kept there."""
+    for name in ("FASTDIGIN_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: {
+        "known": f"{tmp_path}/me", "unknown": path, "relative": "me",
+    }[home])  # fmt: skip
+    for folder in (cache_folder(), choices._folder()):
+        assert folder.is_absolute() and folder.name == "fastdigin"
+        assert folder.is_relative_to(tmp_path) == (home == "known")
 
 
 def test_a_folder_that_cannot_be(tmp_path):

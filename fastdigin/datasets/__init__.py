@@ -45,7 +45,7 @@ def photos(argument: str) -> list[Photo]:
             f"data set {argument!r} is not understood: write LAYOUT:PATH, where LAYOUT is one of "
             f"{', '.join(LAYOUTS)}"
         )
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not path or not os.path.isdir(folder):
         raise UserError(f"data set {argument!r}: '{path}' is not a folder")
     try:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from fastdigin.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {
+    ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pfm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+"""Of the formats that are read (fastdigin.results.pictures.FORMATS)."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,16 @@ def is_image(path: Path) -> bool:
 
 def folders_of(folder: Path) -> list[Path]:
     """The folders in ``folder``, by name; hidden ones are not among them."""
-    return [path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]
+    return [path for path in entries(folder) if path.is_dir() and not path.name.startswith(".")]
 
 
 def images_of(folder: Path) -> list[Path]:
     """The images in ``folder``, by name; told by their suffix, none is opened."""
-    return [path for path in _entries(folder) if is_image(Path(path.name))]
+    return [path for path in entries(folder) if is_image(Path(path.name))]
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """All that is in a folder, by name. UserError where it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:

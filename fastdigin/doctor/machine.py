@@ -86,7 +86,7 @@ def caches() -> dict[str, Any]:
 
 def _contents(kind: str, folder: Path) -> dict[str, int]:
     """Model or file or kind of result -> bytes."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return {}
     if kind != "hub":
         return {p.name: _size(p) for p in sorted(folder.iterdir())}
@@ -103,5 +103,5 @@ def _size(path: Path) -> int:
 
 
 def _free_disk(folder: Path) -> int:
-    there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.isdir(p))
     return shutil.disk_usage(there).free

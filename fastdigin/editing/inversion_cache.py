@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,9 @@ class InversionCache:
         self, model: LatentDiffusion, folder: str | Path | None = None, limit: int = LIMIT
     ):
         self.model = model
-        folder = cache_folder() / "inversions" if folder is None else Path(folder).expanduser()
+        folder = (
+            cache_folder() / "inversions" if folder is None else Path(os.path.expanduser(folder))
+        )
         self._files = TensorCache(folder, limit)
 
     def invert(

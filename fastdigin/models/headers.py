@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -36,7 +37,7 @@ def check_headers(source: str, files: ModelFiles) -> None:
 def _shapes(folder: Path, stem: str, variant: str | None) -> dict[str, tuple[int, ...]]:
     one, many = (folder / f"{stem}{ending}" for ending in ENDINGS[variant])
     files = [one]
-    if not one.is_file():
+    if not os.path.isfile(one):
         files = [folder / name for name in set(json.loads(many.read_text())["weight_map"].values())]
     found = {}
     for file in files:

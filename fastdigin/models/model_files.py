@@ -65,7 +65,7 @@ def find_model(source: str, *, half: bool = False) -> ModelFiles:
         UserError: The source is none of these, or of a pipeline that is not supported.
         MissingFiles: Files are not here and cannot be fetched.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source == EMBEDDED:
         from fastdigin.embedded import model_folder
 
@@ -181,7 +181,9 @@ def _check_folders(source: str, files: ModelFiles) -> None:
                 f"{part}/config.json, and only {kind} can be used"
             )
         one, many = (f"{part}/{stem}{ending}" for ending in ENDINGS[variant])
-        if library == "diffusers" and all((files.folder / name).is_file() for name in (one, many)):
+        if library == "diffusers" and all(
+            os.path.isfile(files.folder / name) for name in (one, many)
+        ):
             # diffusers would follow it, here to shards that may be absent or older.
             raise UserError(
                 f"model {source!r} cannot be loaded: {many} names other files than {one} beside "
@@ -206,7 +208,7 @@ def _read_json(source: str, path: Path, *names: str) -> dict:
 
 def _read_index(source: str, folder: Path) -> dict:
     path = folder / INDEX
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"model folder {source!r} has no model_index.json: it must be a diffusers folder "
             "as written by pipeline.save_pretrained()"

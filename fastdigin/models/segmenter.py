@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def find_segmenter(spec: str, checkpoint: str | Path | None = None) -> tuple[Cal
             f"{', '.join(KINDS)}"
         )
     build = _registry()[kind]
-    return build, _download(kind) if checkpoint is None else Path(checkpoint).expanduser()
+    return build, _download(kind) if checkpoint is None else Path(os.path.expanduser(checkpoint))
 
 
 def _registry() -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -13,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from fastdigin import datasets
-from fastdigin.datasets.layout import SUFFIXES, images_of
+from fastdigin.datasets.layout import SUFFIXES, entries, images_of
 from fastdigin.errors import UserError
 from fastdigin.photos.pixels import ImageInput, Images, pixels_of
 from fastdigin.photos.tables import TABLE_SUFFIXES, read_table
+
+log = logging.getLogger(__name__)
 
 TABLE_COLUMNS = (
     "image", "id", "prompt", "source", "target", "mask", "background", "caption", "source_word",
@@ -130,6 +133,11 @@ def _folder(folder: Path) -> list[ImageInput]:
     files = images_of(folder)
     if not files:
         raise UserError(f"folder '{folder}' holds no images ({', '.join(sorted(SUFFIXES))})")
+    others = [path for path in set(entries(folder)).difference(files) if path.is_file()]
+    kinds = {path.suffix.lower() for path in others if not path.name.startswith(".")}
+    if kinds:
+        log.warning("folder '%s': files of other kinds are left out (%s)", folder,
+                    ", ".join(sorted(kind or "no suffix" for kind in kinds)))  # fmt: skip
     return [ImageInput(f.stem, f) for f in files]
 
 

@@ -262,7 +262,7 @@ def test_neither_batch_nor_strides_nor_gradients_take_part(timed):
     assert len(timed) == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"x": 3}', '{"x": {"y": 3}}', "\xff"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"x": 3}', '{"x": {"y": 3}}', "\xff", "[" * 10**5])
 def test_a_corrupt_file_is_replaced(content, timed, fresh):
     fresh.parent.mkdir()
     fresh.write_text(content, encoding="latin-1")

@@ -6,21 +6,37 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from fastdigin import embedded
+from fastdigin.datasets.layout import SUFFIXES
 from fastdigin.errors import UserError
 from fastdigin.photos import ImageInput, collect, distinct
+from fastdigin.results.pictures import FORMATS
 
 
-def test_folders_and_limits(tmp_path):
-    for name in ("b.PNG", "a.jpeg", "c.webp", "notes.txt", "._a.jpeg", ".hidden.png", ".png"):
+def test_folders_and_limits(tmp_path, caplog):
+    """What is left out of a folder is said, but for hidden files."""
+    for name in ("b.PNG", "a.jpeg", "c.webp", "._a.jpeg", ".hidden.png", ".png"):
         (tmp_path / name).touch()
     assert [i.id for i in collect([str(tmp_path)])] == ["a", "b", "c"]
+    assert not caplog.text
+    for name in ("notes.txt", "photo.HEIC", "README"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert len(collect([str(tmp_path)])) == 4  # the last one fails alone, by name
+    assert "are left out (.heic, .txt, no suffix)" in caplog.text
+    (tmp_path / "folder.png").rmdir()
     assert [i.id for i in collect([str(tmp_path)], 2)] == ["a", "b"]
     pairs = collect(["embedded:pairs"], 3)
     assert [i.target for i in pairs] == [p.target for p in embedded.pairs()[:3]]
     with pytest.raises(UserError, match="no images were given"):
         collect([])
+
+
+def test_a_folder_gives_all_formats_that_are_read():
+    Image.init()
+    assert {s for s, kind in Image.registered_extensions().items() if kind in FORMATS} == SUFFIXES
 
 
 def test_table_values(tmp_path):

@@ -62,9 +62,15 @@ def _folder() -> Path:
         return Path(given)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "fastdigin"
+        return (Path(base) if base else _home() / "AppData" / "Local") / "fastdigin"
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastdigin"
+    return (Path(base) if base else _home() / ".cache") / "fastdigin"
+
+
+def _home() -> Path:
+    """The user's; where nobody knows one, as in some containers, a folder that cannot be made."""
+    home = os.path.expanduser("~")
+    return Path(home if os.path.isabs(home) else "/nonexistent")
 
 
 def environment(device: torch.device) -> str:
@@ -89,7 +95,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _log.warning("choices in %s are not readable and are made anew: %s", path, error)
         return {}
     if not isinstance(content, dict):
