@@ -333,12 +333,13 @@ def null_text_optimisation(
                 output = null_output + settings.guidance_scale * (cond_output - null_output)
                 z_prev, x0 = solver_step(rows[i].expand(batch, -1), z, output, previous_x0)
                 losses = (z_prev - upward[:, i + 1]).square().flatten(1).mean(1)
+                total = losses.sum()
             near = near | (losses.detach().double() < settings.tolerance * (1 + 2 * i))
             # Elsewhere than on the CPU the host would wait for the answer.
             waits = near.device.type != "cpu" or hardware.of(near.device).is_gpu
             if not left or (not waits and near.all()):
                 break
-            (on_output,) = torch.autograd.grad(losses.sum(), null_output)
+            (on_output,) = torch.autograd.grad(total, null_output)
             _, gradient = functions.vjp(graph, on_output, None)
             null = torch.where(near[:, None, None], null, adam.update(null, gradient))
         z, previous_x0 = z_prev.detach(), x0.detach()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdigin.engine.job import Blending, Injection, Job, SelfInjection, Settings
@@ -22,6 +23,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "blending": (Blending, type(None)), "pooled": _OPTIONAL_TENSOR, "noise": _OPTIONAL_TENSOR,
     "monitors": (Mapping,),
 }  # fmt: skip
+
+
+def check_mode() -> None:
+    """UserError under torch.inference_mode, where nothing can be optimised."""
+    if torch.is_inference_mode_enabled():
+        raise UserError(
+            "the engine needs gradients, which torch.inference_mode() rules out: call it "
+            "outside of that; torch.no_grad() does no harm"
+        )
 
 
 def check_fields(job: Job) -> None:

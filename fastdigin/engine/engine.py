@@ -25,14 +25,14 @@ from torch import Tensor
 from fastdigin import hardware
 from fastdigin.configuration import LARGEST, Setting, check_value
 from fastdigin.engine.batch import Batch
-from fastdigin.engine.checks import check_pooled, check_values
+from fastdigin.engine.checks import check_mode, check_pooled, check_values
 from fastdigin.engine.compile_choice import CompileChoice
 from fastdigin.engine.compiled import GraphKey
 from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import Job, Result, Settings
 from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
-from fastdigin.engine.queue import Queue, Stage, checked
+from fastdigin.engine.queue import KINDS, Queue, Stage, checked
 from fastdigin.engine.sampler import StepFunctions, UnrolledSampler
 from fastdigin.engine.steps import Steps
 from fastdigin.engine.widths import Widths
@@ -231,7 +231,9 @@ class Engine:
         Raises:
             UserError: for anything else among them; nothing is appended then.
         """
-        jobs = list(jobs)  # outside of the lock, as it may be a generator's work
+        jobs = list(
+            checked(jobs, KINDS, "jobs")
+        )  # outside of the lock, as it may be a generator's work
         with self._lock:
             self._batch.queue.submit(jobs)
 
@@ -319,11 +321,7 @@ class Engine:
 
     def _step(self, batch: Batch, on_progress: Callable[[float], None] | None) -> list[Result]:
         advance = on_progress or (lambda iterations: None)
-        if torch.is_inference_mode_enabled():
-            raise UserError(
-                "the engine needs gradients, which torch.inference_mode() rules out: call it "
-                "outside of that; torch.no_grad() does no harm"
-            )
+        check_mode()
         results = batch.refill(lambda stage: self._run_stage(stage, advance))
         advancing = batch.advancing
         if advancing:

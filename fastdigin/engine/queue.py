@@ -159,10 +159,17 @@ def _jobs_of(item: Job | Stage | Result) -> int:
 
 def checked(items: Iterable, kinds: tuple[type, ...], name: str) -> Iterator:
     """The items, one at a time; UserError for the first that is of none of the kinds."""
-    for position, item in enumerate(items):
-        if not isinstance(item, kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(
-                f"{name}[{position}] is {item!r:.80}, wanted a {wanted}: leave out what has none"
-            )
-        yield item
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    if not isinstance(items, Iterable):
+        raise UserError(f"{name} is {items!r:.80}, wanted a list, each a {wanted}")
+
+    def one_each() -> Iterator:
+        for position, item in enumerate(items):
+            if not isinstance(item, kinds):
+                raise UserError(
+                    f"{name}[{position}] is {item!r:.80}, wanted a {wanted}: leave out what has "
+                    "none"
+                )
+            yield item
+
+    return one_each()

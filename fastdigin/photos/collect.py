@@ -74,6 +74,8 @@ def as_inputs(
     single = isinstance(images, (Tensor, np.ndarray)) and images.ndim < 4
     if single or isinstance(images, (ImageInput, str, Path, Image.Image)):
         images = [images]
+    if not isinstance(images, Iterable):
+        raise UserError(f"images is {images!r:.80}: give files, pictures, arrays or tensors")
     inputs = []
     for number, image in enumerate(images):
         if isinstance(image, ImageInput):
@@ -94,6 +96,7 @@ def as_inputs(
 def one_each(value: Any, name: str, count: int) -> list:
     """``count`` values from one for all, or from one each."""
     single = isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
+    single |= getattr(value, "ndim", 1) == 0  # a number of torch or NumPy
     values = [value] if single else list(value)
     if len(values) not in (1, count):
         raise UserError(f"{len(values)} {name} for {count} images: give one, or one each")

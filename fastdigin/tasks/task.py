@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastdigin.configuration import COUNT, check_value, plain
+from fastdigin.engine.checks import check_mode
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Unmade
 from fastdigin.engine.queue import Stage
@@ -117,6 +118,7 @@ class Task(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_mode()
         if self.settings is None:
             self.settings = self.default_settings(self.model)
         for known in inputs_of(type(self)):

@@ -83,6 +83,15 @@ def test_each_fails_alone(tiny):
         assert any(words in error for error in errors), (words, errors)
 
 
+@pytest.mark.parametrize("jobs", [None, 5, "a job"])
+def test_what_is_no_list_of_jobs_is_refused_by_name(tiny, jobs):
+    jobs = make_job(tiny.model, "alone", **BRIEF) if jobs == "a job" else jobs
+    engine = Engine(tiny.model, slots=1)
+    for use in (lambda: list(engine.run(jobs)), lambda: engine.submit(jobs)):
+        with pytest.raises(fd.UserError, match="jobs is .*, wanted a list, each a Job or Stage"):
+            use()
+
+
 def test_no_grad_does_no_harm_and_inference_mode_is_refused(tiny):
     job = make_job(tiny.model, "a", **BRIEF)
     engine = Engine(tiny.model, slots=1)

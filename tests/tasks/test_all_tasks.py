@@ -27,6 +27,22 @@ def test_progress_adds_up_and_starts_with_the_preparation(call, task):
     assert max(done) < 0.6
 
 
+@pytest.mark.parametrize("task", THREE)
+def test_no_grad_does_no_harm_and_inference_mode_is_refused(call, task):
+    (expected,) = call(task)
+    with torch.no_grad():
+        (found,) = call(task)
+    assert torch.equal(found.image, expected.image)
+    with torch.inference_mode(), pytest.raises(fd.UserError, match="call it outside of that"):
+        list(call(task))
+
+
+@pytest.mark.parametrize("images", [None, 5])
+def test_what_are_no_images_is_refused_by_name(call, images):
+    with pytest.raises(fd.UserError, match=f"images is {images}: give files"):
+        call(fd.counterfactuals, images=images)
+
+
 @pytest.mark.parametrize("task", OF_PHOTOS)
 def test_one_bad_image_fails_alone(call, task, tmp_path):
     images = [fd.ImageInput("bad", tmp_path / "nowhere.png"), fd.ImageInput("good", PHOTO.path),

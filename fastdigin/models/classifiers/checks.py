@@ -35,7 +35,8 @@ def check_classifier(classifier: Classifier, differentiable: Differentiable | No
             _check_logits(classifier, found.detach())
         if differentiable == "activations":
             found = classifier.activations(image, prepared=True)
-    if differentiable is not None and not _has_gradient(found, image):
+        reached = differentiable is None or _has_gradient(found, image)
+    if not reached:
         raise UserError(
             f"no gradient of the {differentiable} of {classifier.name} reaches the image, so "
             "nothing can be optimised: its forward must not run under torch.no_grad() or "
