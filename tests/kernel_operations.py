@@ -51,6 +51,7 @@ class Operation:
     first has three samples; the interpreter takes eight. large: what slow tests take as well.
     empty: without a sample, and such.
     wanted: which inputs get a gradient. batched: which have a first dimension of samples.
+    rounds: how much more than PyTorch's own it may lose to rounding. linear: in its first input.
     """
 
     function: Callable[..., Tensor]
@@ -63,6 +64,8 @@ class Operation:
     large: Sequence[tuple] = ()
     wanted: Sequence[int] = (0,)
     batched: Sequence[int] = (0,)
+    rounds: float = 1
+    linear: bool = False
 
     def by(self, impl: str) -> Callable[..., Tensor]:
         """The function of inputs; also by "pytorch" and "reference"."""
@@ -197,7 +200,7 @@ OPERATIONS = {
     ),
     # (B, I, H, W), (O, kernel height and width), stride, padding, dilation, groups
     "frozen convolution": Operation(
-        lambda *inputs, impl: conv2d(*inputs), F.conv2d, F.conv2d, ("torch",),
+        conv2d, F.conv2d, F.conv2d, ("torch",),
         _draw_conv,
         [((3, 5, 7, 9), (4, 3, 3), 1, 1, 1, 1),
          ((1, 6, 5, 3), (7, 1, 1), 1, 0, 1, 1),
@@ -208,6 +211,15 @@ OPERATIONS = {
          ((2, 6, 5, 7), (6, 3, 3), 1, 1, 1, 6),
          ((1, 2, 1, 1), (3, 3, 3), 1, 1, 1, 1),
          ((2, 6, 5, 7), (4, 3, 3), 1, 1, 1, 1, True)],
+        linear=True,
+    ),
+    # (B, I, H, W), O: tiles of 4x4 that are cut, one pixel, channels around panels of 16.
+    "convolution of 3x3": Operation(
+        conv2d, F.conv2d, F.conv2d, ("cpp",),
+        lambda size, outputs, *last: _draw_conv(size, (outputs, 3, 3), 1, 1, 1, 1, *last),
+        [((3, 5, 7, 9), 4), ((2, 48, 16, 16), 48, True), ((1, 16, 4, 4), 33, True),
+         ((1, 33, 1, 1), 16), ((2, 20, 8, 5), 70, True), ((1, 128, 4, 4), 128, True)],
+        empty=[((0, 5, 7, 9), 4)], rounds=4, linear=True,
     ),
 }  # fmt: skip
 NORM_ALONE = Operation(

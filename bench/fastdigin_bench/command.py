@@ -34,6 +34,7 @@ KERNEL_OPS = (
     "injected-attention",
     "group-norm-silu",
     "geglu",
+    "conv-3x3",
 )
 
 # Those of fastdigin_bench.gpu and fastdigin_bench.profile, likewise.

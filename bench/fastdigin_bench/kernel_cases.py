@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fastdigin_kernels.attention import attention, injected_attention
 from fastdigin_kernels.attention.reference import attention_reference, injected_attention_reference
 from fastdigin_kernels.common import choice
+from fastdigin_kernels.frozen_conv import conv2d
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.geglu.reference import geglu_reference
 from fastdigin_kernels.group_norm_silu import group_norm_silu
@@ -29,6 +30,7 @@ OPS = (
     "injected-attention",
     "group-norm-silu",
     "geglu",
+    "conv-3x3",
 )
 PYTORCH = "pytorch"
 """PyTorch's own operations, differentiated by autograd: what a fused operation is held against."""
@@ -117,6 +119,9 @@ def cases(
                 yield _group_norm(name, x.contiguous(memory_format=layout), model.groups)
         for tokens, width in model.gates if "geglu" in ops else ():
             yield _geglu(name, _draw((model.batch, tokens, 2 * width), device, dtype, 0))
+        # On GPUs there is PyTorch's alone.
+        for channels, side in model.norms if "conv-3x3" in ops and device.type == "cpu" else ():
+            yield _conv3x3(name, _draw((model.batch, channels, side, side), device, dtype, 0))
 
 
 def _attention(name, op, shape, device, dtype) -> Case:
@@ -189,6 +194,31 @@ def _geglu(name: str, x: Tensor) -> Case:
     return Case(
         name, "geglu", "x".join(map(str, x.shape)), [x.requires_grad_()],
         {PYTORCH: pytorch} | able, PYTORCH, geglu_reference, (3 * half, 5 * half),
+    )  # fmt: skip
+
+
+def _conv3x3(name: str, x: Tensor) -> Case:
+    """Of as many channels, channels last, as a loaded network has it."""
+    channels = x.shape[1]
+    weight = _draw((channels, channels, 3, 3), x.device, x.dtype, 1) / (9 * channels) ** 0.5
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = _draw((channels,), x.device, x.dtype, 2)
+
+    def pytorch(x):
+        return F.conv2d(x, weight, bias, padding=1)
+
+    def truth(x):
+        return F.conv2d(x, weight.to(x), bias.to(x), padding=1)
+
+    def ours(x, impl):
+        return conv2d(x, weight, bias, padding=1, impl=impl)
+
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    flops = 18 * channels * x.numel()
+    return Case(
+        name, "conv-3x3", "x".join(map(str, x.shape)), [x],
+        {PYTORCH: pytorch} | _able("frozen_conv", ours, (1,), x.device, x.dtype), PYTORCH, truth,
+        (2 * x.nbytes, 2 * x.nbytes), (flops, flops),
     )  # fmt: skip
 
 

@@ -141,4 +141,8 @@ std::int32_t fastdigin_geglu_forward(const FastdiginGeglu* arguments, std::int32
 std::int32_t fastdigin_geglu_backward(const FastdiginGeglu* arguments, std::int32_t threads) {
   return fastdigin::run(fastdigin::kernels->geglu_backward, arguments, threads);
 }
+
+std::int32_t fastdigin_conv3x3(const FastdiginConv3x3* arguments, std::int32_t threads) {
+  return fastdigin::run(fastdigin::kernels->conv3x3, arguments, threads);
+}
 }

@@ -13,7 +13,7 @@
 #endif
 
 // Raised whenever a signature or the meaning of a value below changes; native.py refuses any other.
-inline constexpr std::int32_t kFastdiginAbiVersion = 3;
+inline constexpr std::int32_t kFastdiginAbiVersion = 4;
 
 // Bits of fastdigin_cpu_features(); native.py names them in this order.
 inline constexpr std::uint32_t kFastdiginAvx2 = 1u << 0;  // AVX2 with FMA
@@ -97,4 +97,16 @@ struct FastdiginGeglu {
 };
 FASTDIGIN_EXPORT std::int32_t fastdigin_geglu_forward(const FastdiginGeglu*, std::int32_t threads);
 FASTDIGIN_EXPORT std::int32_t fastdigin_geglu_backward(const FastdiginGeglu*, std::int32_t threads);
+
+// y (B,H,W,O) = x (B,H,W,I) convolved with 3x3 numbers, stride 1, padding 1, contiguous. The input's
+// gradient is the same, of the flipped weight with its channels exchanged.
+struct FastdiginConv3x3 {
+  std::int64_t batch, height, width, inputs, outputs;
+  const float* x;
+  const float* weight;  // transformed (csrc/conv3x3.h): (ceil(O / 16), 36, I, 16)
+  const float* bias_o;  // null for none
+  float* y;
+  std::int64_t threads;  // among which the work is to be cut; no result depends on it
+};
+FASTDIGIN_EXPORT std::int32_t fastdigin_conv3x3(const FastdiginConv3x3*, std::int32_t threads);
 }

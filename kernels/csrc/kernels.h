@@ -12,6 +12,7 @@ using AttentionForward = FastdiginAttentionForward;
 using AttentionBackward = FastdiginAttentionBackward;
 using GroupNormSilu = FastdiginGroupNormSilu;
 using Geglu = FastdiginGeglu;
+using Conv3x3 = FastdiginConv3x3;
 
 // A kernel works on one task at a time with scratch memory (aligned to 64 bytes) that is private to
 // the call. What a task computes depends on its own sample and head alone, never on the batch, the
@@ -28,6 +29,7 @@ struct Kernels {
   Kernel<AttentionBackward> attention_backward;
   Kernel<GroupNormSilu> group_norm_silu_forward, group_norm_silu_backward;
   Kernel<Geglu> geglu_forward, geglu_backward;
+  Kernel<Conv3x3> conv3x3;
 };
 
 namespace portable {

@@ -1,11 +1,14 @@
 """What group norm, GEGLU and the frozen convolution refuse, and where numbers are extreme."""
 
+import gc
+
 import pytest
 import torch
 from gradients import probe
 from kernel_operations import INTERPRETED, OPERATIONS, cast, device_of, marks
 
 from fastdigin_kernels.common import native
+from fastdigin_kernels.common.registry import BackendError
 from fastdigin_kernels.frozen_conv import conv2d
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.geglu.reference import geglu_reference
@@ -17,6 +20,7 @@ ours = pytest.mark.parametrize(
     "impl", [pytest.param(impl, marks=marks(impl)) for impl in ("cpp", "triton")]
 )
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="only Triton's kernels are interpreted")
+needs_library = pytest.mark.skipif(native.library_path() is None, reason="no CPU library")
 
 
 @ours
@@ -133,3 +137,73 @@ def test_a_convolution_takes_numbers_for_pairs():
     x, weight, bias, *_ = CONV.draw(*CONV.cases[0])
     expected = conv2d(x, weight, bias, (2, 2), (1, 1), (1, 1), 1)
     assert torch.equal(conv2d(x, weight, bias, 2, 1), expected)
+
+
+@not_interpreted
+@pytest.mark.parametrize(
+    ("case", "taken"),
+    [
+        (((2, 32, 8, 8), (48, 3, 3), 1, 1, 1, 1), True),
+        (((1, 16, 4, 4), (32, 3, 3), 1, 1, 1, 1, True), True),
+        (((1, 16, 4, 4), (16, 3, 3), 1, 1, 1, 1), False),  # slower
+        (((1, 48, 4, 4), (4, 3, 3), 1, 1, 1, 1), False),
+        (((1, 272, 4, 4), (256, 3, 3), 1, 1, 1, 1), False),  # too much memory
+        (((1, 32, 8, 8), (48, 3, 3), 2, 1, 1, 1), False),
+        (((1, 32, 8, 8), (48, 3, 3), 1, 0, 1, 1), False),
+        (((1, 32, 8, 8), (48, 3, 3), 1, 1, 2, 1), False),
+        (((1, 32, 8, 8), (48, 3, 3), 1, 1, 1, 2), False),
+        (((1, 32, 8, 8), (48, 1, 1), 1, 0, 1, 1), False),
+    ],
+)
+@needs_library
+def test_which_convolutions_auto_gives_to_winograd(case, taken):
+    inputs = CONV.inputs(case, torch.float32)
+    both = zip(CONV.results("auto", inputs), CONV.results("torch", inputs), strict=True)
+    assert [torch.equal(a, b) for a, b in both] == [not taken] * 2
+    if case[1][1:] != (3, 3) or case[2:6] != (1, 1, 1, 1):
+        with pytest.raises(BackendError, match="3x3 with stride 1, padding 1 and one group"):
+            CONV.results("cpp", inputs)
+
+
+@not_interpreted
+@needs_library
+def test_autocast_says_in_what_precision_a_convolution_is_computed():
+    inputs = CONV.inputs(((2, 32, 8, 8), (48, 3, 3), 1, 1, 1, 1), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv2d(*inputs).dtype == torch.bfloat16
+
+
+@not_interpreted
+@needs_library
+def test_a_weight_that_changes_is_transformed_anew():
+    """Under its own name and under another, and with its gradient's direction."""
+    x, weight, bias, *rest = CONV.inputs(((2, 32, 8, 8), (48, 3, 3), 1, 1, 1, 1), torch.float32)
+    parameter = torch.nn.Parameter(weight, requires_grad=False)
+
+    def changes():
+        yield lambda: None
+        yield lambda: parameter.mul_(2)
+        yield lambda: parameter.detach().add_(1)
+        yield lambda: parameter.copy_(torch.randn(parameter.shape))
+
+    for change in changes():
+        change()
+        given = [x, parameter, bias, *rest]
+        both = zip(CONV.results("cpp", given), CONV.results("torch", given), strict=True)
+        for found, expected in both:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@not_interpreted
+@needs_library
+def test_a_transformed_weight_goes_with_its_weight():
+    from fastdigin_kernels.frozen_conv import cpp
+
+    inputs = CONV.inputs(((2, 32, 8, 8), (48, 3, 3), 1, 1, 1, 1), torch.float32)
+    storage = inputs[1].untyped_storage()
+    CONV.results("cpp", inputs)
+    assert storage in cpp._kept
+    before = len(cpp._kept)
+    del inputs, storage
+    gc.collect()
+    assert len(cpp._kept) < before

@@ -123,6 +123,21 @@ void geglu(Index rows, Index width, int threads, Results& results) {
   results.add(dx);
 }
 
+void conv3x3(Index batch, Index height, Index width, Index inputs, Index outputs, int threads,
+             Results& results) {
+  const Index panels = (outputs + 15) / 16;
+  Floats x = draw(batch * height * width * inputs, 1), weight = draw(panels * 36 * inputs * 16, 2);
+  Floats bias = draw(outputs, 3), y = poisoned(batch * height * width * outputs);
+  for (float& value : weight) value /= static_cast<float>(36 * inputs);
+  FastdiginConv3x3 c{batch,         height,      width,    inputs, outputs, x.data(),
+                     weight.data(), bias.data(), y.data(), threads};
+  fastdigin_conv3x3(&c, threads);
+  results.add(y);
+  c.bias_o = nullptr;
+  fastdigin_conv3x3(&c, threads);
+  results.add(y);
+}
+
 Floats all_results(std::uint32_t features, int threads) {
   const Size sizes[] = {{2, 2, 33, 77, 40}, {1, 2, 16, 16, 32},  {3, 1, 64, 16, 24},
                         {1, 1, 1, 1, 1},    {1, 1, 5, 131, 17},  {1, 2, 130, 140, 8},
@@ -141,6 +156,11 @@ Floats all_results(std::uint32_t features, int threads) {
   }
   for (const Index width : {1, 7, 16, 33, 500}) geglu(37, width, threads, results);
   geglu(0, 4, threads, results);
+  conv3x3(2, 8, 8, 48, 48, threads, results);
+  conv3x3(3, 5, 7, 17, 33, threads, results);
+  conv3x3(1, 1, 1, 1, 1, threads, results);
+  conv3x3(5, 16, 16, 16, 70, threads, results);
+  conv3x3(0, 4, 4, 3, 3, threads, results);
   return results.values;
 }
 

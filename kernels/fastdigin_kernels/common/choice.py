@@ -105,10 +105,10 @@ def choose(name: str, impl: str, shape: Shape, x: Tensor) -> str:
         return impl
     # A compiler makes constants of what is handed on, so it is as little as serves.
     kind = devices.kind_of(x.device)
-    if kind in operation.untimed:
-        shape = ()
-    elif impl != "auto":
+    if impl != "auto":
         shape = shape[-1:]
+    elif kind in operation.untimed:
+        shape = ()
     elif kind == "cuda":
         shape = (x.shape[0], *shape)
     if torch.compiler.is_compiling():

@@ -18,7 +18,7 @@ import torch
 import fastdigin_kernels
 from fastdigin_kernels.common import devices
 
-_ABI_VERSION = 3
+_ABI_VERSION = 4
 _CPUINFO = Path("/proc/cpuinfo")
 _FEATURES = ("avx2", "avx512f")  # bit 0, bit 1, ... of fastdigin_cpu_features()
 
@@ -36,6 +36,7 @@ _SIGNATURES = {
     "fastdigin_group_norm_silu_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
     "fastdigin_geglu_forward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
     "fastdigin_geglu_backward": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
+    "fastdigin_conv3x3": (ctypes.c_int32, _STRUCTURE, ctypes.c_int32),
 }
 
 

@@ -1,0 +1,169 @@
+"""2-D convolution with frozen weights: keeps nothing but its weight for the backward.
+
+Autograd keeps the input of every convolution, because one formula serves the gradients of input,
+weight and bias (pytorch#133566). With frozen weights only the input's gradient is wanted: a
+transposed convolution of the incoming gradient with the weight, in which the input has no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from fastdigin_kernels.common import choice
+from fastdigin_kernels.common.autograd import differentiable, require_frozen
+from fastdigin_kernels.common.registry import register
+
+IMPLEMENTATIONS = ("auto", "torch", "cpp")
+_GEOMETRY_3X3 = ((1, 1), (1, 1), (1, 1), 1)
+_FEWEST_CHANNELS = 16
+_LARGEST_WEIGHT = 2**16
+
+
+def conv2d(
+    x_bihw: Tensor,
+    weight_oikk: Tensor,
+    bias_o: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    impl: str = "auto",
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, differentiable in x alone -> (B,O,H',W').
+
+    The same output and memory format; padding is in pixels. impl: "torch" is PyTorch's; "cpp" makes
+    a quarter of its products for filters of 3x3 (Winograd, arXiv 1509.09308), rounds by three to
+    five times as much, and keeps eight times the weight's memory; "auto" takes it on CPUs where it
+    is faster and the weight is small.
+
+    Raises ValueError if weight or bias requires a gradient or for another impl, and BackendError
+    where the named one cannot run.
+    """
+    assert x_bihw.ndim == 4, f"x must be (B,I,H,W), got {tuple(x_bihw.shape)}"
+    require_frozen("a frozen convolution", weight=weight_oikk, bias=bias_o)
+    geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
+    is_3x3 = weight_oikk.shape[2:] == (3, 3) and geometry == _GEOMETRY_3X3
+    if impl == "auto" and not (is_3x3 and _pays(x_bihw, weight_oikk)):
+        impl = "torch"
+    impl = choice.choose("frozen_conv", impl, (int(is_3x3),), x_bihw)
+    if impl == "torch":
+        return _frozen_conv2d()(x_bihw, weight_oikk, bias_o, *geometry)
+    return _conv3x3()(x_bihw, weight_oikk, bias_o, False, impl)
+
+
+def memory_format(x_bchw: Tensor, weight_oikk: Tensor) -> torch.memory_format:
+    """Of PyTorch's result: channels last where one of both is so, and not otherwise contiguous."""
+    for t in (x_bchw, weight_oikk):
+        if not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+    return torch.contiguous_format
+
+
+def _pays(x_bihw: Tensor, weight_oikk: Tensor) -> bool:
+    """Whether "cpp" is faster, does what autocast says, and does not need much memory."""
+    outputs, inputs = weight_oikk.shape[:2]
+    return (
+        min(outputs, inputs) >= _FEWEST_CHANNELS < max(outputs, inputs)
+        and outputs * inputs <= _LARGEST_WEIGHT
+        and x_bihw.dtype is weight_oikk.dtype is torch.float32
+        and not torch.is_autocast_enabled(x_bihw.device.type)
+    )
+
+
+@register("frozen_conv")
+def frozen_conv_convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, impl: str
+) -> Tensor:
+    """y"""
+    channels = weight.shape[1 if transposed else 0]
+    y = x.new_empty(x.shape[0], channels, *x.shape[2:])
+    return y.to(memory_format=memory_format(x, weight))
+
+
+@register_flop_formula(torch.ops.fastdigin.frozen_conv_convolve)
+def _flops(x: Sequence[int], weight: Sequence[int], *_, **__) -> int:
+    """As if it were computed directly, as of PyTorch's: a count for comparisons of networks."""
+    batch, _, height, width = x
+    outputs, inputs, *_ = weight
+    return 2 * 9 * batch * height * width * outputs * inputs
+
+
+class _Conv3x3(torch.autograd.Function):
+    """By a backend. transposed: with the filter flipped, from O to I channels; without a bias."""
+
+    @staticmethod
+    def forward(x_bihw, weight_oikk, bias_o, transposed, impl):
+        return frozen_conv_convolve(x_bihw, weight_oikk, bias_o, transposed, impl)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, weight_oikk, _, ctx.transposed, ctx.impl = inputs
+        ctx.save_for_backward(weight_oikk)
+
+    @staticmethod
+    def backward(ctx, grad_bohw):
+        (weight_oikk,) = ctx.saved_tensors
+        grad_x = _conv3x3()(grad_bohw, weight_oikk, None, not ctx.transposed, ctx.impl)
+        return grad_x, None, None, None, None
+
+
+class _FrozenConv2d(torch.autograd.Function):
+    """PyTorch's."""
+
+    @staticmethod
+    def forward(x_bihw, weight_oikk, bias_o, stride, padding, dilation, groups):
+        return F.conv2d(x_bihw, weight_oikk, bias_o, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x_bihw, weight_oikk, _, *ctx.geometry = inputs
+        ctx.size = x_bihw.shape[2:]
+        ctx.save_for_backward(weight_oikk)
+
+    @staticmethod
+    def backward(ctx, grad_bohw):
+        # Autocast computes in another dtype than the weight's, and may be over by now.
+        weight_oikk = ctx.saved_tensors[0].to(grad_bohw.dtype)
+        grad_x = _input_gradient(grad_bohw, weight_oikk, ctx.size, *ctx.geometry)
+        return grad_x, None, None, None, None, None, None
+
+
+_conv3x3 = differentiable(_Conv3x3, first_output=False)
+_frozen_conv2d = differentiable(_FrozenConv2d, first_output=False)
+
+
+def _pair(x: int | tuple[int, int]) -> tuple[int, int]:
+    return x if isinstance(x, tuple) else (x, x)
+
+
+def _input_gradient(grad_bohw, weight_oikk, size, stride, padding, dilation, groups) -> Tensor:
+    """Brings the gradient back to an input of ``size`` (H,W)."""
+    # Rows and columns at the end of the input that a stride larger than 1 never reaches.
+    unread = [
+        size[i] - 1 + 2 * padding[i] - (grad_bohw.shape[2 + i] - 1) * stride[i]
+        - (weight_oikk.shape[2 + i] - 1) * dilation[i]
+        for i in (0, 1)
+    ]  # fmt: skip
+    return F.conv_transpose2d(
+        grad_bohw, weight_oikk, None, stride, padding, unread, groups, dilation
+    )
+
+
+def _to_time(
+    shape: choice.Shape, batch: int | None, dtype: torch.dtype, device: torch.device
+) -> choice.Run:
+    raise AssertionError("its choice needs no timing")
+
+
+# C++ was faster for all shapes that `_pays` lets through (bench/results/kernels.json).
+choice.declare(
+    "frozen_conv",
+    choice.Operation(
+        "torch", IMPLEMENTATIONS, _to_time, untimed=("cpu",), rivals={"cpu": ("cpp",)}
+    ),
+)
