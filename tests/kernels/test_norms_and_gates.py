@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from gradients import probe
+from gradients import kept_tensors, probe
 from kernel_operations import INTERPRETED, OPERATIONS, cast, device_of, marks
 
 from fastdigin_kernels.common import native
@@ -207,3 +207,19 @@ def test_a_transformed_weight_goes_with_its_weight():
     del inputs, storage
     gc.collect()
     assert len(cpp._kept) < before
+
+
+@not_interpreted
+def test_a_filter_of_one_pixel_is_a_product():
+    """Where pixels lie channels last: PyTorch's numbers, layout and gradient, and what is kept."""
+    case = ((2, 32, 8, 6), (48, 1, 1), 1, 0, 1, 1, True)
+    x, *rest = CONV.inputs(case, torch.float32)
+    given = [x, *rest]
+    both = zip(CONV.results("auto", given), CONV.results("torch", given), strict=True)
+    for found, expected in both:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        assert found.stride() == expected.stride()
+    kept = kept_tensors(lambda x: conv2d(x, *rest), x)
+    assert {t.data_ptr() for t in kept} == {rest[0].data_ptr()}
+    planes = x.detach().contiguous()
+    assert torch.equal(conv2d(planes, *rest), conv2d(planes, *rest, impl="torch"))
