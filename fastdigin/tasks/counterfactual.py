@@ -90,7 +90,7 @@ class CounterfactualSettings(PhotoSettings):
         flag="regulariser",
     )
     stop_at: float | None = setting(
-        0.9,
+        0.85,
         "end an image's work once its target confidence was above P three times in a row",
         above=0, below=1, metavar="P",
     )  # fmt: skip
