@@ -16,7 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from fastdigin_kernels.frozen_conv import conv2d
+from fastdigin_kernels.frozen_conv import conv2d, prepare
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.group_norm_silu import group_norm, group_norm_silu
 
@@ -27,9 +27,10 @@ def freeze_aware(network: nn.Module) -> None:
     A convolution then keeps its weight alone; a group norm followed by SiLU, and a GEGLU, their
     input alone. (Linear layers with frozen weights and layer norms keep no more as they are.) An
     image that lies channels last stays so through norms and transformer blocks, on GPUs as well.
-    A timestep that was expanded to all samples is embedded once. Afterwards these layers have no
-    second derivative, a weight made trainable raises ValueError in them, and hooks on the norms of
-    residual blocks are no longer called.
+    A timestep that was expanded to all samples is embedded once. On CPUs, weights of 3x3 are
+    transformed for Winograd's convolution now: the engine plans with the memory that is left.
+    Afterwards these layers have no second derivative, a weight made trainable raises ValueError in
+    them, and hooks on the norms of residual blocks are no longer called.
 
     Layers with a trainable parameter, of another class (subclasses included) or of a configuration
     not foreseen here are left alone, and so are those changed by an earlier call.
@@ -39,6 +40,8 @@ def freeze_aware(network: nn.Module) -> None:
             in_pixels = module.padding_mode == "zeros" and not isinstance(module.padding, str)
             if in_pixels and _is_frozen(module):
                 module.__class__ = FrozenConv2d
+                geometry = module.stride, module.padding, module.dilation, module.groups
+                prepare(module.weight, *geometry)
         elif type(module) is GEGLU:
             if _is_frozen(module):
                 module.__class__ = FrozenGEGLU

@@ -15,8 +15,11 @@ from torch._subclasses import FakeTensorMode
 from fastdigin.engine.architectures import SD_1_4
 from fastdigin.engine.footprint import unet_pass
 from fastdigin.models.attention import install_processors
+from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.models.frozen import FrozenConv2d, FrozenGroupNormSiLU, freeze_aware
 from fastdigin_bench.counters import SavedBytes
+from fastdigin_kernels.common import native
+from fastdigin_kernels.common.registry import backend
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +226,22 @@ def test_autocast_may_be_over_before_the_backward(tiny_pair, where):
         assert found.dtype is torch.float32
         errors.append((found - exact).norm() / exact.norm())
     assert errors[1] < max(2 * errors[0], 1e-2)
+
+
+@pytest.mark.skipif(native.library_path() is None, reason="no CPU library")
+def test_weights_are_transformed_when_a_network_is_loaded():
+    """Before the engine plans with the memory that is left, and for both directions."""
+    cpp = backend("frozen_conv", "cpp")
+
+    def held():
+        return {id(tensor) for kept in cpp._kept.values() for _, tensor in kept.values()}
+
+    before = held()
+    model = LatentDiffusion.load("embedded")
+    loaded = held()
+    assert len(loaded - before) > 40
+    x = torch.randn(2, *model.latent_shape, requires_grad=True)
+    text = torch.randn(2, 16, 64)
+    model.unet(x, torch.tensor(5), text, return_dict=False)[0].sum().backward()
+    model.decode(x).sum().backward()
+    assert held() == loaded

@@ -1,5 +1,5 @@
 """Convolution with frozen weights: no gradient of weights, nothing kept of the input."""
 
-from fastdigin_kernels.frozen_conv.api import IMPLEMENTATIONS, conv2d
+from fastdigin_kernels.frozen_conv.api import IMPLEMENTATIONS, conv2d, prepare
 
-__all__ = ["IMPLEMENTATIONS", "conv2d"]
+__all__ = ["IMPLEMENTATIONS", "conv2d", "prepare"]

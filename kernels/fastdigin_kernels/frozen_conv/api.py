@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from fastdigin_kernels.common import choice
 from fastdigin_kernels.common.autograd import differentiable, require_frozen
 from fastdigin_kernels.common.devices import kind_of
-from fastdigin_kernels.common.registry import register
+from fastdigin_kernels.common.registry import backend, register
 
 IMPLEMENTATIONS = ("auto", "torch", "cpp")
 _GEOMETRY_3X3 = ((1, 1), (1, 1), (1, 1), 1)
@@ -61,6 +62,20 @@ def conv2d(
     if impl == "torch":
         return _frozen_conv2d()(x_bihw, weight_oikk, bias_o, *geometry)
     return _conv3x3()(x_bihw, weight_oikk, bias_o, False, impl)
+
+
+def prepare(weight_oikk: Tensor, *geometry: int | tuple[int, int]) -> None:
+    """Does ahead what "auto" keeps of a weight on CPUs, so that no later call needs memory for it.
+
+    geometry: stride, padding, dilation and groups, as `conv2d` has them.
+    """
+    *pairs, groups = geometry
+    is_3x3 = (*map(_pair, pairs), groups) == _GEOMETRY_3X3 and weight_oikk.shape[2:] == (3, 3)
+    on_cpu = kind_of(weight_oikk.device) == "cpu" and not isinstance(weight_oikk, FakeTensor)
+    if is_3x3 and on_cpu and _pays(weight_oikk, weight_oikk):
+        impl = choice.choose("frozen_conv", "auto", (1,), weight_oikk)
+        if impl != "torch":
+            backend("frozen_conv", impl).prepare(weight_oikk)
 
 
 def memory_format(x_bchw: Tensor, weight_oikk: Tensor) -> torch.memory_format:

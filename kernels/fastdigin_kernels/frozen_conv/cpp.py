@@ -56,6 +56,12 @@ def convolve(x: Tensor, weight_oikk: Tensor, bias_o: Tensor | None, transposed: 
     return y.contiguous(memory_format=layout)
 
 
+def prepare(weight_oikk: Tensor) -> None:
+    """Transforms the weight for both directions."""
+    for transposed in (False, True):
+        _transformed(weight_oikk, transposed)
+
+
 def _transformed(weight_oikk: Tensor, transposed: bool) -> Tensor:
     """(panels,36,I,16) as csrc/conv3x3.h wants it; of the input's gradient for ``transposed``."""
     of_storage = _kept.setdefault(weight_oikk.untyped_storage(), {})
