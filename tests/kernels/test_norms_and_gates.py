@@ -1,14 +1,16 @@
 """What group norm, GEGLU and the frozen convolution refuse, and where numbers are extreme."""
 
 import gc
+import importlib
 
 import pytest
 import torch
 from gradients import kept_tensors, probe
 from kernel_operations import INTERPRETED, OPERATIONS, cast, device_of, marks
+from torch._subclasses import FakeTensorMode
 
 from fastdigin_kernels.common import native
-from fastdigin_kernels.common.registry import BackendError
+from fastdigin_kernels.common.registry import BackendError, backend
 from fastdigin_kernels.frozen_conv import conv2d
 from fastdigin_kernels.geglu import geglu
 from fastdigin_kernels.geglu.reference import geglu_reference
@@ -197,8 +199,7 @@ def test_a_weight_that_changes_is_transformed_anew():
 @not_interpreted
 @needs_library
 def test_a_transformed_weight_goes_with_its_weight():
-    from fastdigin_kernels.frozen_conv import cpp
-
+    cpp = backend("frozen_conv", "cpp")
     inputs = CONV.inputs(((2, 32, 8, 8), (48, 3, 3), 1, 1, 1, 1), torch.float32)
     storage = inputs[1].untyped_storage()
     CONV.results("cpp", inputs)
@@ -223,3 +224,16 @@ def test_a_filter_of_one_pixel_is_a_product():
     assert {t.data_ptr() for t in kept} == {rest[0].data_ptr()}
     planes = x.detach().contiguous()
     assert torch.equal(conv2d(planes, *rest), conv2d(planes, *rest, impl="torch"))
+
+
+@not_interpreted
+@needs_library
+def test_the_library_may_be_imported_where_tensors_are_fake():
+    """As where the memory of a model is counted before it is loaded."""
+    module = backend("frozen_conv", "cpp")
+    with FakeTensorMode():
+        importlib.reload(module)
+    inputs = CONV.inputs(((2, 32, 8, 8), (48, 3, 3), 1, 1, 1, 1), torch.float32)
+    torch.testing.assert_close(
+        CONV.results("cpp", inputs)[0], CONV.results("torch", inputs)[0], rtol=1e-4, atol=1e-3
+    )

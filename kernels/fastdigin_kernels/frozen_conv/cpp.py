@@ -23,10 +23,12 @@ _fields = struct.Struct("10q").pack  # FastdiginConv3x3
 _PANEL = 16
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)  # kA and kB of csrc/conv3x3.h; and infinity
 _scales = [math.prod(p - q for q in _POINTS if q != p) for p in _POINTS]
-_TRANSFORM_63 = torch.tensor(
-    [*([1 / n, p / n, p * p / n] for p, n in zip(_POINTS, _scales, strict=True)), [0, 0, 1]],
-    dtype=torch.float64,
-)  # Toom-Cook: of three numbers of the filter, at each point
+# Toom-Cook: of three numbers of the filter, at each point. (No tensor: this module may be imported
+# where tensors are fake.)
+_TRANSFORM_63 = [
+    *([1 / n, p / n, p * p / n] for p, n in zip(_POINTS, _scales, strict=True)),
+    [0.0, 0.0, 1.0],
+]
 
 _kept: weakref.WeakKeyDictionary[torch.UntypedStorage, dict[tuple, Tensor]]
 _kept = weakref.WeakKeyDictionary()
@@ -77,7 +79,7 @@ def _transformed(weight_oikk: Tensor, transposed: bool) -> Tensor:
 def _transform(weight_oikk: Tensor, transposed: bool) -> Tensor:
     if transposed:
         weight_oikk = weight_oikk.flip(2, 3).transpose(0, 1)
-    g, weight = _TRANSFORM_63, weight_oikk.double()
-    points_noi = torch.einsum("pa,oiab,qb->pqoi", g, weight, g).flatten(0, 1)
+    g = torch.tensor(_TRANSFORM_63, dtype=torch.float64)
+    points_noi = torch.einsum("pa,oiab,qb->pqoi", g, weight_oikk.double(), g).flatten(0, 1)
     padded = F.pad(points_noi, (0, 0, 0, -points_noi.shape[1] % _PANEL))
     return padded.unflatten(1, (-1, _PANEL)).permute(1, 0, 3, 2).float().contiguous()
