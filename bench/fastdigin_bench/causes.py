@@ -9,7 +9,7 @@ as inversion in batches.
     no recompute             no step keeps its graph
     injection without maps   cross-attention writes its maps out, in all steps
     shared decode            one more decode for the picture of the history
-    kernels                  PyTorch's own attention, group norm, SiLU and GEGLU
+    kernels                  PyTorch's own attention, group norm, SiLU, GEGLU, 3x3 convolution
     compile                  steps run as they are written; only where they would be compiled
 
 The other variants are not compiled.
@@ -122,7 +122,7 @@ def written_maps(model: LatentDiffusion) -> Iterator[None]:
 
 @contextmanager
 def pytorch_kernels() -> Iterator[None]:
-    """PyTorch's own attention, group norm, SiLU and GEGLU while it lasts."""
+    """PyTorch's own attention, group norm, SiLU, GEGLU and 3x3 convolution while it lasts."""
     with patch.object(choice, "choose", lambda operation, *given: choice.own(operation)):
         yield
 

@@ -202,7 +202,7 @@ def _check_losses(job: Job) -> None:
             f"got {', '.join(names)}"
         )
     stop = job.settings.early_stop
-    for name in () if stop is None else (stop.of, *stop.settled):
+    for name in () if stop is None else stop.names:
         if name not in ("total", *names):
             raise UserError(
                 f"job {job.id!r}: early_stop is of {name!r}, but there are only total, "

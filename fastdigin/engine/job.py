@@ -61,6 +61,7 @@ class EarlyStop:
         held_for: at least 1.
         settled: losses whose weighted sum must besides have stopped to fall: its smallest value of
             the last ``held_for`` entries is not below 1 - FALL of the smallest before them.
+        also: another rule that must end the job at the same time.
 
     Raises:
         UserError: none of the bounds or both, or ``held_for`` below 1.
@@ -74,14 +75,22 @@ class EarlyStop:
     of: str = "total"
     held_for: int = 1
     settled: tuple[str, ...] = ()
+    also: EarlyStop | None = None
 
     def __post_init__(self) -> None:
         _require(self.held_for >= 1, "held_for", self.held_for, "a count of at least 1")
         bounds = (self.below, self.above)
         _require(bounds.count(None) == 1, "below and above", bounds, "one bound and one None")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it asks for in a history."""
+        return (self.of, *self.settled, *(() if self.also is None else self.also.names))
+
     def ends(self, history: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> bool:
         """Whether a job with this history is done. weights: of its losses."""
+        if self.also is not None and not self.also.ends(history, weights):
+            return False
         before, last = history[: -self.held_for], history[-self.held_for :]
         if len(last) < self.held_for or not all(map(self._is_met, last)):
             return False

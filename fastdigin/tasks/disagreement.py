@@ -7,7 +7,7 @@ lowered (DiG-IN, section 4.1). What changes is what only one of them relies on.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.job import EarlyStop, Job, Result, Settings
 from fastdigin.engine.progress import EVALUATION
 from fastdigin.engine.queue import Search
 from fastdigin.errors import UserError
@@ -28,6 +28,8 @@ from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.task import Request, Task, given
 from fastdigin.tasks.words import class_word, first_that_fits, same_classes, words_for
+
+F_CONFIDENCE, G_CONFIDENCE = "f_confidence", "g_confidence"
 
 
 @documented
@@ -52,6 +54,12 @@ class DisagreementSettings:
     )
     f_weight: float = setting(1.0, "of F's loss beside G's", above=0, metavar="W")
     prompt: str = setting(PROMPT_OF_A_WORD, "must contain {}, the class", metavar="TEXT")
+    stop_at: float | None = setting(
+        None,
+        "end an image's work once F's confidence was above P and G's below 1 - P three times in a "
+        "row",
+        above=0, below=1, metavar="P",
+    )  # fmt: skip
     draws: int = setting(1, "samples of which the one with the smallest loss is the start", least=1)
     cutouts: Cutouts = setting(Cutouts, "random crops")
 
@@ -59,6 +67,14 @@ class DisagreementSettings:
         check_settings(self)
         if "{}" not in self.prompt:
             raise UserError(f"prompt {self.prompt!r} must contain {{}}, where the class name goes")
+
+    def engine_settings(self) -> Settings:
+        """``optimisation`` with the rule of stop_at."""
+        if self.stop_at is None:
+            return self.optimisation
+        parted = EarlyStop(below=1 - self.stop_at, of=G_CONFIDENCE, held_for=3)
+        stop = EarlyStop(above=self.stop_at, of=F_CONFIDENCE, held_for=3, also=parted)
+        return replace(self.optimisation, early_stop=stop)
 
 
 # Chosen by eye and by figures on seeds that no bench uses. At the paper's rates f and g hardly part
@@ -68,6 +84,7 @@ EMBEDDED = DisagreementSettings(
     optimisation=Settings(iterations=50, learning_rate=0.05, schedule="cosine"),
     objective="log_conf",
     f_weight=3.0,
+    stop_at=0.95,
     draws=24,
 )
 
@@ -166,11 +183,11 @@ class Disagreements(Task):
                 ),
                 ClassConfidence(self.g, request.g_class, **common, maximise=False, name="g_loss"),
             ],
-            settings=settings.optimisation,
+            settings=settings.engine_settings(),
             seed=seed_of(self.seed, request.number, draw),
             monitors={
-                "f_confidence": Confidence(self.f, request.f_class),
-                "g_confidence": Confidence(self.g, request.g_class),
+                F_CONFIDENCE: Confidence(self.f, request.f_class),
+                G_CONFIDENCE: Confidence(self.g, request.g_class),
             },
             info=request,
         )  # fmt: skip
@@ -184,10 +201,10 @@ class Disagreements(Task):
             logits = self.g.logits(result.image[None].to(self.g.device))
             g_sees = self.g.classes[int(logits.argmax())]
             figures = {
-                "f_confidence_before": first["f_confidence"],
-                "g_confidence_before": first["g_confidence"],
-                "f_confidence": best["f_confidence"],
-                "g_confidence": best["g_confidence"],
+                "f_confidence_before": first[F_CONFIDENCE],
+                "g_confidence_before": first[G_CONFIDENCE],
+                "f_confidence": best[F_CONFIDENCE],
+                "g_confidence": best[G_CONFIDENCE],
                 "g_prediction": g_sees,
                 "caption": (
                     f"A {word} for {self.f.name} ({percent(best['f_confidence'])}); "

@@ -64,6 +64,10 @@ BAD_JOBS = [
         {"settings": Settings(steps=STEPS, early_stop=EarlyStop(above=0.9, of="confidense"))},
         "early_stop is of 'confidense'",
     ),
+    (
+        {"settings": Settings(steps=STEPS, early_stop=EarlyStop(1, also=EarlyStop(1, of="g")))},
+        "early_stop is of 'g'",
+    ),
 ]
 
 

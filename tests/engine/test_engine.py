@@ -192,6 +192,22 @@ def test_early_stop_waits_until_a_sum_of_losses_has_settled(confidences, distanc
     assert stop.ends(history, {"near": 1.0, "far": 2.0}) == ends
 
 
+@pytest.mark.parametrize(
+    ("f", "g", "ends"),
+    [
+        ([0.9, 0.99, 0.99], [0.9, 0.01, 0.01], True),
+        ([0.9, 0.99, 0.99], [0.01, 0.01, 0.2], False),
+        ([0.99, 0.99, 0.9], [0.01, 0.01, 0.01], False),
+        ([0.99, 0.99, 0.9], [0.9, 0.01, 0.01], False),  # each held, but not at the same time
+    ],
+)
+def test_two_rules_end_a_job_at_the_same_time(f, g, ends):
+    also = EarlyStop(below=0.05, of="g", held_for=2)
+    stop = EarlyStop(above=0.95, of="f", held_for=2, also=also)
+    history = [{"f": x, "g": y} for x, y in zip(f, g, strict=True)]
+    assert stop.ends(history, {}) == ends
+
+
 def test_early_stop_at_once_costs_one_iteration(tiny, calls):
     """Figures are read when an iteration is over: its backward has been, the next has not."""
     job = make_job(tiny.model, iterations=5, early_stop=EarlyStop(1e9))

@@ -33,6 +33,22 @@ def test_objectives(call, objective):
     assert e.g_confidence_before == first["g_confidence"]
 
 
+def test_an_image_ends_once_f_and_g_have_parted(call, quick):
+    """By their confidences in the plain image, three times in a row; never by default."""
+    longer = replace(quick, iterations=4)
+
+    def history(stop_at):
+        changes = {"optimisation": longer, "stop_at": stop_at}
+        (e,) = call(fd.disagreements, classes="sneaker", set=changes)
+        return e.history
+
+    whole = history(fd.DisagreementSettings().stop_at)
+    parted = [min(row["f_confidence"], 1 - row["g_confidence"]) for row in whole]
+    assert len(whole) == 5 and min(parted) > 0.01
+    assert history(min(parted) - 0.001) == whole[:3]
+    assert history(0.999999) == whole
+
+
 def test_seeds_and_classes(call, tmp_path):
     explanations = list(call(fd.disagreements, classes=["bag", 5, "BAG"], seeds=2, seed=5))
     assert [e.id for e in explanations] == [
