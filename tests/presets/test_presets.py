@@ -20,7 +20,7 @@ from fastdigin.presets import (
     load_preset,
     preset_names,
 )
-from fastdigin.tasks import counterfactual, neuron_counterfactual
+from fastdigin.tasks import counterfactual, disagreement, neuron_counterfactual
 from fastdigin.tasks.regularisers import Regulariser
 
 NEEDED = {  # what a user has to say beside the preset
@@ -135,6 +135,7 @@ def test_impossible_numbers(option, capsys):
 
 OF_TASKS = {
     "counterfactual": counterfactual.EMBEDDED,
+    "disagreement": disagreement.EMBEDDED,
     "neuron-counterfactual": neuron_counterfactual.EMBEDDED,
 }
 
@@ -147,7 +148,7 @@ def test_presets_of_the_algorithm_change_nothing_else(name):
     for task, before in OF_TASKS.items():
         after = preset.of(before, task)
         changed = {f for f in vars(before) if getattr(before, f) != getattr(after, f)}
-        assert changed <= {path.partition(".")[0] for path in preset.settings[task]}
+        assert changed <= {path.partition(".")[0] for path in preset.settings.get(task, ())}
         assert after.regularisers == before.regularisers
         assert after.optimisation.learning_rate == before.optimisation.learning_rate
         assert preset.of(after, task) == after
