@@ -21,6 +21,7 @@ from fastdigin.engine.queue import Search
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import ClassConfidence, Cutouts
+from fastdigin.photos import distinct
 from fastdigin.results import DisagreementRecord
 from fastdigin.results.numbers import percent
 from fastdigin.storage import weights_fingerprint
@@ -142,7 +143,9 @@ class Disagreements(Task):
             for number in range(self.seeds):
                 id = f"{word.replace(' ', '_')}-{number:03d}"
                 requests.append(DisagreementRequest(id, word, f_class, g_class, number))
-        return requests
+        # Two classes of ImageNet are called crane, and as a file "a b" is "a_b".
+        ids = distinct(request.id for request in requests)
+        return [replace(request, id=id) for id, request in zip(ids, requests, strict=True)]
 
     def _checked(self, word: str) -> str:
         self.model.tokenize(self.settings.prompt.format(word))  # raises where it is too long

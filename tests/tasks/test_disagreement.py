@@ -1,6 +1,7 @@
 """Disagreements through the library, zero-shot classifiers included."""
 
 import json
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -60,6 +61,16 @@ def test_seeds_and_classes(call, tmp_path):
         e.save(tmp_path)
     (again,) = call(fd.disagreements, seeds=2, seed=5, skip={"bag-000"})
     assert again.id == "bag-001"
+
+
+@pytest.mark.parametrize("names", [("crane", "crane"), ("a b", "a_b"), ("x", "x, y")])
+def test_classes_of_one_word_each_have_their_own_results(engine, clean, spurious, names):
+    f, g = (copy(network) for network in (clean, spurious))
+    for own in (f, g):
+        own.classes = (*names, *own.classes[2:])
+    task = Disagreements(engine=engine, f=f, g=g, classes=[0, 1], seeds=2)
+    assert len({request.id for request in task.requests}) == 4
+    assert [request.f_class for request in task.requests] == [0, 0, 1, 1]
 
 
 def test_the_best_draw_is_the_start(call, engine, clean, spurious, quick):
