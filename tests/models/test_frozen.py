@@ -228,7 +228,7 @@ def test_autocast_may_be_over_before_the_backward(tiny_pair, where):
     assert errors[1] < max(2 * errors[0], 1e-2)
 
 
-@pytest.mark.skipif(native.library_path() is None, reason="no CPU library")
+@pytest.mark.skipif(not native.cpu_features(), reason="no CPU library, or no AVX2")
 def test_weights_are_transformed_when_a_network_is_loaded():
     """Before the engine plans with the memory that is left, and for both directions."""
     cpp = backend("frozen_conv", "cpp")

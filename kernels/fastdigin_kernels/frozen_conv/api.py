@@ -8,6 +8,7 @@ transposed convolution of the incoming gradient with the weight, in which the in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from fastdigin_kernels.common import choice
+from fastdigin_kernels.common import choice, native
 from fastdigin_kernels.common.autograd import differentiable, require_frozen
 from fastdigin_kernels.common.devices import kind_of
 from fastdigin_kernels.common.registry import backend, register
@@ -103,7 +104,14 @@ def _pays(x_bihw: Tensor, weight_oikk: Tensor) -> bool:
         and outputs * inputs <= _LARGEST_WEIGHT
         and x_bihw.dtype is weight_oikk.dtype is torch.float32
         and not torch.is_autocast_enabled(x_bihw.device.type)
+        and _has_vectors()
     )
+
+
+@cache
+def _has_vectors() -> bool:
+    """Portable code was not held against PyTorch's, which is good on ARM."""
+    return bool(native.cpu_features())
 
 
 @register("frozen_conv")
