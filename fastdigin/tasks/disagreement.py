@@ -85,7 +85,7 @@ EMBEDDED = DisagreementSettings(
     optimisation=Settings(iterations=50, learning_rate=0.05, schedule="cosine"),
     objective="log_conf",
     f_weight=3.0,
-    stop_at=0.95,
+    stop_at=0.9,
     draws=24,
 )
 
