@@ -265,6 +265,29 @@ def make_blending(source: fd.Inversion, weights: Sequence[float], seed: int = 0)
     return fd.Blending(mask, source.trajectory[:-1], tuple(weights))
 
 
+def make_mixed_jobs(
+    model: fd.LatentDiffusion, classifier: fd.Classifier, crops: int, **settings
+) -> list[fd.Job]:
+    """Six plain and edited jobs of 4 steps, with random crops and without."""
+    prompt = "a photo of a red boot"
+    source = make_source(model, "a photo of a red sneaker", steps=4)
+    edits = {
+        "injection": make_injection(model, source, prompt, (1.0, 0.5, 0.0, 0.0)),
+        "blending": make_blending(source, (1.0, 0.0, 0.0, 0.0)),
+    }
+    losses = (
+        [fd.ClassConfidence(classifier, 1, cutouts=fd.Cutouts(crops))],
+        [fd.NeuronActivation(classifier, 2)],
+    )
+    return [
+        make_job(
+            model, str(n), seed=n, prompt=prompt, losses=losses[n % 2],
+            **(edits if n % 3 else {}), **settings,
+        )
+        for n in range(6)
+    ]  # fmt: skip
+
+
 def reference_editing(job: fd.Job, source: fd.Inversion | None) -> dict:
     """The editing arguments of reference.sample for a job that edits ``source``."""
     editing, injections = {}, {}

@@ -8,18 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    build_classifier,
-    build_tiny,
-    make_blending,
-    make_injection,
-    make_job,
-    make_source,
-)
+from tiny import build_classifier, build_tiny, make_mixed_jobs
 
 from fastdigin import hardware
 from fastdigin.engine.engine import Engine
-from fastdigin.objectives import ClassConfidence, Cutouts, NeuronActivation, philox
+from fastdigin.objectives import philox
 
 pytestmark = pytest.mark.gpu
 
@@ -34,23 +27,9 @@ def model():
     return model
 
 
-def jobs(model, classifier, count=6):
-    """Plain and edited ones, with crops and without; made on the CPU."""
-    prompt = "a photo of a red boot"
-    source = make_source(model, "a photo of a red sneaker", STEPS)
-    edits = {
-        "injection": make_injection(model, source, prompt, (1.0, 0.5, 0.0, 0.0)),
-        "blending": make_blending(source, (1.0, 0.0, 0.0, 0.0)),
-    }
-    losses = (
-        [ClassConfidence(classifier, 1, cutouts=Cutouts(4))], [NeuronActivation(classifier, 2)]
-    )  # fmt: skip
-    return [
-        make_job(
-            model, str(n), seed=n, prompt=prompt, losses=losses[n % 2], **(edits if n % 3 else {})
-        )
-        for n in range(count)
-    ]
+def jobs(model, classifier):
+    """Made on the CPU."""
+    return make_mixed_jobs(model, classifier, crops=4)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +56,7 @@ def test_results_are_the_cpus(model, expected, graphs, kept_steps):
 
 def test_an_iteration_waits_once(model):
     engine = Engine(model, slots=4, kept_steps=0, compile="off")
-    engine.submit(jobs(model, build_classifier().to(DEVICE), count=4))
+    engine.submit(jobs(model, build_classifier().to(DEVICE))[:4])
     engine.step()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -111,7 +90,7 @@ def test_the_predicted_peak_holds_the_measured_one(model, graphs):
     for _ in range(2):  # the first chooses kernels and finds workspaces
         engine = Engine(model, memory="2GiB", slots=4, kept_steps=2, compile="off", graphs=graphs)
         with hardware.of(DEVICE).count_bytes() as count:
-            results = list(engine.run(jobs(model, build_classifier().to(DEVICE), count=4)))
+            results = list(engine.run(jobs(model, build_classifier().to(DEVICE))[:4]))
             peak = count.peak
         assert all(result.status == "done" for result in results)
     assert 0.5 * engine.plan.predicted < peak < 1.2 * engine.plan.predicted

@@ -3,20 +3,11 @@
 import pytest
 import torch
 from pretended import PretendedGpu
-from tiny import (
-    build_classifier,
-    build_tiny,
-    make_blending,
-    make_injection,
-    make_job,
-    make_source,
-    normal,
-)
+from tiny import build_classifier, build_tiny, make_mixed_jobs, normal
 
 from fastdigin import hardware
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.graphs import Graphs
-from fastdigin.objectives import ClassConfidence, Cutouts, NeuronActivation
 
 STEPS, ITERATIONS, SLOTS = 4, 2, 4
 
@@ -28,21 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def queue(model):
-    """Plain and edited jobs, with crops and without."""
-    f, prompt = build_classifier(), "a photo of a red boot"
-    source = make_source(model, "a photo of a red sneaker", STEPS)
-    edits = {
-        "injection": make_injection(model, source, prompt, (1.0, 0.5, 0.0, 0.0)),
-        "blending": make_blending(source, (1.0, 0.0, 0.0, 0.0)),
-    }
-    losses = [ClassConfidence(f, 1, cutouts=Cutouts(2))], [NeuronActivation(f, 2)]
-    return [
-        make_job(
-            model, str(n), seed=n, prompt=prompt, iterations=ITERATIONS, losses=losses[n % 2],
-            **(edits if n % 3 else {}),
-        )
-        for n in range(6)
-    ]  # fmt: skip
+    return make_mixed_jobs(model, build_classifier(), crops=2, iterations=ITERATIONS)
 
 
 def run(model, queue, gpu, kept_steps=0, **options):
