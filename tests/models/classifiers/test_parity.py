@@ -235,10 +235,6 @@ def test_logits_and_probabilities_are_those_of_the_library(case, tmp_path, monke
         )
 
 
-def test_so_many_models_of_all_loaders():
-    assert len(QUICK) + len(SLOW) >= 25
-
-
 def test_a_flexible_resolution_on_square_images(tmp_path):
     """SigLIP 2's NaFlex takes patches; on square images they are the same."""
     processor = hf.Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
