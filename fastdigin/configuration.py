@@ -154,21 +154,22 @@ def check_value(name: str, value: Any, kind: Any, known: Setting) -> None:
             return
         kind = float
     if item := element(kind):
-        _require(isinstance(value, (tuple, list)), name, value, "a tuple")
+        require(isinstance(value, (tuple, list)), name, value, "a tuple")
         for each in value:
             check_value(name, each, item, known)
     elif values := choices(kind):
-        _require(value in values, name, value, "one of " + ", ".join(map(str, values)))
+        require(value in values, name, value, "one of " + ", ".join(map(str, values)))
     elif kind in (int, float):
         whole = isinstance(value, int) and not isinstance(value, bool)
         number = whole or (kind is float and isinstance(value, float))
         what = "a whole number" if kind is int else "a number"
-        _require(number, name, value, what)
-        _require(known.accepts(value), name, value, known.wanted or "finite")
+        require(number, name, value, what)
+        require(known.accepts(value), name, value, known.wanted or "finite")
     elif isinstance(kind, type):
-        _require(isinstance(value, kind), name, value, f"of type {kind.__name__}")
+        require(isinstance(value, kind), name, value, f"of type {kind.__name__}")
 
 
-def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
+def require(condition: bool, name: str, value: Any, wanted: str) -> None:
+    """UserError with the argument, its value and what is wanted, unless the condition holds."""
     if not condition:
         raise UserError(f"{name} must be {wanted}, got {value!r}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from fastdigin.configuration import check_settings, documented, setting
+from fastdigin.configuration import check_settings, documented, require, setting
 from fastdigin.errors import UserError
 from fastdigin.models.attention import SourceAttention
 
@@ -78,9 +78,9 @@ class EarlyStop:
     also: EarlyStop | None = None
 
     def __post_init__(self) -> None:
-        _require(self.held_for >= 1, "held_for", self.held_for, "a count of at least 1")
+        require(self.held_for >= 1, "held_for", self.held_for, "a count of at least 1")
         bounds = (self.below, self.above)
-        _require(bounds.count(None) == 1, "below and above", bounds, "one bound and one None")
+        require(bounds.count(None) == 1, "below and above", bounds, "one bound and one None")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -316,8 +316,3 @@ class Result:
     def iterations(self) -> int:
         """Updates made."""
         return max(len(self.history) - 1, 0)
-
-
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise UserError(f"{name} must be {wanted}, got {value!r}")
