@@ -12,11 +12,10 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from fastdigin_kernels.common import choice, native
+from fastdigin_kernels.common import choice, native, shortcuts
 from fastdigin_kernels.common.autograd import differentiable, require_frozen
 from fastdigin_kernels.common.devices import kind_of
 from fastdigin_kernels.common.registry import backend, register
@@ -72,7 +71,8 @@ def prepare(weight_oikk: Tensor, *geometry: int | tuple[int, int]) -> None:
     """
     *pairs, groups = geometry
     is_3x3 = (*map(_pair, pairs), groups) == _GEOMETRY_3X3 and weight_oikk.shape[2:] == (3, 3)
-    on_cpu = kind_of(weight_oikk.device) == "cpu" and not isinstance(weight_oikk, FakeTensor)
+    # Fake weights have no numbers.
+    on_cpu = kind_of(weight_oikk.device) == "cpu" and not shortcuts.may_be_watched((weight_oikk,))
     if is_3x3 and on_cpu and _pays(weight_oikk, weight_oikk):
         impl = choice.choose("frozen_conv", "auto", (1,), weight_oikk)
         if impl != "torch":
