@@ -28,8 +28,8 @@ from fastdigin.scale.beats import EVERY, Beats
 from fastdigin.scale.tail import Tail
 from fastdigin.scale.worker import Load, Told, Worker
 
-BLOCKS = 20
-"""How many blocks an actor gets in a run, at least: what the last ones wait for is a block."""
+DRAIN = 6.5
+"""What the end of a block costs, in jobs: its batch empties before the next block fills it."""
 
 LARGEST = 32
 """The most jobs of a block, in multiples of the slots: what an actor's death costs is small."""
@@ -171,10 +171,9 @@ class Run:
             self.errors.setdefault(id, "its worker died each time that it was tried")
 
     def _sizes(self) -> Iterator[int]:
-        """Of the blocks: whole ones, then single jobs, to tell the one that kills from others."""
-        fair = math.ceil(len(self.ids) / (self.pool.size * BLOCKS * self.slots))
-        yield self.slots * max(1, min(LARGEST, fair))
-        yield 1
+        """Of the blocks: whole ones, then ever smaller, to tell the job that kills from others."""
+        size = block_size(len(self.ids), self.pool.size, self.slots)
+        yield from dict.fromkeys((size, self.slots, 1))
 
     def _pass(self, size: int, bar: tqdm) -> None:
         ids = list(self._left)
@@ -228,6 +227,17 @@ class _Drain:
         except Exception as error:  # whatever ends Ray's execution; the run names it
             self.failure = str(error).strip().splitlines()[-1]
         self.ended.set()
+
+
+def block_size(jobs: int, actors: int, slots: int) -> int:
+    """Jobs of a block, in whole batches.
+
+    The end of a block costs DRAIN jobs, and of several actors the last one is waited for, half a
+    block on the average: together least where a block has sqrt(2 DRAIN n) of an actor's n jobs.
+    """
+    each = jobs / actors
+    wanted = each if actors == 1 else min(each, math.sqrt(2 * DRAIN * each))
+    return slots * min(LARGEST, max(1, math.ceil(wanted / slots)))
 
 
 def wait_for(reference, seconds: float):
