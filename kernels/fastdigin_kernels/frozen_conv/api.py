@@ -199,7 +199,7 @@ def _to_time(
     raise AssertionError("its choice needs no timing")
 
 
-# C++ was faster for all shapes that `_pays` lets through (bench/results/kernels.json).
+# C++ was faster for all shapes that `_pays` lets through (bench/NOTES.md).
 choice.declare(
     "frozen_conv",
     choice.Operation(
