@@ -1,6 +1,8 @@
 """The exceptions for mistakes a user can mend."""
 
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
+from functools import wraps
 
 
 def visible(text: str) -> str:
@@ -44,3 +46,20 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """UserError unless the argument ``name`` has one of the values ``choices``."""
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+
+
+def exits_with_code(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Decorates the ``main`` of a module that is a command of its own: its exit code.
+
+    0 where it returns nothing; 2 after a UserError, of which one line is printed.
+    """
+
+    @wraps(main)
+    def run(*arguments) -> int:
+        try:
+            return main(*arguments) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run

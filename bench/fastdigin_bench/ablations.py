@@ -18,7 +18,7 @@ from typing import Any
 
 from fastdigin.commands.options import count
 from fastdigin.commands.task import load_engine
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, exits_with_code
 from fastdigin.metrics.truth import seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
@@ -186,7 +186,8 @@ def draw(ablations: Sequence[Mapping[str, Any]], path: Path) -> None:
     plot(path, panels)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@exits_with_code
+def main(arguments: list[str] | None = None) -> int | None:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -195,12 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="as in the table")
     parser.add_argument("--out", type=Path, default=Path("ablations"), help="(default ablations)")
     parser.add_argument("--results", type=Path, help="where ablations.json goes")
-    try:
-        run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from statistics import fmean
 
 from fastdigin.commands.options import count
 from fastdigin.commands.task import load_engine
-from fastdigin.errors import UserError
+from fastdigin.errors import exits_with_code
 from fastdigin.metrics import Networks, cases_of, load_extractor, score
 from fastdigin.metrics.figures import Figure, figure
 from fastdigin.models.classifier import Classifier
@@ -110,7 +110,8 @@ def _all(values: Sequence[bool | None]) -> bool | None:
     return None if None in values else all(values)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@exits_with_code
+def main(arguments: list[str] | None = None) -> int | None:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,11 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--variants", type=count, default=3, metavar="N", help="(default 3)")
     parser.add_argument("--out", type=Path, default=Path("diverse"), help="(default diverse)")
     parser.add_argument("--results", type=Path, help="where diverse.json goes")
-    try:
-        return run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

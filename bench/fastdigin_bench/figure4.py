@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, exits_with_code
 from fastdigin.models.classifier import Classifier
 from fastdigin.results import NeuronCounterfactualRecord, read_records
 from fastdigin.results.pictures import png
@@ -76,7 +76,8 @@ def attacked(classifier: Classifier, photo_3hw: Tensor, neuron: int, sign: float
     return attack.of(classifier, photos, neurons, torch.tensor([sign]))[0].cpu()
 
 
-def main(arguments: list[str] | None = None) -> int:
+@exits_with_code
+def main(arguments: list[str] | None = None) -> int | None:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -84,12 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of the first command")
     parser.add_argument("--classifier", required=True, metavar="C", help="as in the first command")
     options = parser.parse_args(arguments)
-    try:
-        print(json.dumps(run(options.folder, Classifier.load(options.classifier))))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(json.dumps(run(options.folder, Classifier.load(options.classifier))))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from fastdigin.embedded.data import load_world
 from fastdigin.embedded.scenes import Shortcut
 from fastdigin.embedded.worlds import load_autoencoder, planned, train_world
 from fastdigin.engine.engine import Engine
-from fastdigin.errors import UserError
+from fastdigin.errors import exits_with_code
 from fastdigin.metrics.figures import Figure, figure
 from fastdigin.metrics.truth import Discovered, discovery, faithfulness, is_faithful, seen
 from fastdigin.models.classifier import Classifier
@@ -139,7 +139,8 @@ def _keys(lines: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     return [(r.get("class") or r["garment"], r["attribute"], r["feature"]) for r in lines]
 
 
-def main(arguments: list[str] | None = None) -> int:
+@exits_with_code
+def main(arguments: list[str] | None = None) -> int | None:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -150,12 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("worlds"), help="(default worlds)")
     parser.add_argument("--results", type=Path, help="where worlds.json goes")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four files")
-    try:
-        run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

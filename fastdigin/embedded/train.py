@@ -28,7 +28,7 @@ from fastdigin.embedded.scenes import make_scenes
 from fastdigin.embedded.train_autoencoder import psnr, train_autoencoder
 from fastdigin.embedded.train_classifiers import train_classifiers
 from fastdigin.embedded.train_diffusion import assemble, cache_latents, train_diffusion
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, exits_with_code
 
 AUTOENCODER_SCENES = 24_000
 DIFFUSION_SCENES = 40_000
@@ -73,7 +73,8 @@ STAGES = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+@exits_with_code
+def main(arguments: list[str] | None = None) -> int | None:
     """Runs the stages; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,15 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="(default all)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    try:
-        world = load_world(options.data)
-        for name, stage in STAGES.items():
-            if name in options.stages:
-                stage(world, options.out, options.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    world = load_world(options.data)
+    for name, stage in STAGES.items():
+        if name in options.stages:
+            stage(world, options.out, options.seed)
 
 
 def _autoencoder(out: Path) -> AutoencoderKL:

@@ -39,7 +39,7 @@ from fastdigin.embedded.scenes import (
     with_feature,
 )
 from fastdigin.embedded.train_classifiers import as_classifier, fit
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, exits_with_code
 from fastdigin.models.classifier import Classifier
 from fastdigin.storage import write_atomically
 
@@ -188,7 +188,8 @@ def _confidences(classifier: Classifier, scenes: Scenes, labels_n: torch.Tensor)
     return probabilities.gather(1, labels_n[:, None])[:, 0], right.float()
 
 
-def main(arguments: list[str] | None = None) -> int:
+@exits_with_code
+def main(arguments: list[str] | None = None) -> int | None:
     """Trains worlds; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -202,23 +203,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first world")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four files")
     options = parser.parse_args(arguments)
-    try:
-        wanted = planned(options.count, options.clean, options.seed)
-        if options.plant:
-            planted = tuple(map(parse_shortcut, options.plant))
-            wanted.append((f"planted-{options.seed:03d}", planted, options.seed))
-        if not wanted:
-            raise UserError("nothing to train: give --count, --clean or --plant")
-        raw, autoencoder = load_world(options.data), load_autoencoder()
-        for name, shortcuts, seed in wanted:
-            folder = options.out / name
-            if not (folder / "world.json").is_file():
-                train_world(raw, autoencoder, shortcuts, folder, seed)
-            print(f"{folder}: {(folder / 'world.json').read_text(encoding='utf-8')}", flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    wanted = planned(options.count, options.clean, options.seed)
+    if options.plant:
+        planted = tuple(map(parse_shortcut, options.plant))
+        wanted.append((f"planted-{options.seed:03d}", planted, options.seed))
+    if not wanted:
+        raise UserError("nothing to train: give --count, --clean or --plant")
+    raw, autoencoder = load_world(options.data), load_autoencoder()
+    for name, shortcuts, seed in wanted:
+        folder = options.out / name
+        if not (folder / "world.json").is_file():
+            train_world(raw, autoencoder, shortcuts, folder, seed)
+        print(f"{folder}: {(folder / 'world.json').read_text(encoding='utf-8')}", flush=True)
 
 
 if __name__ == "__main__":
