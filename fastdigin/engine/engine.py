@@ -231,9 +231,8 @@ class Engine:
         Raises:
             UserError: for anything else among them; nothing is appended then.
         """
-        jobs = list(
-            checked(jobs, KINDS, "jobs")
-        )  # outside of the lock, as it may be a generator's work
+        # Outside of the lock, as it may be a generator's work.
+        jobs = list(checked(jobs, KINDS, "jobs"))
         with self._lock:
             self._batch.queue.submit(jobs)
 

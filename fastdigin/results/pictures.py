@@ -83,9 +83,8 @@ def png(picture: Image.Image) -> bytes:
 
 def open_image(path: Path) -> Image.Image:
     """The picture in a file of FORMATS, decoded. OSError for whatever is wrong with it."""
-    if os.path.exists(path) and not os.path.isfile(
-        path
-    ):  # a pipe or a device could be read for ever
+    # A pipe or a device could be read for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:
