@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastdigin.report import print_results, write_report
 from fastdigin.report.console import print_text
 from fastdigin.results import Record, ResultStore, read_records
 from fastdigin.storage import weights_fingerprint
+from fastdigin.tasks.running import run_together
 from fastdigin.tasks.task import Task
 
 
@@ -32,7 +33,7 @@ def run_tasks(
     only_failed: bool = False,
     arguments: Sequence[str] = (),
 ) -> int:
-    """Runs tasks one after the other into one folder, prints, reports; returns the exit code.
+    """Runs tasks of one engine together into one folder, prints, reports; returns the exit code.
 
     Jobs that the folder already holds as done are not repeated, and those of other shards are not
     done. Every task is checked before the first one starts and before anything is written.
@@ -53,29 +54,32 @@ def run_tasks(
     if len(done) < len(finished):
         lost = f"{len(finished) - len(done)} finished images lack pictures and are done again"
         print(lost, file=sys.stderr)
-    bars, runs = [], []
+    skips, left = [], 0
     for task, share in zip(tasks, shares, strict=True):
         finished = {id for name, id in done if name == task.name}
-        bars.append(_Bar(task.name, share, finished))
         others = {request.id for request in task.requests} - set(share)
-        runs.append(task.run(skip=finished | others, on_progress=bars[-1].advance))
-    for task in tasks:
-        _ = task.engine.slots  # a budget that is too small must not bind the folder to a run
-    stores = [ResultStore(out, t.name, t.run_settings, environment_of(t)) for t in tasks]
+        skips.append(finished | others)
+        left += sum(id not in finished for id in share)
+    bar = _Bar([task.name for task in tasks], sum(map(len, shares)), left)
+    runs = run_together(tasks, skips, bar.advance)
+    slots = tasks[0].engine.slots  # a budget that is too small must not bind the folder to a run
+    stores = {
+        task.name: ResultStore(out, task.name, task.run_settings, environment_of(task))
+        for task in tasks
+    }
     for task in tasks:
         check_same_inputs(task, done, out)
     if arguments:
         remember(out, arguments, {task.name: len(task.requests) for task in tasks})
     failed = 0
-    for task, bar, store, records in zip(tasks, bars, stores, runs, strict=True):
-        with bar.of(task.engine.slots):
-            for record in records:
-                line = record.save(store)
-                if as_json:
-                    print(json.dumps(line), flush=True)
-                if record.status == "failed":
-                    failed += 1
-                    tqdm.write(visible(f"failed: {record.id}: {record.error}"), file=sys.stderr)
+    with bar.of(slots):
+        for task, record in runs:
+            line = record.save(stores[task.name])
+            if as_json:
+                print(json.dumps(line), flush=True)
+            if record.status == "failed":
+                failed += 1
+                tqdm.write(visible(f"failed: {record.id}: {record.error}"), file=sys.stderr)
     conclude([task.name for task in tasks], out, as_json=as_json)
     return 1 if failed else 0
 
@@ -109,22 +113,22 @@ def environment_of(task: Task) -> dict[str, Any]:
 
 
 class _Bar:
-    """The progress of one task on stderr; drawn from the moment that it is entered."""
+    """The progress of the tasks on stderr; drawn from the moment that it is entered."""
 
-    def __init__(self, task: str, ids: Collection[str], finished: Collection[str]):
-        self._task, self._total = task, len(ids)
-        self._before = sum(id in finished for id in ids)
+    def __init__(self, tasks: Sequence[str], total: int, left: int):
+        self._name, self._total, self._left = ", ".join(tasks), total, left
 
     def of(self, slots: int) -> _Bar:
         """Says how many images share a batch, whose results come together."""
-        together = min(slots, self._total - self._before)
+        together = min(slots, self._left)
         if together > 1:
-            self._task += f", {together} at a time"
+            self._name += f", {together} at a time"
         return self
 
     def __enter__(self) -> None:
         self._bar = tqdm(
-            total=self._total, initial=self._before, desc=self._task, unit="image", file=sys.stderr,
+            total=self._total, initial=self._total - self._left, desc=self._name, unit="image",
+            file=sys.stderr,
             smoothing=0,  # what is done at a time differs: a step, a search, an iteration
             bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
         )  # fmt: skip

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +28,7 @@ from fastdigin.models.classifiers.checks import Differentiable, check_classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import Record
 from fastdigin.storage import fingerprint
+from fastdigin.tasks.running import run_some, run_together
 
 log = logging.getLogger(__name__)
 
@@ -199,13 +198,13 @@ class Task(ABC):
         An exception of ``explain``, such as one of a judge of the user's, fails this job alone.
         """
         if isinstance(result.job, Unmade):
-            return self._failure(result.id, result.error)
+            return self.failure(result.id, result.error)
         try:
             return self.explain(result)
         except Exception as error:
             known = isinstance(error, UserError)
             log.warning("%s: %s", result.id, error, exc_info=not known)
-            return self._failure(
+            return self.failure(
                 result.id, str(error) if known else f"{type(error).__name__}: {error}"
             )
 
@@ -228,18 +227,7 @@ class Task(ABC):
         Raises:
             UserError: at once, where every request fails its check.
         """
-        todo = [request for request in self.requests if request.id not in skip]
-        outcomes = self._outcomes(todo)
-        head: list[_Outcome] = []
-        for outcome in outcomes:
-            head.append(outcome)
-            if outcome.error is None:
-                break
-        else:
-            if head and len(head) == len(self.requests):
-                raise head[0].error
-        width = min(self.engine.slots, len(todo))
-        return self._records(todo, chain(head, outcomes), on_progress, width)
+        return (record for _, record in run_together([self], [skip], on_progress))
 
     def records(
         self, requests: Sequence[Request], *, on_progress: Callable[[float], None] | None = None
@@ -250,59 +238,15 @@ class Task(ABC):
         the engine has slots, however few the requests are: how they were shared out must not
         change a result.
         """
-        return self._records(requests, self._outcomes(requests), on_progress, self.engine.slots)
-
-    def _records(
-        self,
-        todo: Sequence[Request],
-        outcomes: Iterator[_Outcome],
-        on_progress: Callable[[float], None] | None,
-        width: int,
-    ) -> Iterator[Record]:
-        """Feeds the engine while slots are free, and explains what comes out."""
-        failures: deque[Record] = deque()
-        work = _Work(self._work(outcomes, failures, width), max(len(todo), width))
-        for result in self.engine.run(work, self._progress(todo, on_progress)):
-            while failures:
-                yield failures.popleft()
-            yield self.record(result)
-        yield from failures
-
-    def _work(self, outcomes, failures: deque[Record], width: int) -> Iterator[Job | Stage]:
-        """The work of a batch of requests at a time; requests that fail their check come aside."""
-        checked = []
-        for outcome in outcomes:
-            if outcome.error is not None:
-                failures.append(self._failure(outcome.request.id, str(outcome.error)))
-                continue
-            checked.append(outcome.checked)
-            if self.fills(checked, width):
-                yield from self.jobs(checked, width)
-                checked = []
-        if checked:
-            yield from self.jobs(checked, width)
+        return run_some(self, requests, on_progress)
 
     def fills(self, checked: Sequence[Any], width: int) -> bool:
         """Whether these requests are enough work for ``width`` slots."""
         return len(checked) == width
 
-    def _outcomes(self, requests: Sequence[Request]) -> Iterator[_Outcome]:
-        for request in requests:
-            try:
-                yield _Outcome(request, self.check(request))
-            except UserError as error:
-                yield _Outcome(request, error=error)
-
-    def _failure(self, id: str, error: str) -> Record:
+    def failure(self, id: str, error: str) -> Record:
+        """The record of a request that came to nothing."""
         return self.record_type.failure(id, self.seed, error, self.run_settings)
-
-    def _progress(self, todo, on_progress) -> Callable[[float], None] | None:
-        """Turns iterations of a job into shares of an image's work."""
-        if on_progress is None or not todo:
-            return None
-        iterations = len(todo) * (self.settings.optimisation.iterations + 1)
-        share = len(todo) / (iterations + self.preparation(todo))
-        return lambda count: on_progress(share * count)
 
 
 @dataclass(frozen=True)
@@ -326,29 +270,6 @@ class Preparation:
 
     def failed(self, error: str) -> list[Result]:
         return [Result.failure(Unmade(id), error) for id in self.ids]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What came of checking a request."""
-
-    request: Request
-    checked: Any = None
-    error: UserError | None = None
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Work that is made when its turn comes. count: how many jobs it is, for the engine's plans."""
-
-    items: Iterator[Job | Stage]
-    count: int
-
-    def __iter__(self) -> Iterator[Job | Stage]:
-        return self.items
-
-    def __length_hint__(self) -> int:
-        return self.count
 
 
 def _unusual(dtype: torch.dtype) -> str | None:
