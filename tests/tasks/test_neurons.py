@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastdigin as fd
+from fastdigin import embedded
 from fastdigin.tasks.neurons import NeuronVisualisations
 
 WORDS = ["sneaker on grass", "bag"]
@@ -115,6 +116,26 @@ def test_a_sample_that_fails_does_not_stop_the_search(call, engine, monkeypatch)
     monkeypatch.setattr(type(engine), "evaluate", one_fails)
     (e,) = call(fd.visualise_neurons, neurons=3)
     assert e.word == "sneaker on grass" and math.isfinite(e.activation)
+
+
+def test_the_words_that_did_best_at_first_are_drawn_again(call, spurious, monkeypatch):
+    """Eight words, of whose first samples four go on; of those the best mean wins."""
+    words = embedded.words()[:8]
+    firsts, seconds = (1, 8, 7, 6, 5, 2, 3, 4), (99, 1, 2, 8, 4, 99, 99, 99)
+    activations = {f"{w}-0": a for w, a in zip(words, firsts, strict=True)}
+    activations |= {f"{w}-1": a for w, a in zip(words, seconds, strict=True)}
+    original, asked = NeuronVisualisations._activations, []
+
+    def known(self, result):
+        if result.id not in activations:  # the visualisation itself
+            return original(self, result)
+        asked.append(result.id)
+        return torch.full((spurious.num_neurons,), float(activations[result.id]))
+
+    monkeypatch.setattr(NeuronVisualisations, "_activations", known)
+    (e,) = call(fd.visualise_neurons, neurons=3, words=words)
+    assert e.word == words[3]  # a mean of 7: more than of 4.5, and 50 was never seen
+    assert asked == [f"{w}-0" for w in words] + [f"{w}-1" for w in words[1:5]]
 
 
 def test_a_neuron_whose_words_cannot_be_tried_fails_alone(call, monkeypatch):
