@@ -26,13 +26,17 @@ from fastdigin.hardware import check_workers
 from fastdigin.models.missing import first_sentence
 from fastdigin.scale.beats import EVERY, Beats
 from fastdigin.scale.tail import Tail
-from fastdigin.scale.worker import Load, Told, Worker
+from fastdigin.scale.worker import AHEAD, Load, Told, Worker
 
-DRAIN = 6.5
-"""What the end of a block costs, in jobs: its batch empties before the next block fills it."""
+PARTS = 16
+"""Into how many blocks an actor's work is cut, at least where that leaves it whole batches: at the
+end some actors wait for others, half a block on the average."""
 
 LARGEST = 32
 """The most jobs of a block, in multiples of the slots: what an actor's death costs is small."""
+
+MANY = 1000
+"""How many jobs an actor is expected to do where nobody has counted them."""
 
 PATIENCE = 1800.0
 """Seconds without a word from any actor after which a run is given up."""
@@ -77,7 +81,12 @@ class Pool:
         return dataset.map_batches(
             Worker,
             batch_size=None,
-            compute=ActorPoolStrategy(size=self.size, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(
+                size=self.size,
+                max_tasks_in_flight_per_actor=AHEAD,
+                max_concurrent_calls_per_actor=AHEAD,
+                enable_true_multi_threading=True,
+            ),
             fn_constructor_args=(load, told, full),
             num_cpus=self.cpus,
             num_gpus=self.gpus or None,
@@ -124,9 +133,10 @@ def connect(address: str | None) -> None:
         ) from None
 
 
-def told(out: Path, pool: Pool) -> Told:
-    """What the actors of a run are told."""
-    return Told(str(out.absolute()), pool.threads, os.getcwd(), Beats.remote())
+def told(out: Path, pool: Pool, jobs: int | None = None) -> Told:
+    """What the actors of a run are told. jobs: how many there are, where that is known."""
+    expected = MANY if jobs is None else math.ceil(jobs / pool.size)
+    return Told(str(out.absolute()), pool.threads, expected, os.getcwd(), Beats.remote())
 
 
 @dataclass
@@ -164,23 +174,22 @@ class Run:
             total=total, initial=self.finished, desc=self.task, unit="image", file=sys.stderr,
             bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
         ) as bar:  # fmt: skip
-            for size in self._sizes():
+            for count in self._counts():
                 if self._left:
-                    self._pass(size, bar)
+                    self._pass(count, bar)
         for id in self._left:
             self.errors.setdefault(id, "its worker died each time that it was tried")
 
-    def _sizes(self) -> Iterator[int]:
-        """Of the blocks: whole ones, then ever smaller, to tell the job that kills from others."""
-        size = block_size(len(self.ids), self.pool.size, self.slots)
-        yield from dict.fromkeys((size, self.slots, 1))
+    def _counts(self) -> Iterator[int]:
+        """Of the blocks: few, then ever more, to tell the job that kills from others."""
+        yield block_count(len(self._left), self.pool.size, self.slots)
+        yield math.ceil(len(self._left) / self.slots)
+        yield len(self._left)
 
-    def _pass(self, size: int, bar: tqdm) -> None:
+    def _pass(self, count: int, bar: tqdm) -> None:
         ids = list(self._left)
-        spoken = told(self.out, self.pool)
-        dataset = ray.data.from_items(
-            [{"id": id} for id in ids], override_num_blocks=math.ceil(len(ids) / size)
-        )
+        spoken = told(self.out, self.pool, len(ids))
+        dataset = ray.data.from_items([{"id": id} for id in ids], override_num_blocks=count)
         rows = _Drain(self.pool.apply(dataset, self.load, spoken, full=False))
         while not rows.ended.wait(EVERY):
             share, silence = ray.get(spoken.beats.read.remote())
@@ -229,15 +238,11 @@ class _Drain:
         self.ended.set()
 
 
-def block_size(jobs: int, actors: int, slots: int) -> int:
-    """Jobs of a block, in whole batches.
-
-    The end of a block costs DRAIN jobs, and of several actors the last one is waited for, half a
-    block on the average: together least where a block has sqrt(2 DRAIN n) of an actor's n jobs.
-    """
+def block_count(jobs: int, actors: int, slots: int) -> int:
+    """How many blocks, the same for every actor, of about whole batches each."""
     each = jobs / actors
-    wanted = each if actors == 1 else min(each, math.sqrt(2 * DRAIN * each))
-    return slots * min(LARGEST, max(1, math.ceil(wanted / slots)))
+    batches = min(LARGEST, max(1, round(each / (PARTS * slots))))
+    return min(jobs, actors * math.ceil(each / (batches * slots)))
 
 
 def wait_for(reference, seconds: float):

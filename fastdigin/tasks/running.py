@@ -8,7 +8,7 @@ so jobs of several tasks may share a batch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from fastdigin.errors import UserError
 from fastdigin.results import Record
 
 if TYPE_CHECKING:
+    from fastdigin.engine.engine import Engine
     from fastdigin.tasks.task import Request, Task
 
 
@@ -38,7 +39,7 @@ def run_together(
         UserError: at once, where every request of a task fails its check, or an id is that of
             requests of two tasks.
     """
-    shares = []
+    shares, engine = [], tasks[0].engine
     for task, skip in zip(tasks, skips, strict=True):
         todo = [request for request in task.requests if request.id not in skip]
         outcomes = _outcomes(task, todo)
@@ -50,23 +51,43 @@ def run_together(
         else:
             if head and len(head) == len(task.requests):
                 raise head[0].error
-        width = min(task.engine.slots, len(todo))
+        width = min(engine.slots, len(todo))
         shares.append(_Share(task, todo, chain(head, outcomes), width))
-    return _records(shares, _owners(shares).__getitem__, on_progress)
+    _check_ids(shares)
+    progress = _Progress(on_progress)
+    for share in shares:
+        progress.expect(share)
+    return _records(engine, shares, sum(len(share.todo) for share in shares), progress.advance)
 
 
-def run_some(
-    task: Task,
-    requests: Sequence[Request],
+def run_stream(
+    engine: Engine,
+    work: Iterable[tuple[Task, Sequence[Request]]],
+    expected: int,
     on_progress: Callable[[float], None] | None = None,
-) -> Iterator[Record]:
-    """Records of some of a task's requests as jobs finish, failed ones included.
+) -> Iterator[tuple[Task, Record]]:
+    """(task, record) of some requests as jobs finish, failed ones included.
 
-    Batches are as wide as the engine has slots, however few the requests are: how they were shared
-    out must not change a result.
+    For runs that come by their requests bit by bit (fastdigin.scale). Batches are as wide as the
+    engine has slots, however few the requests are: how they were shared out must not change a
+    result.
+
+    Args:
+        engine: of all tasks.
+        work: requests of a task, with ids that differ from all that are under way. Read when slots
+            are free, so that it may come to know of more while the first are done.
+        expected: about how many requests there will be, for the engine's plans.
+        on_progress: as for :func:`run_together`.
     """
-    share = _Share(task, requests, _outcomes(task, requests), task.engine.slots)
-    return (record for _, record in _records([share], lambda id: task, on_progress))
+    progress = _Progress(on_progress)
+
+    def shares() -> Iterator[_Share]:
+        for task, todo in work:
+            share = _Share(task, todo, _outcomes(task, todo), engine.slots)
+            progress.expect(share)
+            yield share
+
+    return _records(engine, shares(), max(expected, engine.slots), progress.advance)
 
 
 @dataclass(frozen=True)
@@ -124,24 +145,30 @@ class _Work:
 
 
 def _records(
-    shares: Sequence[_Share],
-    owner_of: Callable[[str], Task],
-    on_progress: Callable[[float], None] | None,
+    engine: Engine,
+    shares: Iterable[_Share],
+    count: int,
+    advance: Callable[[float], None],
 ) -> Iterator[tuple[Task, Record]]:
     """Feeds the engine while slots are free, and explains what comes out."""
+    owners: dict[str, Task] = {}
     failures: deque[tuple[Task, Record]] = deque()
-    items = chain.from_iterable(share.work(failures) for share in shares)
-    work = _Work(items, sum(max(len(share.todo), share.width) for share in shares))
-    for result in shares[0].task.engine.run(work, _progress(shares, on_progress)):
+
+    def items() -> Iterator[Job | Stage]:
+        for share in shares:
+            owners.update(dict.fromkeys((request.id for request in share.todo), share.task))
+            yield from share.work(failures)
+
+    for result in engine.run(_Work(items(), count), advance):
         while failures:
             yield failures.popleft()
-        owner = owner_of(result.id)
+        owner = owners.pop(result.id)
         yield owner, owner.record(result)
     yield from failures
 
 
-def _owners(shares: Sequence[_Share]) -> dict[str, Task]:
-    """The task of each request, by its id."""
+def _check_ids(shares: Sequence[_Share]) -> None:
+    """Raises UserError where two tasks have an image of one id."""
     owners: dict[str, Task] = {}
     for share in shares:
         for request in share.todo:
@@ -151,7 +178,6 @@ def _owners(shares: Sequence[_Share]) -> dict[str, Task]:
                     f"tasks {other.name} and {share.task.name} both have an image "
                     f"{request.id!r}: run them one by one"
                 )
-    return owners
 
 
 def _outcomes(task: Task, requests: Sequence[Request]) -> Iterator[_Outcome]:
@@ -162,12 +188,18 @@ def _outcomes(task: Task, requests: Sequence[Request]) -> Iterator[_Outcome]:
             yield _Outcome(request, error=error)
 
 
-def _progress(
-    shares: Sequence[_Share], on_progress: Callable[[float], None] | None
-) -> Callable[[float], None] | None:
+class _Progress:
     """Turns iterations of a job into shares of an image's work."""
-    images = sum(len(share.todo) for share in shares)
-    if on_progress is None or not images:
-        return None
-    one = images / sum(share.iterations for share in shares)
-    return lambda iterations: on_progress(one * iterations)
+
+    def __init__(self, on_progress: Callable[[float], None] | None):
+        self._on_progress, self._images, self._iterations = on_progress, 0, 0.0
+
+    def expect(self, share: _Share) -> None:
+        """There is this to do as well."""
+        self._images += len(share.todo)
+        self._iterations += share.iterations
+
+    def advance(self, iterations: float) -> None:
+        """So many of a job are done."""
+        if self._on_progress is not None:
+            self._on_progress(iterations * self._images / self._iterations)

@@ -28,7 +28,7 @@ from fastdigin.models.classifiers.checks import Differentiable, check_classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results import Record
 from fastdigin.storage import fingerprint
-from fastdigin.tasks.running import run_some, run_together
+from fastdigin.tasks.running import run_together
 
 log = logging.getLogger(__name__)
 
@@ -228,17 +228,6 @@ class Task(ABC):
             UserError: at once, where every request fails its check.
         """
         return (record for _, record in run_together([self], [skip], on_progress))
-
-    def records(
-        self, requests: Sequence[Request], *, on_progress: Callable[[float], None] | None = None
-    ) -> Iterator[Record]:
-        """Records of some of the requests as jobs finish, failed ones included.
-
-        For runs that come by their requests bit by bit (fastdigin.scale). Batches are as wide as
-        the engine has slots, however few the requests are: how they were shared out must not
-        change a result.
-        """
-        return run_some(self, requests, on_progress)
 
     def fills(self, checked: Sequence[Any], width: int) -> bool:
         """Whether these requests are enough work for ``width`` slots."""

@@ -22,23 +22,22 @@ from fastdigin_bench.sleep_task import Sleep, SleepEngine, load
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "fastdigin[ray]"')
 
-from fastdigin.scale.driver import LARGEST, Pool, Run, block_size  # noqa: E402 - needs Ray
+from fastdigin.scale.driver import LARGEST, PARTS, Pool, Run, block_count  # noqa: E402 - needs Ray
 
 JOBS = 40
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize("actors", [1, 2, 16])
-def test_blocks_are_whole_batches_and_enough_for_all_actors(actors, slots):
-    """One actor gets all at once, several get a few blocks each, and never too large ones."""
-    for each in (1, slots, 3 * slots, 100 * slots):
+def test_all_actors_get_as_many_blocks_of_about_whole_batches(actors, slots):
+    for each in (1, slots, 3 * slots, 100 * slots, 10_000 * slots):
         jobs = each * actors
-        size = block_size(jobs, actors, slots)
-        assert size % slots == 0 and slots <= size <= LARGEST * slots
-        assert -(-jobs // size) >= min(actors, -(-jobs // slots))
-        if actors == 1:
-            assert size >= min(jobs, LARGEST * slots)
-    assert block_size(100 * actors * 8, actors, 8) >= 100, "few drains in a long run"
+        count = block_count(jobs, actors, slots)
+        assert count % actors == 0 and count <= jobs
+        size = jobs / count
+        assert min(each, slots) <= size <= LARGEST * slots
+        assert size == min(each, slots) or count / actors >= PARTS / 2, "a fair end"
+    assert block_count(7 * actors - 1, actors, 8) == actors, "never a block without a job"
 
 
 @pytest.fixture(scope="module")
