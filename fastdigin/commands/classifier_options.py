@@ -82,11 +82,9 @@ def _class_names(text: str | None) -> list[str] | None:
 
 def read_lines(path: str, option: str) -> list[str]:
     """The lines of a text file without empty ones; UserError names the option."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option} '{path}' cannot be read ({error}): give a text file") from None
-    lines = [line for line in lines if line]
+    from fastdigin.storage import read_text
+
+    lines = [line.strip() for line in read_text(Path(path), option).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{option} '{path}' is empty: write one word a line")
     return lines

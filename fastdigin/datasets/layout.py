@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdigin.errors import UserError
+from fastdigin.storage import read_text
 
 SUFFIXES = {
     ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pfm", ".pgm", ".png",
@@ -74,10 +75,7 @@ def first_existing(folder: Path, *names: str) -> Path | None:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty. UserError where it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}") from None
+    lines = read_text(path, "the data set's").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

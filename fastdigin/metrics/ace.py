@@ -22,7 +22,7 @@ from fastdigin.errors import UserError
 from fastdigin.metrics.cases import Case
 from fastdigin.results.folder import writing
 from fastdigin.results.pictures import png, to_pil
-from fastdigin.storage import write_atomically
+from fastdigin.storage import read_text, write_atomically
 
 _ORIGINALS = {"CC": "Correct", "IC": "Incorrect"}
 _FLIPS = {"CCF": True, "ICF": False}
@@ -111,12 +111,9 @@ def _only_experiment(folder: Path) -> str:
 
 def _read_info(file: Path) -> dict[str, str | int]:
     """Key -> value of the lines "key: value"; whole numbers (also "1.0") are indices of classes."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{file}' cannot be read ({error})") from None
+    lines = read_text(file, "the file").splitlines()
     pairs = (line.partition(": ") for line in lines)
     return {key: _class(value.strip()) for key, _, value in pairs if key in _INFO}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastdigin.errors import UserError
+from fastdigin.storage import read_text
 
 FOLDER = Path(__file__).parent / "algorithms"
 T = TypeVar("T")
@@ -90,17 +91,18 @@ def algorithm_names() -> tuple[str, ...]:
 def load_algorithm(name: str) -> Algorithm:
     """A packaged one by its name, or one of a JSON file; UserError where there is none."""
     file = FOLDER / f"{name}.json" if name in algorithm_names() else Path(name)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not all(isinstance(changes, dict) for changes in content["settings"].values()):
-            raise TypeError("settings must be {task: {field: value}}")
-        return Algorithm(name, content["about"], content["settings"], tuple(content["notes"]))
-    except FileNotFoundError:
+    if not file.exists():
         names = ", ".join(algorithm_names())
         raise UserError(
             f"preset {name!r} does not exist: name one of {names}, or a file of settings"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        )
+    text = read_text(file, "preset")
+    try:
+        content = json.loads(text)
+        if not all(isinstance(changes, dict) for changes in content["settings"].values()):
+            raise TypeError("settings must be {task: {field: value}}")
+        return Algorithm(name, content["about"], content["settings"], tuple(content["notes"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"'{file}' is no preset of the algorithm ({error!r}): it needs about, settings, notes"
         ) from None

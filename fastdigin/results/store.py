@@ -51,6 +51,8 @@ BLOCK = 2**16
 SCHEMA = 2
 """The version of the lines; those that name none are of the first."""
 
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
 IMAGE_KEYS = {
     "image": "the optimised image (3, H, W)",
     "initial_image": "what it is compared with (3, H, W)",
@@ -229,7 +231,7 @@ def _warn_of_other_weights(out: Path, before: Iterable[Mapping], weights: Mappin
 
 
 def picture_path(out: Path, relative: str | None) -> Path | None:
-    """The picture that a record names; None where it is missing, empty, or not in OUT/images."""
+    """The picture that a record names; None where it is missing, cut off, or not in OUT/images."""
     if not relative:
         return None
     try:
@@ -237,7 +239,17 @@ def picture_path(out: Path, relative: str | None) -> Path | None:
     except (TypeError, ValueError):  # no text, or none that can be a path
         return None
     inside = path.is_relative_to(Path(os.path.realpath(out)) / PICTURES) and os.path.isfile(path)
-    return path if inside and path.stat().st_size else None
+    return path if inside and _is_whole(path) else None
+
+
+def _is_whole(picture: Path) -> bool:
+    """Whether a PNG has its end; what a disk lost from within it is not looked for."""
+    try:
+        with picture.open("rb") as file:
+            file.seek(max(0, os.path.getsize(picture) - len(PNG_END)))
+            return file.read() == PNG_END
+    except OSError:
+        return False
 
 
 def safe_name(name: str) -> str:

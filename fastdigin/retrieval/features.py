@@ -74,12 +74,24 @@ def photo_files(arguments: Sequence[str]) -> list[ImageInput]:
         if not os.path.isdir(root):
             photos += collect([argument])
             continue
-        files = sorted(f for f in root.rglob("*") if is_image(f.relative_to(root)) and f.is_file())
+        files = sorted(
+            path
+            for folder, _, names in os.walk(root, onerror=_unreadable)
+            for path in (Path(folder, name) for name in names)
+            if is_image(path.relative_to(root)) and path.is_file()
+        )
         if not files:
             raise UserError(f"folder '{root}' and its subfolders hold no images")
         photos += [ImageInput(str(file.relative_to(root)), file) for file in files]
     ids = distinct(photo.id for photo in photos)
     return [replace(photo, id=id) for id, photo in zip(ids, photos, strict=True)]
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(
+        f"folder '{error.filename}' cannot be read ({error.strerror}): allow it, or name another "
+        "one"
+    )
 
 
 def best_of(

@@ -126,6 +126,9 @@ def test_wrong_words(refused, tmp_path):
     assert "empty.txt' is empty" in refused(*common, tmp_path / "empty.txt")
     long = words_file(tmp_path / "long.txt", "bag", " ".join(["bag"] * 30))
     assert "tokens" in refused(*common, long)
+    os.mkfifo(tmp_path / "pipe")
+    for endless in ("/dev/zero", tmp_path / "pipe", tmp_path):
+        assert "it is no regular file" in refused(*common, endless)
 
 
 def test_one_bad_image_in_the_data_set_of_neurons_is_left_out(tmp_path, words, capsys):

@@ -72,3 +72,20 @@ def test_errors(folder, tmp_path, look):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="and its subfolders hold no images"):
         photo_files([str(tmp_path / "empty")])
+
+
+def test_subfolders_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    """As a reader without the right to: skipped photos would change what a neuron likes most."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (tmp_path / "deep" / "closed").mkdir(parents=True)
+    (tmp_path / "a.png").write_bytes(b"not opened here")
+    assert [photo.id for photo in photo_files([str(tmp_path)])] == ["a.png"]
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"deep/closed' cannot be read \(Permission denied\)"):
+        photo_files([str(tmp_path)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from fastdigin.scale.tail import Finished, Tail
 
@@ -35,12 +36,12 @@ def test_the_last_word_on_a_job_counts(tmp_path):
     assert finished.line("t", "a")["status"] == "done" and finished.line("t", "b") is None
 
 
-@pytest.mark.parametrize("lost", ["missing", "empty", "elsewhere"])
+@pytest.mark.parametrize("lost", ["missing", "empty", "cut off", "elsewhere"])
 def test_a_finished_job_has_all_its_pictures(tmp_path, lost):
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("whole", "lost"):
-        (folder / f"{name}.png").write_bytes(b"a picture")
+        Image.new("L", (9, 9), 7).save(folder / f"{name}.png")
     lines = [
         {"task": "t", "id": "a", "status": "done", "image": "images/whole.png", "mask": None},
         {"task": "t", "id": "b", "status": "done", "image": "images/whole.png",
@@ -50,7 +51,10 @@ def test_a_finished_job_has_all_its_pictures(tmp_path, lost):
     finished = Finished(tmp_path)
     assert finished.line("t", "a") is None  # nothing was read yet
     finished.read()
-    (folder / "lost.png").unlink() if lost == "missing" else (folder / "lost.png").write_bytes(b"")
+    whole = (folder / "lost.png").read_bytes()
+    (folder / "lost.png").write_bytes(whole[:-1] if lost == "cut off" else b"")
+    if lost == "missing":
+        (folder / "lost.png").unlink()
     assert finished.line("t", "a") == lines[0]
     assert finished.line("t", "b") is None
     assert finished.line("other", "a") is None
