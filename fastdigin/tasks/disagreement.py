@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
 
 from fastdigin.configuration import check_settings, documented, setting
 from fastdigin.engine.engine import Engine
@@ -128,17 +127,14 @@ class Disagreements(Task):
     def prepare(self) -> None:
         if not len(self.classes):
             raise UserError("classes is empty: name at least one class")
-        f, g = self.f.network, self.g.network
-        # Loaded twice by one name, it is another network with the same weights.
-        if f is g or (self.f.name == self.g.name and _same_weights(f, g)):
+        if same_network(self.f, self.g):
             raise UserError(
                 f"f and g are both {self.f.name}, which cannot disagree with itself: name another g"
             )
 
     def make_requests(self) -> list[DisagreementRequest]:
-        pairs = dict.fromkeys(self._class_pair(name) for name in self.classes)
         requests = []
-        for f_class, g_class in pairs:
+        for f_class, g_class in dict.fromkeys(self.class_pairs()):
             word = first_that_fits(words_for(self.f, f_class, None), self._checked, "classes")
             for number in range(self.seeds):
                 id = f"{word.replace(' ', '_')}-{number:03d}"
@@ -150,6 +146,10 @@ class Disagreements(Task):
     def _checked(self, word: str) -> str:
         self.model.tokenize(self.settings.prompt.format(word))  # raises where it is too long
         return word
+
+    def class_pairs(self) -> list[tuple[int, int]]:
+        """Each class by its index for f, and for g. UserError for one that either lacks."""
+        return [self._class_pair(name) for name in self.classes]
 
     def _class_pair(self, name: str | int) -> tuple[int, int]:
         index = self.f.class_index(name)
@@ -170,15 +170,17 @@ class Disagreements(Task):
 
     def candidates(self, request: DisagreementRequest) -> list[Job]:
         """The draws of which the best one is the start."""
-        return [self._job(request, draw) for draw in range(self.settings.draws)]
+        settings = self.settings
+        return [self.job(request, settings.prompt, draw) for draw in range(settings.draws)]
 
-    def _job(self, request: DisagreementRequest, draw: int) -> Job:
+    def job(self, request: DisagreementRequest, prompt: str, draw: int) -> Job:
+        """One start: a draw of the prompt, {} for the class."""
         settings = self.settings
         common = {"form": settings.objective, "cutouts": settings.cutouts}
         return generated_job(
             self.model,
             id=request.id,
-            prompt=settings.prompt.format(request.word),
+            prompt=prompt.format(request.word),
             losses=[
                 ClassConfidence(
                     self.f, request.f_class, **common, maximise=True, weight=settings.f_weight,
@@ -219,8 +221,13 @@ class Disagreements(Task):
         )
 
 
-def _same_weights(f: nn.Module, g: nn.Module) -> bool:
-    return weights_fingerprint([f]) == weights_fingerprint([g])
+def same_network(f: Classifier, g: Classifier) -> bool:
+    """Whether they are one network; loaded twice by one name, it is another with its weights."""
+    if f.network is g.network:
+        return True
+    return f.name == g.name and (
+        weights_fingerprint([f.network]) == weights_fingerprint([g.network])
+    )
 
 
 def disagreements(
