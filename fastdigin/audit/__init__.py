@@ -15,13 +15,20 @@ A candidate whose effect is surely above ``MARGIN`` is a finding. The same swap 
 pair's other class says how far the feature makes the classifier confuse the two. Beside the
 findings stand the correlations of features with confidences, which need no explanation: the
 baseline.
+
+Given another classifier (``against``), the question is what only the audited one goes by. It is
+explained by pictures on which the two part (fastdigin.audit.disagreements), and a candidate is a
+finding (:class:`Disagreement`) where its effect, and what that has above the effect on the other
+classifier on the same photos, are both surely above ``MARGIN``.
 """
 
 from fastdigin.audit.attributes import Attribute, embedded_attributes
 from fastdigin.audit.findings import (
     MARGIN,
     Audit,
+    Contrast,
     Correlation,
+    Disagreement,
     Effect,
     Explanation,
     Finding,
@@ -33,7 +40,9 @@ __all__ = [
     "MARGIN",
     "Attribute",
     "Audit",
+    "Contrast",
     "Correlation",
+    "Disagreement",
     "Effect",
     "Explanation",
     "Finding",

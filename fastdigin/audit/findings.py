@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
@@ -36,6 +36,33 @@ class Explanation:
     confidence_before: float
     confidence_after: float
 
+    @property
+    def names(self) -> str | None:
+        """The feature that it says the classifier goes by."""
+        return self.feature_after
+
+
+@dataclass(frozen=True)
+class Contrast(Explanation):
+    """Two generated pictures of a class, of one noise, on which two classifiers part.
+
+    The first is made for the other classifier to be sure and the audited one not; the second, the
+    other way round. photo: names the pair. against_before, against_after: the other's confidence in
+    the class.
+    """
+
+    against_before: float
+    against_after: float
+
+    @property
+    def names(self) -> str | None:
+        """What the second shows and the first does not, if it raised only the audited one's
+        confidence by more than MARGIN."""
+        audited = self.confidence_after - self.confidence_before
+        other = self.against_after - self.against_before
+        shown = self.feature_after if self.feature_after != self.feature_before else None
+        return shown if audited > MARGIN >= other else None
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -45,7 +72,7 @@ class Effect:
     standard error of that. by_feature: the mean confidence with each feature. rival: the class
     that gains most where the feature is swapped out. example: the photo of the median gain, by
     feature: (3, H, W), and the confidence. generated: the diffusion model made the swaps, because
-    the photos have no masks.
+    the photos have no masks. gains: of each photo, in their order.
     """
 
     mean: float
@@ -55,6 +82,7 @@ class Effect:
     rival: str | None
     example: Mapping[str, tuple[Tensor, float]]
     generated: bool = False
+    gains: tuple[float, ...] = ()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -91,9 +119,14 @@ class Finding:
     kind = "shortcut"
 
     @property
+    def effects(self) -> tuple[Effect, ...]:
+        """On the audited classifier, and on the other one where there is one."""
+        return (self.effect,)
+
+    @property
     def named(self) -> int:
-        """How many of the explanations ended with the feature."""
-        return sum(x.feature_after == self.feature for x in self.explanations)
+        """How many of the explanations name the feature."""
+        return sum(x.names == self.feature for x in self.explanations)
 
     @property
     def share(self) -> float:
@@ -101,18 +134,61 @@ class Finding:
         feature, the larger one; with one more that does, so that few are no proof."""
         groups: dict[bool, list[bool]] = {}
         for x in self.explanations:
-            names_it = x.feature_after == self.feature
-            groups.setdefault(x.class_ == self.class_, []).append(names_it)
+            groups.setdefault(x.class_ == self.class_, []).append(x.names == self.feature)
         return max((sum(group) + 1) / (len(group) + 1) for group in groups.values())
 
     @property
     def confidence(self) -> float:
         """In [0, 1]: how surely the effect is above MARGIN, times the share that names it."""
-        return self.share * surely_above(MARGIN, self.effect.mean, self.effect.error)
+        return self.share * self.confirmed
+
+    @property
+    def confirmed(self) -> float:
+        """How surely the effect is above MARGIN, in [0, 1]."""
+        return surely_above(MARGIN, self.effect.mean, self.effect.error)
 
     @property
     def found(self) -> bool:
         return self.confidence >= FOUND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement(Finding):
+    """A feature that seems to stand for a class to the audited classifier, and not to another.
+
+    against: the other's name. against_effect: the feature's effect on it, by the same swaps.
+    """
+
+    against: str
+    against_effect: Effect
+
+    kind = "disagreement"
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        return self.effect, self.against_effect
+
+    @property
+    def difference(self) -> Effect:
+        """The effect less that on the other classifier, photo by photo."""
+        pairs = zip(self.effect.gains, self.against_effect.gains, strict=True)
+        gains = tuple(own - other for own, other in pairs)
+        mean, error = mean_and_error(gains)
+        return replace(self.effect, mean=mean, error=error, gains=gains)
+
+    @property
+    def other_does_not(self) -> bool:
+        """Whether the other hardly goes by it, rather than less."""
+        return self.against_effect.mean <= MARGIN
+
+    @property
+    def confirmed(self) -> float:
+        """How surely the effect, and what it has above that on the other, are above MARGIN.
+
+        The difference alone would not do: what makes only the other classifier less sure has one.
+        """
+        apart = self.difference
+        return min(super().confirmed, surely_above(MARGIN, apart.mean, apart.error))
 
 
 @dataclass(frozen=True)
@@ -141,7 +217,8 @@ class Correlation:
 class Audit:
     """All of it. candidates, correlations: the surest first. seconds: processor time of all.
 
-    explanations: (class, attribute) -> all that were made, whatever they end with.
+    explanations: (class, attribute) -> all that were made, whatever they end with. against: the
+    classifier that it was compared with, or None.
     """
 
     classifier: str
@@ -152,6 +229,7 @@ class Audit:
     correlations: tuple[Correlation, ...]
     failed: Mapping[str, str]
     seconds: float
+    against: str | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -194,6 +272,8 @@ def plain(finding: Finding | Correlation) -> dict[str, Any]:
         "attribute": finding.attribute,
         "feature": finding.feature,
     }
+    if isinstance(finding, Disagreement):
+        line["against"] = finding.against
     if isinstance(finding, Correlation):
         evidence = {"photos": finding.photos, "standard_error": _finite(finding.error)}
         line["effect"] = round(finding.effect, 4)
@@ -212,6 +292,12 @@ def plain(finding: Finding | Correlation) -> dict[str, Any]:
             "neuron": finding.neuron,
             "pair": finding.pair and _plain_pair(finding.pair),
         }
+        if isinstance(finding, Disagreement):
+            del evidence["photos_explained"]  # what explains it starts from no photo
+            for name in ("against_effect", "difference"):
+                shown = getattr(finding, name)
+                evidence[name] = round(shown.mean, 4)
+                evidence[f"{name}_interval"] = [_finite(end) for end in shown.interval]
     return line | {"evidence": evidence, "confidence": round(finding.confidence, 4)}
 
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,13 +19,23 @@ from fastdigin.audit.attributes import (
     embedded_attributes,
     read_photos,
 )
-from fastdigin.audit.findings import Audit, Correlation, Explanation, Finding, Pair, correlation
+from fastdigin.audit.disagreements import CONTRASTS, contrasts, shared_classes
+from fastdigin.audit.findings import (
+    Audit,
+    Correlation,
+    Disagreement,
+    Explanation,
+    Finding,
+    Pair,
+    correlation,
+)
 from fastdigin.audit.generated import generated_swap
 from fastdigin.audit.swaps import masked_swap, measure_effects
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput
+from fastdigin.tasks.disagreement import same_network
 from fastdigin.tasks.neuron_counterfactual import (
     NeuronCounterfactuals,
     NeuronCounterfactualSettings,
@@ -53,6 +64,7 @@ def audit(
     photos: Sequence[ImageInput],
     attributes: Sequence[Attribute] | None = None,
     *,
+    against: Classifier | None = None,
     prompt: str = PROMPT,
     seed: int = 0,
     tools: PhotoTools = NO_TOOLS,
@@ -67,6 +79,8 @@ def audit(
         photos: with or without labels (``source``) and masks. Effects are measured by masks on
             photos that have them, else on pictures that the diffusion model makes.
         attributes: what it might go by; None takes background and colour of the embedded world.
+        against: another classifier of these classes: what does it not go by? Findings are
+            :class:`Disagreement` then.
         prompt: describes a photo: {object}, and {NAME} for each attribute.
         seed: of the explanations.
         tools: what may help to prepare photos.
@@ -77,7 +91,8 @@ def audit(
         All candidates, the surest first; ``Audit.findings`` are those to believe.
 
     Raises:
-        UserError: no class has two photos, or a photo cannot be read.
+        UserError: no class has two photos, or a photo cannot be read; ``against`` is the classifier
+            itself, or knows none of the photos' classes.
 
     Example:
         >>> from fastdigin.audit import audit
@@ -86,6 +101,11 @@ def audit(
         ...     print(f.class_, f.attribute, f.feature, f.effect.mean, f.confidence)
     """
     began = time.process_time()
+    if against is not None and same_network(classifier, against):
+        raise UserError(
+            f"against is {against.name}, the audited classifier itself, which goes by the same: "
+            "name another one"
+        )
     attributes = embedded_attributes() if attributes is None else attributes
     read = read_photos(classifier, photos, attributes, prompt, engine.model.image_size)
     counts = Counter(photo.class_ for photo in read).most_common(MOST_CLASSES)
@@ -94,35 +114,51 @@ def audit(
         raise UserError(
             f"no class of {classifier.name} has two photos among the {len(read)} given: give more"
         )
+    if against is not None:
+        shared = shared_classes(classifier, against, classes)
+        classes = list(shared)
     sure = confidences(classifier, torch.stack([photo.image for photo in read]))
     own = {c: [n for n, photo in enumerate(read) if photo.class_ == c] for c in classes}
-    pairs = _pairs(classes, own, sure)
+    pairs = _pairs(classes, own, sure) if against is None else {}
     plan = [(attribute, _plan(own, pairs, read, sure, attribute)) for attribute in attributes]
     if on_plan:
-        on_plan(sum(len(starts) for _, starts in plan))
+        most = 2 * CONTRASTS * len(classes) * len(attributes)
+        on_plan(most if against else sum(len(starts) for _, starts in plan))
     surest = [read[max(own[c], key=lambda n: float(sure[n, c]))].image for c in classes]
+    kind = Finding if against is None else partial(Disagreement, against=against.name)
     candidates: list[Finding] = []
     made: dict[tuple[str, str], Sequence[Explanation]] = {}
     failed: dict[str, str] = {}
     for attribute, starts in plan:
-        by_class, errors = _explain(
-            engine, classifier, attribute, starts, surest, seed, tools, on_progress
-        )
+        if against is None:
+            by_class, errors = _explain(
+                engine, classifier, attribute, starts, surest, seed, tools, on_progress
+            )
+        else:
+            by_class, errors = contrasts(
+                engine, classifier, against, shared, attribute, attributes, prompt, seed,
+                on_progress,
+            )  # fmt: skip
         failed |= errors
         for class_, explanations in by_class.items():
             name = classifier.classes[class_]
             made[name, attribute.name] = explanations
+            # The two pictures of a contrast differ in their objects too: no neuron is told by them.
             of_class = [x for x in explanations if x.class_ == name] or explanations
+            neuron = None if against else _neuron(classifier, class_, of_class)
             group = [read[n] for n in own[class_]]
-            effects = _effects(engine, classifier, attribute, group, read, class_, seed, tools)
+            measured = _measured(engine, classifier, attribute, group, read, seed, tools)
+            effects = measured(classifier, class_)
+            theirs = {} if against is None else measured(against, shared[class_])
             other = pairs.get(class_)
             others = [] if other is None else [read[n] for n in own[other]]
             taken = _effects_by_masks(classifier, attribute, others, read, class_) or {}
             candidates += [
-                Finding(
+                kind(
                     name, attribute.name, feature, effects[feature],
-                    tuple(explanations), _neuron(classifier, class_, of_class),
+                    tuple(explanations), neuron,
                     None if other is None else Pair(classifier.classes[other], taken.get(feature)),
+                    **({"against_effect": theirs[feature]} if theirs else {}),
                 )
                 for feature in _named(explanations, name)
                 if feature in effects
@@ -142,6 +178,7 @@ def audit(
         correlations=tuple(sorted(correlations, key=lambda c: (-c.confidence, -c.effect))),
         failed=failed,
         seconds=time.process_time() - began,
+        against=against and against.name,
     )
 
 
@@ -187,11 +224,11 @@ def _plan(own, pairs: Mapping[int, int], read, sure_nk, attribute: Attribute) ->
 
 
 def _named(explanations: Sequence[Explanation], class_: str) -> list[str]:
-    """The features that most explanations of the class's own photos end with, or most others."""
-    groups = [[x.feature_after for x in explanations if (x.class_ == class_) == own]
+    """The features that most explanations of the class's own photos name, or most others."""
+    groups = [[x.names for x in explanations if (x.class_ == class_) == own]
               for own in (True, False)]  # fmt: skip
     counts = [(f, count, len(g)) for g in groups for f, count in Counter(g).items()]
-    return list(dict.fromkeys(f for f, count, n in counts if 2 * count > n))
+    return list(dict.fromkeys(f for f, count, n in counts if f and 2 * count > n))
 
 
 def _starts(own: Sequence[int], read, sure_nk, attribute: Attribute) -> list[int]:
@@ -251,14 +288,18 @@ def _effects_by_masks(classifier, attribute, group, read, class_):
     return measure_effects(classifier, attribute, _spread(masked, SWAPPED), class_, swap)
 
 
-def _effects(engine, classifier, attribute, group, read, class_, seed, tools):
-    """By masks where two photos of the class have them, else by generated pictures."""
-    by_masks = _effects_by_masks(classifier, attribute, group, read, class_)
-    if by_masks is not None:
-        return by_masks
+def _measured(engine, classifier, attribute, group, read, seed, tools):
+    """What measures effects on a classifier's confidence in a class, on the same swaps for all.
+
+    By masks where two photos of the class have them, else by generated pictures.
+    """
+    if sum(photo.mask is not None for photo in group) > 1:
+        return lambda judge, class_: _effects_by_masks(judge, attribute, group, read, class_)
     few = _spread(group, GENERATED)
     swap = generated_swap(engine, classifier, attribute, few, seed, tools)
-    return measure_effects(classifier, attribute, few, class_, swap, generated=True)
+    return lambda judge, class_: measure_effects(
+        judge, attribute, few, class_, swap, generated=True
+    )
 
 
 def _spread(photos: Sequence[AuditPhoto], most: int) -> list[AuditPhoto]:

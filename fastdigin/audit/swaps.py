@@ -114,5 +114,6 @@ def measure_effects(
             rival=None if rival == class_ else classifier.classes[rival],
             example=dict(zip(names, pictures, strict=True)),
             generated=generated,
+            gains=tuple(gain_nk[:, class_].tolist()),
         )
     return effects

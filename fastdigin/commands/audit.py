@@ -32,6 +32,10 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """The photos, the classifier, and where the page goes."""
     add_images(parser)
     parser.add_argument("--classifier", required=True, metavar="C", help=CLASSIFIER_HELP)
+    parser.add_argument(
+        "--against", metavar="C",
+        help="another classifier of the same classes: find only what this one does not go by",
+    )  # fmt: skip
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N photos")
     add_out(parser, command)
     add_seed(parser)
@@ -58,13 +62,16 @@ def run(options: argparse.Namespace) -> int:
     if options.crop:
         photos = [replace(photo, crop=True) for photo in photos]
     classifier = load_classifier(options.classifier, options)
+    against = None
+    if options.against is not None:
+        against = load_classifier(options.against, options, classifier.classes)
     engine = load_engine(EMBEDDED, device=options.device, dtype=options.dtype)
     folder = None if options.no_cache else (options.cache or cache_folder()) / "inversions"
     tools = PhotoTools(inversions=folder and InversionCache(engine.model, folder))
     with tqdm(desc="audit", unit="explanation", file=sys.stderr) as bar:
         found = audit(
-            engine, classifier, photos, seed=options.seed, tools=tools, on_plan=bar.reset,
-            on_progress=bar.update,
+            engine, classifier, photos, against=against, seed=options.seed, tools=tools,
+            on_plan=bar.reset, on_progress=bar.update,
         )  # fmt: skip
     for name, error in found.failed.items():
         print(visible(f"failed: {name}: {error}"), file=sys.stderr)
@@ -94,10 +101,15 @@ def _lines(found: Audit) -> list[str]:
     from fastdigin.report.console import table
 
     rows = [
-        [f.class_, f.attribute, f.feature, f"{100 * f.effect.mean:+.0f}", f"{f.confidence:.2f}"]
+        [
+            f.class_, f.attribute, f.feature,
+            *(f"{100 * effect.mean:+.0f}" for effect in f.effects), f"{f.confidence:.2f}",
+        ]
         for f in found.findings
-    ]
-    titles = ["class", "attribute", "feature", "effect, points", "confidence"]
+    ]  # fmt: skip
+    other = [f"on {found.against}"] if found.against else []
+    titles = ["class", "attribute", "feature", "effect, points", *other, "confidence"]
     if not rows:
-        return [f"{found.classifier}: no feature was found to stand for a class"]
+        only = f", and not to {found.against}" if found.against else ""
+        return [f"{found.classifier}: no feature was found to stand for a class{only}"]
     return [table(titles, rows)]

@@ -12,7 +12,7 @@ from fastdigin.results.card import data_uri, without_folders
 from fastdigin.results.numbers import percent
 
 if TYPE_CHECKING:  # reports read results and compute none
-    from fastdigin.audit import Audit, Correlation, Effect, Explanation, Finding
+    from fastdigin.audit import Audit, Correlation, Disagreement, Effect, Explanation, Finding
 
 PICTURES = 6
 """Explanations of a finding that are shown."""
@@ -30,12 +30,14 @@ GENERAL = "goes by {attribute} “{feature}” when it says {class_}"
 
 def write_audit_page(out: Path, found: Audit) -> Path:
     """Writes OUT/audit.html and returns its path; UserError where it cannot be written."""
+    name, against = without_folders(found.classifier), without_folders(found.against or "")
     return write_page(
         out / "audit.html",
         "audit.html",
         eyebrow="fastdigin audit",
-        heading=f"What does {without_folders(found.classifier)} go by?",
-        classifier=without_folders(found.classifier),
+        heading=f"What does {name} go by{f' that {against} does not' * bool(against)}?",
+        classifier=name,
+        against=against,
         photos=found.photos,
         classes=found.classes,
         findings=[_finding(finding) for finding in found.findings],
@@ -70,8 +72,22 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "neuron": finding.neuron,
         "named": finding.named,
         "pair": finding.pair and _pair(finding),
+        "other": _other(finding) if finding.kind == "disagreement" else None,
         "explanations": [_explanation(x, finding) for x in finding.explanations[:PICTURES]],
         "asked": len(finding.explanations),
+    }
+
+
+def _other(finding: Disagreement) -> dict[str, Any]:
+    with_it, without = _with_and_without(finding.against_effect, finding.feature)
+    apart = finding.difference
+    return {
+        "goes_by_it": "does not" if finding.other_does_not else "goes by it less",
+        "points": f"{100 * finding.against_effect.mean:+.0f}",
+        "with_it": with_it,
+        "without": without,
+        "apart": f"{100 * apart.mean:.0f}",
+        "interval": " to ".join(f"{100 * end:.0f}" for end in apart.interval),
     }
 
 
@@ -108,9 +124,14 @@ def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
 
     before = note(shown.feature_before, shown.confidence_before)
     after = note(shown.feature_after, shown.confidence_after)
+    labels = shown.class_, "explanation"
+    if finding.kind == "disagreement":
+        labels = "first", "second"
+        before += f", for the other {percent(shown.against_before)}"
+        after += f", for the other {percent(shown.against_after)}"
     return {
-        "before": _picture(shown.before, shown.class_, before),
-        "after": _picture(shown.after, "explanation", after),
+        "before": _picture(shown.before, labels[0], before),
+        "after": _picture(shown.after, labels[1], after),
     }
 
 
@@ -119,6 +140,6 @@ def _picture(image: Tensor, label: str, note: str) -> dict[str, Any]:
 
 
 def _row(found: Finding | Correlation) -> list[str]:
-    effect = found.effect if isinstance(found.effect, float) else found.effect.mean
-    points = f"{100 * effect:+.0f} points"
-    return [found.class_, found.attribute, found.feature, points, f"{found.confidence:.2f}"]
+    effects = [found.effect] if found.kind == "correlation" else [e.mean for e in found.effects]
+    points = [f"{100 * effect:+.0f} points" for effect in effects]
+    return [found.class_, found.attribute, found.feature, *points, f"{found.confidence:.2f}"]

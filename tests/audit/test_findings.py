@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from fastdigin.audit import findings
-from fastdigin.audit.findings import Effect, Explanation, Finding, Pair
+from fastdigin.audit.findings import Contrast, Disagreement, Effect, Explanation, Finding, Pair
 from fastdigin.audit.search import _named, _pairs
 
 
@@ -78,6 +78,66 @@ def test_the_correlation_is_welchs():
     welch = stats.ttest_ind(having, others, equal_var=False)
     assert found.effect / found.error == pytest.approx(welch.statistic)
     assert found.photos == 7 and found.confidence > 0.99
+
+
+@pytest.mark.parametrize(
+    ("shown", "audited", "other", "names"),
+    [
+        (("brick", "grass"), (0.2, 0.9), (0.8, 0.8), "grass"),
+        (("brick", "grass"), (0.2, 0.9), (0.8, 0.3), "grass"),
+        (("grass", "grass"), (0.2, 0.9), (0.8, 0.8), None),  # it was there before
+        (("brick", "grass"), (0.7, 0.8), (0.8, 0.8), None),  # and did little
+        (("brick", "grass"), (0.2, 0.9), (0.2, 0.9), None),  # or as much to the other
+    ],
+)
+def test_what_a_contrast_names(shown, audited, other, names):
+    pixel = torch.zeros(3, 8, 8)
+    assert Contrast("x", "sneaker", pixel, pixel, *shown, *audited, *other).names == names
+
+
+def compared(own, other, ends=("grass", "grass", "plain")):
+    """own, other: what grass adds to either classifier's confidence in sneaker, photo by photo."""
+    pixel = torch.zeros(3, 8, 8)
+    effect, theirs = (
+        Effect(
+            sum(gains) / len(gains), float(stats.sem(gains)), len(gains), {"grass": 0.9}, "boot",
+            {}, gains=gains,
+        )
+        for gains in (own, other)
+    )  # fmt: skip
+    made = tuple(
+        Contrast(f"p{n}", "sneaker", pixel, pixel, "brick", end, 0.1, 0.9, 0.8, 0.8)
+        for n, end in enumerate(ends)
+    )
+    return Disagreement(
+        "sneaker", "background", "grass", effect, made, against="other", against_effect=theirs
+    )
+
+
+def test_the_difference_is_paired():
+    """Photo by photo it is 0.4, 0.5, 0.6 and 0.5, however much the photos differ."""
+    one = compared((0.1, 0.6, 0.9, 0.8), (-0.3, 0.1, 0.3, 0.3))
+    error = stats.sem([0.4, 0.5, 0.6, 0.5])
+    assert one.difference.mean == pytest.approx(0.5)
+    assert one.difference.error == pytest.approx(error)
+    surely = stats.norm.cdf((0.6 - 0.15) / stats.sem([0.1, 0.6, 0.9, 0.8]))
+    assert one.confirmed == pytest.approx(surely)  # the effect alone is the less sure one
+    assert one.confidence == pytest.approx(3 / 4 * surely) and one.found
+    line = json.loads(json.dumps(findings.plain(one)))
+    assert (line["kind"], line["against"], line["effect"]) == ("disagreement", "other", 0.6)
+    evidence = line["evidence"]
+    assert (evidence["against_effect"], evidence["difference"]) == (0.1, 0.5)
+    low, high = evidence["difference_interval"]
+    assert (high - low) / 2 == pytest.approx(1.96 * error, abs=1e-4)
+
+
+def test_what_both_go_by_or_only_the_other_is_no_finding():
+    large, none, less = (0.5, 0.6, 0.7), (0.0, 0.01, 0.02), (-0.5, -0.6, -0.7)
+    assert compared(large, none).found
+    assert not compared(large, large[::-1]).found
+    shunned = compared(none, less)
+    assert shunned.difference.mean == pytest.approx(0.61) and not shunned.found
+    assert not compared(large, none, ends=("plain",) * 3).found
 
 
 def test_lines_keep_the_contract():

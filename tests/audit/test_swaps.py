@@ -70,6 +70,11 @@ def test_effects_by_hand(read):
     means = effects["grass"].by_feature
     by_hand = means["grass"] - sum(means[f] for f in ("brick", "gravel", "plain")) / 3
     assert effects["grass"].mean == pytest.approx(by_hand, abs=1e-6)
+    swap = masked_swap(background, read)
+    for photo, gain in zip(read[:8], effects["grass"].gains, strict=True):
+        seen = {f: float(green.probabilities(swap(photo, f)[None])[0, 1]) for f in means}
+        grass = seen.pop("grass")
+        assert gain == pytest.approx(grass - sum(seen.values()) / 3, abs=1e-5)
     for feature, (image, confidence) in effects["grass"].example.items():
         assert background.read(image[None]) == [feature]
         assert confidence == pytest.approx(float(green.probabilities(image[None])[0, 1]))
