@@ -72,6 +72,24 @@ def test_the_command_tells_what_only_the_audited_classifier_goes_by(
     assert capsys.readouterr().out == ""
 
 
+def test_without_masks_both_are_measured_on_the_same_generated_swaps(tiny, engine, spurious):
+    """Orange sneakers, none of them on grass."""
+    photos = [
+        fd.ImageInput(p.id, p.path, source="sneaker")
+        for p in embedded.photos()
+        if (p.garment, p.colour) == ("sneaker", "orange") and p.background != "grass"
+    ]
+    background, _ = embedded_attributes()
+    found = audit(
+        engine, spurious, photos[:3], [background], against=Classifier.load("embedded:robust"),
+        prompt="a photo of a orange {object} on {background}",
+    )  # fmt: skip
+    (first,) = found.findings
+    assert (first.class_, first.feature) == ("sneaker", "grass")
+    assert first.effect.generated and first.effect.photos == first.against_effect.photos >= 2
+    assert first.effect.mean > 0.3 and abs(first.against_effect.mean) < 0.15
+
+
 def test_pictures_are_the_disagreements_of_the_best_word(tiny, engine, spurious):
     """Each word alone, as a run of fastdigin.disagreements: the one of the smallest loss."""
     robust = Classifier.load("embedded:robust")
