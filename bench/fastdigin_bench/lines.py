@@ -30,7 +30,8 @@ PACKAGES = {
 ORDER = (
     "bench", "examples", "cli", "commands", "public", "doctor", "report", "audit", "scale", "tasks",
     "retrieval", "photos", "metrics", "datasets", "presets", "editing", "objectives", "engine",
-    "models", "results", "embedded", "configuration", "storage", "hardware", "errors", "kernels",
+    "models", "results", "embedded", "configuration", "storage", "hardware", "reading", "errors",
+    "kernels",
 )  # fmt: skip
 """The rooms from the top down: a room may import those below it (design, section 2).
 

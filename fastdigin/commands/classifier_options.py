@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastdigin.commands.common_options import DTYPES, chosen_device
 from fastdigin.errors import UserError
+from fastdigin.reading import read_text
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,6 @@ def _class_names(text: str | None) -> list[str] | None:
 
 def read_lines(path: str, option: str) -> list[str]:
     """The lines of a text file without empty ones; UserError names the option."""
-    from fastdigin.storage import read_text
-
     lines = [line.strip() for line in read_text(Path(path), option).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{option} '{path}' is empty: write one word a line")

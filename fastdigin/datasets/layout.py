@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdigin.errors import UserError
-from fastdigin.storage import read_text
+from fastdigin.reading import read_text
 
 SUFFIXES = {
     ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pfm", ".pgm", ".png",

@@ -12,6 +12,7 @@ the kept steps, and when there are none, with half the slots at a time. Nothing 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -108,7 +109,8 @@ class Batch:
 
         advance: called with the work that was just done, in iterations of one job.
         """
-        slots = self._evaluated()
+        slots, began = self._evaluated(), time.perf_counter()
+        advancing = [slot for slot in slots if slot.active]
         start, told = 0, Told(advance, self.advancing, self._passes(slots))
         self.evaluated, self._on_passes = len(slots), told.add
         while start < len(slots):
@@ -127,6 +129,8 @@ class Batch:
                             }
                         )
         _settle(slots)
+        for slot in advancing:
+            slot.seconds += (time.perf_counter() - began) / len(advancing)
         told.end()
         finished = [slot for slot in self.slots if not (slot.active or slot.reported)]
         self._full = self._full and not finished

@@ -282,7 +282,7 @@ class Result:
         initial_image: the one of iteration 0.
         history: per iteration the plain "total", every loss (unweighted) and monitor.
         best_iteration: the iteration that ``image`` is of.
-        seconds: how long the job was in its slot, beside others.
+        seconds: the job's share of its batches' iterations; what came before is not in it.
         latents, conditioning, null_text: the variables that made ``image``, the text ones
             (T, L, D): with the job's settings, injection and blending they reproduce it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ class Slot:
     State is kept per slot, not in one batched tensor: a slot's arithmetic is then the same
     whatever its neighbours are, torch.optim serves as it is, and the cost beside a U-Net call is
     nil. State has the model's ``state_dtype``, whatever the networks' precision. ``constants`` is
-    the job as the steps need it (batch.py).
+    the job as the steps need it (batch.py). ``seconds``: the job's share of the iterations so far.
     """
 
     def __init__(self, job: Job, model: LatentDiffusion):
@@ -37,7 +36,7 @@ class Slot:
         self.error: str | None = None
         self.best: dict | None = None
         self.initial_image: Tensor | None = None
-        self._started = time.perf_counter()
+        self.seconds = 0.0
         self._pending: _Evaluation | None = None
         self._finite: dict[str, Tensor] = {}  # of the gradients of the latest update
         self._stopped = False  # by the early-stop rule
@@ -185,7 +184,7 @@ class Slot:
             initial_image=best.get("initial_image"),
             history=self.history,
             best_iteration=found.get("iteration"),
-            seconds=time.perf_counter() - self._started,
+            seconds=self.seconds,
             latents=best.get("latents"),
             conditioning=best.get("conditioning"),
             null_text=best.get("null_text"),

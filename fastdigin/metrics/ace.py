@@ -20,9 +20,10 @@ from torch import Tensor
 from fastdigin.datasets.layout import images_of
 from fastdigin.errors import UserError
 from fastdigin.metrics.cases import Case
+from fastdigin.reading import read_text
 from fastdigin.results.folder import writing
 from fastdigin.results.pictures import png, to_pil
-from fastdigin.storage import read_text, write_atomically
+from fastdigin.storage import write_atomically
 
 _ORIGINALS = {"CC": "Correct", "IC": "Incorrect"}
 _FLIPS = {"CCF": True, "ICF": False}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastdigin.errors import UserError
-from fastdigin.storage import read_text
+from fastdigin.reading import read_text
 
 FOLDER = Path(__file__).parent / "algorithms"
 T = TypeVar("T")

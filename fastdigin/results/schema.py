@@ -72,7 +72,7 @@ class Record:
     error: str | None = key("why the job failed; only a failed job has it")
     seed: int = key("of the job's random draws", 0)
     iterations: int = key("updates made", 0)
-    seconds: float = key("how long the job was in its slot, beside others", 0.0)
+    seconds: float = key("the job's share of its batches' iterations", 0.0)
     caption: str = key("one sentence for people", "")
     history: Sequence[Mapping[str, float | None]] = key(
         'a {"total": loss, name: value, ...} per iteration from 0, of the plain image; names with '

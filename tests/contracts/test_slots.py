@@ -1,5 +1,6 @@
 """A result does not depend on its slot, its neighbours or its place in the queue: bit for bit."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -203,3 +204,14 @@ def make_source_of(model, prompt):
     source = make_source(model, prompt, STEPS)
     latents = normal(STEPS + 1, *model.latent_shape, seed=5).float()
     return replace(source, trajectory=latents)
+
+
+def test_seconds_are_shares_of_the_time(tiny):
+    """Jobs that shared the slots all along took as long in sum as the clock says."""
+    jobs = [make_job(tiny.model, str(n), seed=n, iterations=2 * n) for n in range(1, 4)]
+    began = time.perf_counter()
+    results = list(Engine(tiny.model, slots=3).run(jobs))
+    elapsed = time.perf_counter() - began
+    seconds = {result.id: result.seconds for result in results}
+    assert 0.5 * elapsed < sum(seconds.values()) <= elapsed
+    assert seconds["1"] < seconds["2"] < seconds["3"]
