@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, stdev
@@ -262,6 +263,14 @@ def correlation(
     (high, one), (low, two) = mean_and_error(having), mean_and_error(others)
     count = len(having) + len(others)
     return Correlation(class_, attribute, feature, high - low, math.hypot(one, two), count)
+
+
+def named_features(explanations: Sequence[Explanation], class_: str) -> list[str]:
+    """The features that most explanations of the class's own photos name, or most others."""
+    groups = [[x.names for x in explanations if (x.class_ == class_) == own]
+              for own in (True, False)]  # fmt: skip
+    counts = [(f, count, len(g)) for g in groups for f, count in Counter(g).items()]
+    return list(dict.fromkeys(f for f, count, n in counts if f and 2 * count > n))
 
 
 def plain(finding: Finding | Correlation) -> dict[str, Any]:

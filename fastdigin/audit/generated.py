@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from fastdigin import presets
-from fastdigin.audit.attributes import Attribute, AuditPhoto
+from fastdigin.audit.attributes import Attribute
+from fastdigin.audit.photos import AuditPhoto
 from fastdigin.audit.swaps import Swap
 from fastdigin.engine.engine import Engine
 from fastdigin.models.classifier import Classifier

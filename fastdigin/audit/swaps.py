@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from fastdigin.audit.attributes import Attribute, AuditPhoto, confidences
+from fastdigin.audit.attributes import Attribute, confidences
 from fastdigin.audit.findings import Effect, mean_and_error
+from fastdigin.audit.photos import AuditPhoto
 from fastdigin.models.classifier import Classifier
 
 DONORS = 6

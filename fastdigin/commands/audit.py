@@ -71,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(desc="audit", unit="explanation", file=sys.stderr) as bar:
         found = audit(
             engine, classifier, photos, against=against, seed=options.seed, tools=tools,
-            on_plan=bar.reset, on_progress=bar.update,
+            on_plan=bar.reset,
+            # Shares add up but for rounding, which tqdm would warn of.
+            on_progress=lambda share: bar.update(min(share, bar.total - bar.n)),
         )  # fmt: skip
     for name, error in found.failed.items():
         print(visible(f"failed: {name}: {error}"), file=sys.stderr)

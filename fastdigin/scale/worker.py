@@ -116,17 +116,22 @@ class Worker:
 
     def _work(self) -> None:
         torch.set_num_threads(self._told.threads)  # it is a setting of each thread
-        while True:
-            block, self._waiting = self._waiting or self._inbox.get(), None
-            if not self._begin(block):
-                continue
-            try:
-                self._run(block)
-            except BaseException as error:  # the run goes on: rows say what happened
-                for lost in dict.fromkeys(self._open.values()):
-                    self._fail(lost, error)
-            self._open.clear()
-            self._progress.over()
+        try:
+            while True:
+                block, self._waiting = self._waiting or self._inbox.get(), None
+                if self._begin(block):
+                    self._do(block)
+        finally:
+            os._exit(1)  # whoever waits for a row would wait for ever: Ray begins anew
+
+    def _do(self, block: _Block) -> None:
+        try:
+            self._run(block)
+        except Exception as error:  # the run goes on: rows say what happened
+            for lost in dict.fromkeys(self._open.values()):
+                self._fail(lost, error)
+        self._open.clear()
+        self._progress.over()
 
     def _run(self, first: _Block) -> None:
         """Does a block, and those that come meanwhile."""
@@ -184,7 +189,7 @@ class Worker:
         if not requests:
             block.made.put(None)
 
-    def _fail(self, block: _Block, error: BaseException) -> None:
+    def _fail(self, block: _Block, error: Exception) -> None:
         """A row says what happened to those that have no record."""
         for id in block.left or [str(row.get("id", "")) for row in block.rows]:
             block.made.put(

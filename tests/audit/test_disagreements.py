@@ -10,9 +10,12 @@ from torch import nn
 import fastdigin as fd
 from fastdigin import cli, embedded
 from fastdigin.audit import audit, disagreements, embedded_attributes
+from fastdigin.audit.effects import Swaps
+from fastdigin.audit.photos import Material
 from fastdigin.audit.search import PROMPT
 from fastdigin.models.classifier import Classifier
 from fastdigin.tasks.disagreement import Disagreements
+from fastdigin.tasks.sources import NO_TOOLS
 
 SNEAKER = 5
 
@@ -94,9 +97,10 @@ def test_pictures_are_the_disagreements_of_the_best_word(tiny, engine, spurious)
     """Each word alone, as a run of fastdigin.disagreements: the one of the smallest loss."""
     robust = Classifier.load("embedded:robust")
     attributes = embedded_attributes()
-    found, failed = disagreements.contrasts(
-        engine, spurious, robust, {SNEAKER: SNEAKER}, attributes[0], attributes, PROMPT, 3, None
-    )
+    swaps = Swaps(engine, Material(spurious, [], torch.empty(0, 8), {}), seed=3, tools=NO_TOOLS)
+    contrasted = disagreements.Contrasted(swaps, robust, {SNEAKER: SNEAKER}, attributes, PROMPT)
+    assert contrasted.count(attributes[0]) == 2
+    found, failed = contrasted.explain(attributes[0], None)
     ((contrast,),) = found.values()
     assert not failed
     usual = Disagreements.default_settings(engine.model)

@@ -8,8 +8,17 @@ import torch
 from scipy import stats
 
 from fastdigin.audit import findings
-from fastdigin.audit.findings import Contrast, Disagreement, Effect, Explanation, Finding, Pair
-from fastdigin.audit.search import _named, _pairs
+from fastdigin.audit.explanations import taken_most
+from fastdigin.audit.findings import (
+    Contrast,
+    Disagreement,
+    Effect,
+    Explanation,
+    Finding,
+    Pair,
+    named_features,
+)
+from fastdigin.audit.photos import Material
 
 
 def finding(ends=("grass", "grass", "brick"), boots=(), mean=0.4, error=0.02, **changes):
@@ -60,7 +69,7 @@ def test_either_class_of_the_pair_may_name_a_feature(ends, boots, share, named):
     """The explanations of the class's own photos, or those of the class that is taken for it."""
     one = finding(ends, boots)
     assert one.share == pytest.approx(share)
-    assert set(_named(one.explanations, "sneaker")) == set(named)
+    assert set(named_features(one.explanations, "sneaker")) == set(named)
 
 
 def test_a_class_is_paired_with_the_one_that_is_taken_for_it_most():
@@ -68,8 +77,9 @@ def test_a_class_is_paired_with_the_one_that_is_taken_for_it_most():
         [[0.6, 0.3, 0.1], [0.8, 0.1, 0.1], [0.0, 0.9, 0.1], [0.1, 0.5, 0.4], [0.3, 0.0, 0.7]]
     )
     own = {0: [0, 1], 1: [2, 3], 2: [4]}
-    assert _pairs([0, 1, 2], own, sure_nk) == {0: 2, 1: 0, 2: 1}
-    assert _pairs([1], own, sure_nk) == {}
+    material = Material(None, [], sure_nk, own)
+    assert taken_most(material) == {0: 2, 1: 0, 2: 1}
+    assert taken_most(material.only([1])) == {}
 
 
 def test_the_correlation_is_welchs():

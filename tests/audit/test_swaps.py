@@ -8,7 +8,7 @@ from torch import nn
 
 from fastdigin import embedded
 from fastdigin.audit import embedded_attributes
-from fastdigin.audit.attributes import read_photos
+from fastdigin.audit.photos import read_photos
 from fastdigin.audit.search import PROMPT
 from fastdigin.audit.swaps import masked_swap, measure_effects
 from fastdigin.models.classifier import Classifier
