@@ -8,6 +8,7 @@ has died, and the repetition goes on where the actor stopped.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -28,6 +29,8 @@ from fastdigin.scale.beats import EVERY
 from fastdigin.scale.tail import Finished
 from fastdigin.tasks.running import run_stream
 from fastdigin.tasks.task import Request, Task
+
+log = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -121,7 +124,8 @@ class Worker:
                 block, self._waiting = self._waiting or self._inbox.get(), None
                 if self._begin(block):
                     self._do(block)
-        finally:
+        except BaseException:
+            log.exception("a worker's thread has ended")
             os._exit(1)  # whoever waits for a row would wait for ever: Ray begins anew
 
     def _do(self, block: _Block) -> None:
@@ -192,11 +196,8 @@ class Worker:
     def _fail(self, block: _Block, error: Exception) -> None:
         """A row says what happened to those that have no record."""
         for id in block.left or [str(row.get("id", "")) for row in block.rows]:
-            block.made.put(
-                self._row(
-                    {"id": id, "status": "error", "error": f"{type(error).__name__}: {error}"}
-                )
-            )
+            said = {"id": id, "status": "error", "error": f"{type(error).__name__}: {error}"}
+            block.made.put(self._row(said))
         block.left = {}
         block.made.put(None)
 

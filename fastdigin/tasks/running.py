@@ -1,8 +1,7 @@
 """Running the requests of tasks: all through one queue of their engine, so that its slots are full.
 
-Small tasks that run one after the other leave most slots empty, and a batch of two takes nearly
-three times as long an image as a batch of eight. A job's result does not depend on its neighbours,
-so jobs of several tasks may share a batch.
+Small tasks that run one after the other leave most slots empty. A job's result does not depend on
+its neighbours, so jobs of several tasks may share a batch.
 """
 
 from __future__ import annotations
