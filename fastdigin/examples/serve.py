@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import hmac
 import io
 import threading
-import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from queue import SimpleQueue
 
 from PIL import Image
 
@@ -38,15 +41,19 @@ class Refused(Exception):
 
 
 class Explainer:
-    """One engine in a thread of its own; requests of any number of threads share its slots."""
+    """One engine in a thread of its own; requests of any number of threads share its slots.
+
+    All that computes is done there, loading too: see fastdigin/scale/worker.py.
+    """
 
     def __init__(self, classifier: str, token: str | None, settings=None):
         self._token = token
         self._settings = settings
-        self._engine = fd.Engine(fd.LatentDiffusion.from_pretrained("embedded"))
-        self._classifier = fd.Classifier.load(classifier)
+        self._asked = SimpleQueue()  # (photo, target, where the record is waited for)
         self._answers = {}  # id of a job -> (its task, where the record is waited for)
-        threading.Thread(target=self._work, daemon=True).start()
+        loaded = Future()
+        threading.Thread(target=self._work, args=(classifier, loaded), daemon=True).start()
+        loaded.result()
 
     async def explain(self, photo: bytes, target: str, authorization: str = "") -> dict:
         """The record of a photo's counterfactual, its picture as base64 PNG."""
@@ -55,7 +62,30 @@ class Explainer:
             given.encode(), self._token.encode()
         ):
             raise Refused(401, "the token is missing or wrong")
-        picture = read_photo(photo)
+        answer = asyncio.get_running_loop().create_future()
+        self._asked.put((read_photo(photo), target, answer))
+        record = await answer
+        picture = io.BytesIO()
+        if record.image is not None:
+            fd.to_pil(record.image).save(picture, "PNG")
+        return record.to_dict() | {"picture": base64.b64encode(picture.getvalue()).decode()}
+
+    def _work(self, classifier: str, loaded: Future) -> None:
+        try:
+            self._engine = fd.Engine(fd.LatentDiffusion.from_pretrained("embedded"))
+            self._classifier = fd.Classifier.load(classifier)
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
+        while True:
+            while not (self._engine.busy and self._asked.empty()):
+                self._submit(*self._asked.get())
+            for result in self._engine.step():
+                task, answer = self._answers.pop(result.id)
+                _tell(answer, answer.set_result, task.record(result))
+
+    def _submit(self, picture: Image.Image, target: str, answer: asyncio.Future) -> None:
         try:
             (item,) = as_inputs([picture])
             item = replace(item, id=uuid.uuid4().hex, target=target)
@@ -65,30 +95,23 @@ class Explainer:
             )  # fmt: skip
             (request,) = task.requests
             stages = task.jobs([task.check(request)], self._engine.slots)
-        except fd.UserError as error:
-            raise Refused(400, str(error)) from None
-        answer = asyncio.get_running_loop().create_future()
+        except Exception as error:  # of this request alone
+            known = isinstance(error, fd.UserError)
+            _tell(answer, answer.set_exception, Refused(400, str(error)) if known else error)
+            return
         self._answers[request.id] = task, answer
         self._engine.submit(stages)
-        record = await answer
-        picture = io.BytesIO()
-        if record.image is not None:
-            fd.to_pil(record.image).save(picture, "PNG")
-        return record.to_dict() | {"picture": base64.b64encode(picture.getvalue()).decode()}
-
-    def _work(self) -> None:
-        while True:
-            if not self._engine.busy:
-                time.sleep(0.01)
-                continue
-            for result in self._engine.step():
-                task, answer = self._answers.pop(result.id)
-                answer.get_loop().call_soon_threadsafe(_answer, answer, task.record(result))
 
 
-def _answer(answer: asyncio.Future, record: fd.Record) -> None:
-    if not answer.done():  # else whoever asked has gone
-        answer.set_result(record)
+def _tell(answer: asyncio.Future, how: Callable, what: fd.Record | Exception) -> None:
+    """Answers whoever waits in another thread, unless they have gone."""
+
+    def tell() -> None:
+        if not answer.done():
+            how(what)
+
+    with contextlib.suppress(RuntimeError):  # their loop is closed
+        answer.get_loop().call_soon_threadsafe(tell)
 
 
 def read_photo(photo: bytes) -> Image.Image:

@@ -91,3 +91,18 @@ def test_a_request_that_cannot_be_done_is_answered_and_the_next_one_is_done(
         answer = ask()
     assert (answer["status"], answer["picture"]) == ("failed", "") and "no luck" in answer["error"]
     assert ask()["status"] == "done"
+
+
+def test_a_request_that_never_becomes_a_job_ends_alone(explainer, monkeypatch):
+    def ask():
+        call = explainer.explain(photo_bytes(), "bag", "Bearer secret")
+        return asyncio.run(asyncio.wait_for(call, 300))
+
+    def refuse(self, checked, width):
+        raise RuntimeError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fd.Counterfactuals, "jobs", refuse)
+        with pytest.raises(RuntimeError, match="no luck"):
+            ask()
+    assert ask()["status"] == "done"
