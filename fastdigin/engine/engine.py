@@ -241,7 +241,9 @@ class Engine:
 
         Jobs in one batch share the number of steps and whether guidance is on; a job that differs
         waits until the slots have drained. A job that fails (bad shapes, an exception in a loss, a
-        value that is not finite) yields a failed Result and disturbs no other.
+        value that is not finite) yields a failed Result and disturbs no other. On a CPU, load the
+        model in the thread that calls this: where two threads have computed, OpenMP's sleep between
+        any two operations (bench/NOTES.md).
 
         Args:
             on_progress: called with the work that was just done, in iterations of one job.
