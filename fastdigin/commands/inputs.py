@@ -236,6 +236,8 @@ class Tools(Kind):
 
 
 class DataSet(Kind):
+    """Photos that neurons are compared with."""
+
     def argument(self) -> dict[str, Any]:
         return {"nargs": "+"}
 
@@ -266,6 +268,8 @@ class ActivatingKind(DataSet):
 
 
 class Words(Kind):
+    """Words to start from: a file of them, or a classifier that names what photos show."""
+
     early = True
 
     def add(self, parser, known: Input) -> None:

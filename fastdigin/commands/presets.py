@@ -10,6 +10,7 @@ from fastdigin.presets import algorithm_names, any_preset, list_presets, preset_
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """The name of one."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one (default: list)")
 
 

@@ -13,6 +13,7 @@ from fastdigin.errors import UserError, visible
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """The folder."""
     parser.add_argument("out", type=path, metavar="DIR", help="the --out of a run")
 
 

@@ -20,6 +20,7 @@ ERRORS = 5
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """The folder."""
     parser.add_argument("out", type=path, metavar="DIR", help="the --out of a run")
 
 

@@ -131,6 +131,7 @@ def read_photo(photo: bytes) -> Image.Image:
 
 
 def main() -> None:
+    """Serves until it is stopped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classifier", default="embedded:robust")
     parser.add_argument("--host", default="127.0.0.1", help="(default: this machine alone)")

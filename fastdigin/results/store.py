@@ -312,6 +312,7 @@ def _check_writable(out: Path) -> None:
 
 
 def check_same_settings(out: Path, task: str, old: dict, new: dict) -> None:
+    """Raises UserError, which names them, where settings of a folder differ from a run's."""
     old, new = flatten(old), flatten(new)
     told = []
     for key in dict.fromkeys([*new, *old]):
