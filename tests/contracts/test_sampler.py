@@ -1,11 +1,10 @@
-"""The unrolled sampler against plain autograd and against diffusers."""
+"""The unrolled sampler against plain autograd; against diffusers' pipelines: test_families.py."""
 
 from dataclasses import replace
 
 import pytest
 import reference
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny import (
     LATENT_SHAPE,
     assert_near,
@@ -21,12 +20,7 @@ from tiny import (
 )
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.sampler import (
-    StepFunctions,
-    UnrolledSampler,
-    unrolled_backward,
-    unrolled_forward,
-)
+from fastdigin.engine.sampler import StepFunctions, unrolled_backward, unrolled_forward
 from fastdigin.engine.steps import BatchSteps
 
 STEPS = 4
@@ -53,20 +47,14 @@ def edited_job(model, edit, seed, guidance):
     """A job with a different text at every step, and the source it edits."""
     source = make_source(model, SOURCE_PROMPT, STEPS, seed)
     wanted = EDITS[edit]
-    job = make_job(
-        model,
-        seed=seed,
-        prompt=PROMPT,
-        steps=STEPS,
-        guidance_scale=guidance,
-        injection=make_injection(model, source, PROMPT, *wanted["injection"])
-        if "injection" in wanted
-        else None,
-        self_injection=make_self_injection(model, source, *wanted["self_injection"])
-        if "self_injection" in wanted
-        else None,
-        blending=make_blending(source, wanted["blending"], seed) if "blending" in wanted else None,
-    )
+    edits = {}
+    if "injection" in wanted:
+        edits["injection"] = make_injection(model, source, PROMPT, *wanted["injection"])
+    if "self_injection" in wanted:
+        edits["self_injection"] = make_self_injection(model, source, *wanted["self_injection"])
+    if "blending" in wanted:
+        edits["blending"] = make_blending(source, wanted["blending"], seed)
+    job = make_job(model, seed=seed, prompt=PROMPT, steps=STEPS, guidance_scale=guidance, **edits)
     texts = {
         name: getattr(job, name) + 0.2 * normal(STEPS, *job.conditioning.shape, seed=seed + offset)
         for offset, name in ((10, "conditioning"), (20, "null_text"))
@@ -256,40 +244,3 @@ def test_kept_steps_save_calls_and_change_no_bit(tiny):
     handle.remove()
     for gradients in found.values():
         assert all(torch.equal(a, b) for a, b in zip(gradients, found[0], strict=True))
-
-
-def pipeline_last_z(networks, z, cond, null, guidance, steps):
-    """The last z of diffusers' own pipeline and scheduler."""
-    pipeline = StableDiffusionPipeline(
-        **networks, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    assert isinstance(pipeline.scheduler, DDIMScheduler)
-    with torch.no_grad():
-        return pipeline(
-            prompt_embeds=cond, negative_prompt_embeds=null, latents=z, guidance_scale=guidance,
-            num_inference_steps=steps, eta=0.0, output_type="latent",
-        ).images  # fmt: skip
-
-
-def last_z(model, z, cond, null, guidance, steps):
-    jobs = [make_job(model, steps=steps, guidance_scale=guidance, prompt="") for _ in range(len(z))]
-    table = BatchSteps(model, jobs, z.dtype)
-    per_step = [x[:, None].expand(-1, steps, -1, -1) for x in (cond, null)]
-    if guidance == 1:
-        per_step[1] = None
-    return UnrolledSampler.apply(StepFunctions(model), table, 1, 0, z, *per_step)[0]
-
-
-@pytest.mark.parametrize("steps", [1, 7, 20])
-@pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_last_z_equals_that_of_the_diffusers_pipeline(either, guidance, steps):
-    z = normal(2, *LATENT_SHAPE)
-    cond, null = either.model.encode_prompts([PROMPT, ""])[:, None].expand(-1, 2, -1, -1)
-    scheduler = DDIMScheduler.from_config(either.pipe.scheduler.config)
-    # Its arithmetic then is fp64: random networks amplify what fp32 coefficients lose.
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
-    networks = vars(either.pipe) | {"scheduler": scheduler}
-    expected = pipeline_last_z(networks, z, cond, null, guidance, steps)
-    assert_near(last_z(either.model, z, cond, null, guidance, steps), expected, 1e-9)

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 from four_tasks import four_tasks
-from tiny import LATENT_SHAPE, assert_near, make_job, reference_editing
+from tiny import assert_near, make_job, reference_editing
 
 from fastdigin.engine import batch
 from fastdigin.engine.engine import Engine
@@ -96,25 +96,6 @@ def test_all_tasks(tiny, seen):
     assert edited == 4
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"guidance_scale": 1.0},
-        {"last_steps": 1, "learning_rate": 0.03, "latent_lr_factor": 0.5},
-        {"steps": 2, "last_steps": 3},
-        {"guidance_scale": 0.5, "last_steps": 2},
-    ],
-    ids=str,
-)
-def test_other_settings(tiny, settings, seen):
-    engine = Engine(tiny.model, slots=1)
-    job = make_job(tiny.model, seed=4, iterations=3, **settings)
-    (result,) = engine.run([job])
-    job, images = seen[0]
-    assert job.latents.shape == LATENT_SHAPE
-    assert_follows_reference(tiny.pipe, job, images, result)
-
-
 def test_jobs_of_all_kinds_in_one_batch(tiny, seen):
     """Different K, guidance, rates and lengths side by side each follow their own reference."""
     engine = Engine(tiny.model, slots=3)
@@ -123,7 +104,15 @@ def test_jobs_of_all_kinds_in_one_batch(tiny, seen):
         make_job(tiny.model, "b", seed=2, last_steps=3, iterations=3),
         make_job(tiny.model, "c", seed=3, last_steps=2, iterations=1, learning_rate=0.05),
         make_job(tiny.model, "d", seed=4, guidance_scale=5.0),
-    ]
+        make_job(tiny.model, "e", seed=4, iterations=3, guidance_scale=1.0),
+        make_job(
+            tiny.model, "f", seed=4, iterations=3, last_steps=1, learning_rate=0.03,
+            latent_lr_factor=0.5,
+        ),
+        make_job(tiny.model, "g", seed=4, iterations=3, steps=2, last_steps=3),
+        make_job(tiny.model, "h", seed=4, iterations=3, guidance_scale=0.5, last_steps=2),
+    ]  # fmt: skip
     results = {result.id: result for result in engine.run(jobs)}
+    assert len(seen) == len(jobs)
     for job, images in seen:
         assert_follows_reference(tiny.pipe, job, images, results[job.id])

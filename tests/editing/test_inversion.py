@@ -199,30 +199,6 @@ def test_an_inversion_does_not_depend_on_its_neighbours(tiny, images):
         assert sum(done) == pytest.approx(len(order))  # the progress, in images
 
 
-@pytest.mark.parametrize("method", ["null-text", "negative-prompt"])
-@pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_the_engine_follows_the_trajectory(either, images, guidance, method):
-    """Sampling from z_T with the null texts found ends where the inversion says."""
-    settings = InversionSettings(STEPS, guidance, null_text_steps=2, method=method)
-    (inversion,) = invert(either.model, images[:1], PROMPTS[:1], settings, batch=1)
-    assert (inversion.null_text is None) == (guidance == 1)
-    either.pipe.scheduler.set_timesteps(STEPS)
-    null = inversion.null_text if guidance != 1 else [None] * STEPS
-    last, x0s = reference.sample(
-        either.pipe.unet, either.pipe.scheduler, inversion.trajectory[:1],
-        [inversion.conditioning[None]] * STEPS, [n if n is None else n[None] for n in null],
-        guidance,
-    )  # fmt: skip
-    assert_near(last, inversion.trajectory[-1:], 1e-9)
-    job = fd.Job(
-        "again", inversion.trajectory[0], inversion.conditioning, inversion.null_text,
-        [fd.Distance(torch.zeros(IMAGE_SHAPE))],
-        fd.Settings(steps=STEPS, guidance_scale=guidance, iterations=0),
-    )  # fmt: skip
-    (result,) = fd.Engine(either.model, slots=1).run([job])
-    assert_near(result.image, either.model.decode(x0s[-1])[0], 1e-9)
-
-
 def test_a_photo_is_reconstructed(embedded):
     """Null-text optimisation brings the guided sample back to the photo."""
     photo = photos()[18]
