@@ -1,7 +1,5 @@
 """--device and --dtype: where networks run, in which type, and what a folder keeps of it."""
 
-import json
-
 import pytest
 import torch
 from cli_commands import CF, NEURONS, PHOTO, QUICK, TARGET, records, run
@@ -44,24 +42,6 @@ def test_dtypes(given, model, classifier):
         )
         if dtype is torch.bfloat16
     }  # fmt: skip
-
-
-@pytest.mark.slow
-def test_bf16_gives_nearly_what_fp32_gives(tmp_path, capsys):
-    """And a folder of one does not take the other's."""
-    common = [*OF_PHOTO, "--steps", 4, "--iterations", 0, "--device", "cpu", "--out"]
-    for dtype in ("fp32", "bf16"):
-        assert run(*common, tmp_path / dtype, "--dtype", dtype) == 0
-    single, half = (records(tmp_path / dtype)[0] for dtype in ("fp32", "bf16"))
-    assert single["target_confidence_before"] == pytest.approx(
-        half["target_confidence_before"], abs=0.05
-    )
-    assert single["history"] != half["history"]
-    capsys.readouterr()
-    assert run(*common, tmp_path / "bf16", "--dtype", "fp32") == 2
-    assert 'dtype: "bfloat16" there' in capsys.readouterr().err
-    settings = json.loads((tmp_path / "fp32" / "run.json").read_text())["counterfactual"]
-    assert settings["dtype"] is None  # as a folder of an older version, which names none
 
 
 @pytest.mark.parametrize("command", [

@@ -1,6 +1,5 @@
 """What users type by habit or by mistake is understood, or refused by name before any work."""
 
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from cli_commands import (
     PHOTO,
     QUICK,
     TARGET,
-    records,
     run,
     save_copy,
     start_process,
@@ -245,45 +243,6 @@ def test_an_environment_of_nonsense(tmp_path, monkeypatch):
     )  # fmt: skip
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"image": "a\0b.png"},
-        {"image": "\ud800.png"},
-        {"prompt": "a photo of a {} \udcff"},
-        {"prompt": "a photo\0 of a {}"},
-        {"caption": "on \ud83d grass"},
-        {"source": "bo\0ot"},
-        {"target": "ba\udc00g"},
-        {"mask": "no\0mask.png"},
-        {"id": "\0"},
-    ],
-    ids=lambda row: next(iter(row)),
-)
-def test_characters_that_are_no_text_fail_alone(row, tmp_path, capsys):
-    """In the middle of a table; an id may be any text."""
-    table, out = tmp_path / "table.jsonl", tmp_path / "out"
-    good = {"image": str(PHOTO.path), "source": PHOTO.garment, "target": TARGET}
-    rows = [good | {"id": "one"}, good | row, good | {"id": "two"}]
-    table.write_text("\n".join(map(json.dumps, rows)))
-    refused = "target" in row
-    code = run(*CF, table, "--out", out, *QUICK, "--json")
-    if refused:  # no class of the classifier: a mistake in the table, before any work
-        assert code == 2 and "is not a class" in capsys.readouterr().err
-        return
-    assert code == ("id" not in row)
-    status = {r["id"].split("-to-")[0]: r["status"] for r in records(out)}
-    assert status["one"] == status["two"] == "done" and len(status) == 3
-
-
-@pytest.mark.parametrize("model", ["./nowhere/model", "nowhere", "~/model", "/nowhere/model"])
-def test_no_hint_to_download_what_is_a_path(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run(*NCF, PHOTO.path, "--neuron", 3, "--direction", "max", "--model", model) == 2
-    said = capsys.readouterr().err
-    assert model in said and "hf download" not in said
 
 
 @pytest.mark.parametrize(

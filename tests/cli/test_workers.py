@@ -89,18 +89,6 @@ def test_two_workers_do_what_one_process_does(tmp_path, capsys):
     assert capsys.readouterr().out.count("report:") == 1
 
 
-def test_a_shard_does_its_part(tmp_path):
-    folder, out = tmp_path / "photos", tmp_path / "out"
-    folder.mkdir()
-    for name in "abc":
-        save_copy(folder / f"{name}.png")
-    arguments = [*CF, folder, "--target", TARGET, "--source", PHOTO.garment, *QUICK]
-    assert run(*arguments, "--out", out, "--shard", "2/2") == 0
-    assert [r["id"] for r in records(out)] == [f"b-to-{TARGET}"]
-    assert run(*arguments, "--out", out, "--shard", "1/2") == 0
-    assert sorted(r["id"] for r in records(out)) == [f"{name}-to-{TARGET}" for name in "abc"]
-
-
 def test_one_usage_error_is_said_once(tmp_path, capfd):
     missing = tmp_path / "missing.png"
     arguments = [*CF, missing, "--target", TARGET, "--source", PHOTO.garment]

@@ -61,7 +61,9 @@ WRONG = [
     {"image": None}, {"image": 3}, {"image": torch.rand(3, 64, 64, device="meta")},
     {"image": [[0.5]]}, {"mask": 0.5}, {"mask": torch.ones(64, 64, device="meta")},
     {"prompt": 7}, {"prompt": ["a photo of a sneaker"]}, {"source": 5}, {"caption": b"on grass"},
-    {"prompt": "a \ud800 sneaker"}, {"image": "no\0where.png"},
+    {"prompt": "a \ud800 sneaker"}, {"prompt": "a\0 sneaker"}, {"caption": "on \ud83d grass"},
+    {"source": "bo\0ot"}, {"image": "no\0where.png"}, {"image": "\ud800.png"},
+    {"mask": "no\0mask.png"},
 ]  # fmt: skip
 
 

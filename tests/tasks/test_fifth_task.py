@@ -1,7 +1,6 @@
 """A task of a user's own: one class, and everything else follows from it."""
 
 import json
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -123,27 +122,3 @@ def test_it_runs_resumes_and_reports(capsys, tmp_path):
     assert "Brightness" in page and "sneaker-1" in page
     assert run(*arguments, "--goal", "0.3") == 2  # other settings do not mix with these
     assert "goal: 0.8 there, 0.3 here" in capsys.readouterr().err
-
-
-def test_it_goes_on_after_a_kill(tmp_path, embedded, monkeypatch):
-    """A run that ends after its first record, as a kill would, and the same command again."""
-
-    class Killed(BaseException):
-        pass
-
-    append = BrightnessRecord.save
-
-    def save_and_die(self, out):
-        append(self, out)
-        raise Killed
-
-    arguments = [*COMMAND, "--out", tmp_path, "--count", 2, "--slots", 1]
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(BrightnessRecord, "save", save_and_die)
-        run(*arguments)
-    assert [r["id"] for r in records(tmp_path)] == ["sneaker-0"]
-    began = time.time()
-    assert run(*arguments) == 0
-    assert [r["id"] for r in records(tmp_path)] == ["sneaker-0", "sneaker-1"]
-    kept = tmp_path / records(tmp_path)[0]["image"]
-    assert kept.stat().st_mtime < began

@@ -61,14 +61,6 @@ def test_a_word_that_the_text_encoder_has_no_room_for(engine, spelled, clean):
             list(task.run())
 
 
-def test_tables_have_columns_of_words(tmp_path):
-    (tmp_path / "t.csv").write_text(
-        f"image,source,target,source_word,target_word\n{PHOTO.path},running shoe,7,sneaker,boot\n"
-    )
-    (item,) = fd.collect([str(tmp_path / "t.csv")])
-    assert (item.source, item.source_word, item.target_word) == ("running shoe", "sneaker", "boot")
-
-
 def test_packaged_photos_go_with_any_classifier(engine, spelled):
     photos = fd.collect(["embedded:photos"])[:16]
     task = fd.Counterfactuals(engine=engine, photos=photos, classifier=spelled, target="bag")

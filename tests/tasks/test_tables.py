@@ -51,8 +51,11 @@ def test_table_values(tmp_path):
     assert first == ImageInput("0", tmp_path / "a.png", "one\u2028two", "5", "0")
     assert str(second.image) == "/abs/b.png" and second.prompt is None and second.id == "b"
     table = tmp_path / "table.csv"
-    table.write_text('image,prompt\nü.png,"two\nlines, ""quoted"""\n', encoding="utf-8")
-    assert collect([str(table)])[0].prompt == 'two\nlines, "quoted"'
+    columns = "image,prompt,source_word,target_word\n"
+    table.write_text(f'{columns}ü.png,"two\nlines, ""quoted""",sneaker,boot\n', encoding="utf-8")
+    (item,) = collect([str(table)])
+    assert item.prompt == 'two\nlines, "quoted"'
+    assert (item.source_word, item.target_word) == ("sneaker", "boot")
 
 
 DEEP = '{"image": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
