@@ -21,7 +21,10 @@ def test_distances_are_those_of_numpy():
     assert masked_l1(a, b, mask) == pytest.approx(np.average(error, weights=weights), rel=1e-5)
     square = np.average(error**2, weights=weights)
     assert masked_l2(a, b, mask) == pytest.approx(np.sqrt(square), rel=1e-5)
-    assert masked_l1(a, b, 0 * mask) is masked_l2(a, b, 0 * mask) is None
+    for covered in (0, 0.9):  # less than a pixel is no region, and None no difference of 0
+        nothing = covered * (mask == 1).float()
+        assert masked_l1(a, b, nothing) is masked_l2(a, b, nothing) is None
+    assert masked_l1(a, b, (mask == 1).float()) > 0
 
 
 def test_changed_attributes_by_hand():

@@ -18,13 +18,10 @@ class TinyNetwork(nn.Module):
     def __init__(self, classes=3, width=5):
         super().__init__()
         self.features = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU())
-        self.tokens = nn.Identity()
         self.head = nn.Linear(width, classes)
 
     def forward(self, x):
-        x = self.features(x)
-        x = self.tokens(x.flatten(2).transpose(1, 2))
-        return self.head(x.mean(1))
+        return self.head(self.features(x).mean((2, 3)))
 
 
 def make_classifier(classes=("cat", "dog", "bird"), **options):
@@ -66,24 +63,6 @@ def test_results_have_the_dtype_of_the_images():
     assert classifier.dtype == torch.bfloat16
     assert classifier.logits(random_images()).dtype == torch.float32
     assert classifier.activations(random_images()).dtype == torch.float32
-
-
-def test_neurons_are_the_input_of_the_last_linear_layer():
-    classifier, images = make_classifier(), random_images()
-    activations = classifier.activations(images)
-    head = classifier.network.head
-    assert activations.shape == (2, 5) and classifier.num_neurons == 5
-    torch.testing.assert_close(head(activations), classifier.logits(images))
-
-
-@pytest.mark.parametrize("layer", ["features", "features.2", "tokens"])
-def test_space_and_tokens_are_averaged(layer):
-    """All three layers hold the same values here, as (B,C,H,W) or as (B,L,C)."""
-    images = random_images()
-    expected = make_classifier().activations(images)
-    classifier = make_classifier(layer=layer)
-    torch.testing.assert_close(classifier.activations(images), expected)
-    assert classifier.num_neurons == 5
 
 
 def test_no_hook_stays_behind_even_after_an_error(monkeypatch):
