@@ -54,27 +54,31 @@ def hub_snapshot(name: str) -> Path:
     return repository / "snapshots" / "abc123"
 
 
-def save_vit(folder: Path) -> str:
+def save_vit(folder: Path, **options) -> str:
+    """options: of its configuration."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     small = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
     torch.manual_seed(0)
-    config = ViTConfig(image_size=32, patch_size=8, intermediate_size=16, **small)
+    config = ViTConfig(image_size=32, patch_size=8, intermediate_size=16, **small, **options)
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return f"hf:{folder}"
 
 
-def _save_timm(folder: Path) -> str:
+def save_timm(folder: Path, config: dict | None = None, **options) -> str:
+    """config: what is told beside the architecture. options: of the network."""
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model("test_resnet", pretrained=False)
-    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    model = timm.create_model("test_resnet", pretrained=False, **options)
+    timm.models.save_for_hf(
+        model, folder, model_config=config, model_args=options, safe_serialization=True
+    )
     return f"timm:local-dir:{folder}"
 
 
-def _save_torchvision(folder: Path) -> str:
+def save_torchvision(folder: Path) -> str:
     """Where torchvision keeps its downloads: TORCH_HOME must be the folder."""
     (folder / "hub" / "checkpoints").mkdir(parents=True)
     _save_squeezenet(folder / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
@@ -136,9 +140,9 @@ LOADERS = {
     "vae": _diffusion("sd1", "vae/diffusion_pytorch_model.safetensors"),
     "text encoder": _diffusion("sd1", "text_encoder/model.safetensors"),
     "second text encoder": _diffusion("sdxl", "text_encoder_2/model.safetensors"),
-    "timm": Loader(_save_timm, Classifier.load),
+    "timm": Loader(save_timm, Classifier.load),
     "torchvision": Loader(
-        _save_torchvision, Classifier.load, "hub/checkpoints/squeezenet1_1-b8a52dc0.pth"
+        save_torchvision, Classifier.load, "hub/checkpoints/squeezenet1_1-b8a52dc0.pth"
     ),
     "hf": Loader(save_vit, Classifier.load),
     "open_clip": Loader(_save_clip, _load_clip, "open_clip_model.safetensors"),

@@ -1,24 +1,16 @@
 import pytest
 import timm
 import torch
+from loaders import save_timm
+from safetensors.torch import load_file
 from torchvision.transforms import Grayscale
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 
 
-def saved(folder, name="test_resnet", config=None, **options):
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, **options).eval()
-    timm.models.save_for_hf(
-        model, folder, model_config=config, model_args=options, safe_serialization=True
-    )
-    return model
-
-
 def test_names_are_guessed(tmp_path, caplog):
-    saved(tmp_path)
-    classifier = Classifier.load(f"timm:local-dir:{tmp_path}")
+    classifier = Classifier.load(save_timm(tmp_path))
     assert "their names are guessed to be ImageNet's" in caplog.text
     assert len(classifier.classes) == 1000 and classifier.named == "guessed"
     assert classifier.classes[15] == "robin, American robin, Turdus migratorius"
@@ -30,21 +22,21 @@ def test_names_are_guessed(tmp_path, caplog):
 
 def test_names_that_came_with_the_weights(tmp_path):
     labels = {"label_names": ["n1", "n2"], "label_descriptions": {"n1": "cat", "n2": "dog"}}
-    saved(tmp_path, config=labels, num_classes=2)
-    assert Classifier.load(f"timm:local-dir:{tmp_path}").classes == ("cat", "dog")
+    spec = save_timm(tmp_path, labels, num_classes=2)
+    assert Classifier.load(spec).classes == ("cat", "dog")
 
 
 def test_the_users_names_stand_for_guessed_ones(tmp_path, caplog):
-    saved(tmp_path)
     names = [f"bird {n}" for n in range(1000)]
-    classifier = Classifier.load(f"timm:local-dir:{tmp_path}", classes=names)
+    classifier = Classifier.load(save_timm(tmp_path), classes=names)
     assert classifier.class_index("bird 7") == 7 and not caplog.text
 
 
 def test_a_gray_network(tmp_path):
     """One channel: the luminance, normalised by the mean of the three channels' means."""
-    model = saved(tmp_path, in_chans=1, num_classes=2)
-    classifier = Classifier.load(f"timm:local-dir:{tmp_path}")
+    classifier = Classifier.load(save_timm(tmp_path, in_chans=1, num_classes=2))
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=2).eval()
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     images = torch.rand(2, 3, classifier.size, classifier.size)
     data = timm.data.resolve_model_data_config(model)
     gray = Grayscale()(images)
