@@ -52,7 +52,7 @@ class OnDevice(Tensor):
 
 
 class PretendedDevice(TorchDispatchMode):
-    """waits: what the host waited for, by operation. launches: operations on the device.
+    """waits: what the host waited for, by operation.
 
     current: the one at work.
     """
@@ -62,7 +62,6 @@ class PretendedDevice(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits: list[str] = []
-        self.launches = 0
         self._numbers = _NumbersOnDevice()
 
     def __enter__(self):
@@ -93,7 +92,6 @@ class PretendedDevice(TorchDispatchMode):
                 self.waits.append(str(func))
         inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
         out = func(*inner_args, **inner_kwargs)
-        self.launches += on_device and not func.is_view
         known = {id(x.inner): x for x in ours}
         return tree_map(lambda x: _outer(x, known, on_device), out)
 

@@ -22,14 +22,14 @@ from fastdigin.models.diffusion import LatentDiffusion
 
 @pytest.fixture
 def iterations(monkeypatch):
-    """(waits, launches, finished jobs) of every iteration, while a PretendedDevice is at work."""
+    """(waits, finished jobs) of every iteration, while a PretendedDevice is at work."""
     found, iterate = [], Batch.iterate
 
     def noted(batch, *advance):
         mode = PretendedDevice.current
-        waits, launches = len(mode.waits), mode.launches
+        waits = len(mode.waits)
         results = iterate(batch, *advance)
-        found.append((mode.waits[waits:], mode.launches - launches, len(results)))
+        found.append((mode.waits[waits:], len(results)))
         return results
 
     monkeypatch.setattr(Batch, "iterate", noted)
@@ -51,10 +51,9 @@ def check(model, dtype, gpu, iterations):
         assert len(totals) == 2 and totals[0] != totals[1], "nothing was optimised"
         assert all(map(math.isfinite, totals)) and totals[record.best_iteration] == min(totals)
         assert record.image.isfinite().all() and record.image.std() > 0.01
-    for waits, launches, finished in iterations:
-        assert len(waits) <= 1 + finished, waits  # a finished job is brought to the host
-        assert launches > 100
-    assert any(not finished for *_, finished in iterations)
+    for waits, finished in iterations:
+        assert 1 <= len(waits) <= 1 + finished, waits  # a finished job is brought to the host
+    assert any(not finished for _, finished in iterations)
 
 
 @pytest.mark.parametrize(
