@@ -58,6 +58,10 @@ def written(made, form, alpha):
     return tensors, metadata
 
 
+def load(folder, lora):
+    return LatentDiffusion.from_pretrained(str(folder), device="cpu", lora=lora)
+
+
 def weight_of(model, part, layer):
     modules = dict(getattr(model, part).named_modules())
     return modules.get(layer, modules.get(layer.removeprefix("text_model."))).weight
@@ -72,7 +76,7 @@ def test_weights_are_the_sum(folder_of, tmp_path, form, family, scale):
     tensors, metadata = written(made, form, alpha)
     save_file(tensors, tmp_path / "lora.safetensors", metadata)
     lora = str(tmp_path / "lora.safetensors") + ("" if scale is None else f":{scale}")
-    model = LatentDiffusion.from_pretrained(str(folder_of(family)), device="cpu", lora=lora)
+    model = load(folder_of(family), lora)
     assert model.name == f"{folder_of(family)} + {lora}"
     factor = (1.0 if scale is None else scale) * (1.0 if form == "diffusers" else alpha / RANK)
     for (part, layer), (a, b, before) in made.items():
@@ -83,12 +87,9 @@ def test_weights_are_the_sum(folder_of, tmp_path, form, family, scale):
 def test_several_are_added(folder_of, tmp_path):
     save_file(written(make(folder_of("sd1"), ["unet"]), "peft", 1.0)[0], tmp_path / "l.safetensors")
     models = [
-        LatentDiffusion.from_pretrained(
-            str(folder_of("sd1")), device="cpu",
-            lora=[f"{tmp_path / 'l.safetensors'}:{scale}" for scale in scales],
-        )
+        load(folder_of("sd1"), [f"{tmp_path / 'l.safetensors'}:{scale}" for scale in scales])
         for scales in ((0.5, 0.25), (0.75,))
-    ]  # fmt: skip
+    ]
     for layer in LAYERS["unet"]:
         torch.testing.assert_close(*(weight_of(model, "unet", layer) for model in models))
 
@@ -108,15 +109,13 @@ def test_tensors_without_a_place_are_refused(folder_of, tmp_path, change, words)
     tensors, _ = written(make(folder_of("sd1"), ["unet"]), "peft", 1.0)
     save_file({k: v.contiguous() for k, v in change(tensors).items()}, tmp_path / "l.safetensors")
     with pytest.raises(UserError, match=f"lora .* cannot be added: .*{words}"):
-        LatentDiffusion.from_pretrained(
-            str(folder_of("sd1")), device="cpu", lora=str(tmp_path / "l.safetensors")
-        )
+        load(folder_of("sd1"), str(tmp_path / "l.safetensors"))
 
 
 @pytest.mark.parametrize("lora", ["/nowhere/l.safetensors", "/nowhere/l.safetensors:0.5"])
 def test_files_that_are_not_there(folder_of, lora):
     with pytest.raises(UserError, match="lora '/nowhere/l.safetensors' cannot be loaded"):
-        LatentDiffusion.from_pretrained(str(folder_of("sd1")), device="cpu", lora=lora)
+        load(folder_of("sd1"), lora)
 
 
 def test_every_kind_of_setting_that_is_not_known_is_refused(folder_of, tmp_path):
@@ -125,6 +124,4 @@ def test_every_kind_of_setting_that_is_not_known_is_refused(folder_of, tmp_path)
         about = json.dumps({f"unet.{setting}": {"a": 1}})
         save_file(tensors, tmp_path / "l.safetensors", {"lora_adapter_metadata": about})
         with pytest.raises(UserError, match=f"unet.{setting}"):
-            LatentDiffusion.from_pretrained(
-                str(folder_of("sd1")), device="cpu", lora=str(tmp_path / "l.safetensors")
-            )
+            load(folder_of("sd1"), str(tmp_path / "l.safetensors"))

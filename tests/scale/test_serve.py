@@ -34,14 +34,19 @@ def photo_bytes(format="PNG", **options) -> bytes:
     return stream.getvalue()
 
 
+def ask(explainer):
+    call = explainer.explain(photo_bytes(), "bag", "Bearer secret")
+    return asyncio.run(asyncio.wait_for(call, 300))
+
+
 def test_requests_at_once_each_get_their_own_answer(explainer):
-    async def ask():
+    async def both():
         calls = [
             explainer.explain(photo_bytes(), target, "Bearer secret") for target in ("boot", "bag")
         ]
         return await asyncio.gather(*calls)
 
-    boot, bag = asyncio.run(ask())
+    boot, bag = asyncio.run(both())
     assert (boot["status"], boot["target"], bag["target"]) == ("done", "boot", "bag")
     for answer in (boot, bag):
         picture = Image.open(io.BytesIO(base64.b64decode(answer["picture"])))
@@ -81,28 +86,20 @@ def test_a_request_that_cannot_be_done_is_answered_and_the_next_one_is_done(
     def refuse(*arguments, **options):
         raise RuntimeError("no luck")
 
-    def ask():
-        call = explainer.explain(photo_bytes(), "bag", "Bearer secret")
-        return asyncio.run(asyncio.wait_for(call, 300))
-
     place = fd.Counterfactuals if broken == "explain" else photo_task
     with monkeypatch.context() as patch:
         patch.setattr(place, broken, refuse)
-        answer = ask()
+        answer = ask(explainer)
     assert (answer["status"], answer["picture"]) == ("failed", "") and "no luck" in answer["error"]
-    assert ask()["status"] == "done"
+    assert ask(explainer)["status"] == "done"
 
 
 def test_a_request_that_never_becomes_a_job_ends_alone(explainer, monkeypatch):
-    def ask():
-        call = explainer.explain(photo_bytes(), "bag", "Bearer secret")
-        return asyncio.run(asyncio.wait_for(call, 300))
-
     def refuse(self, checked, width):
         raise RuntimeError("no luck")
 
     with monkeypatch.context() as patch:
         patch.setattr(fd.Counterfactuals, "jobs", refuse)
         with pytest.raises(RuntimeError, match="no luck"):
-            ask()
-    assert ask()["status"] == "done"
+            ask(explainer)
+    assert ask(explainer)["status"] == "done"
