@@ -52,6 +52,16 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, whose number is restored."""
+    import torch
+
+    count = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(count)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """A tiny random Stable Diffusion in fp64 that predicts noise (tests/tiny.py)."""
@@ -66,6 +76,14 @@ def tiny_v():
     from tiny import build_tiny
 
     return build_tiny("v_prediction")
+
+
+@pytest.fixture(scope="session")
+def model():
+    """One with a single transformer, for what takes long."""
+    from tiny import build_tiny
+
+    return build_tiny(levels=1).model
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pretended import PretendedGpu
-from tiny import IMAGE_SHAPE, build_classifier, build_tiny, make_job, uniform
+from tiny import IMAGE_SHAPE, build_classifier, make_job, uniform
 
 from fastdigin import hardware
 from fastdigin.engine.engine import Engine
@@ -16,11 +16,6 @@ from fastdigin.tasks.monitors import Activation, Confidence
 
 SLOTS, STEPS, ITERATIONS = 3, 3, 2
 CROPS = Cutouts(count=4)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build_tiny(levels=1).model
 
 
 @pytest.fixture

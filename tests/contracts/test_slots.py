@@ -123,16 +123,12 @@ def test_any_slot_any_neighbours_any_order(tiny, zoo, alone, order):
         assert_identical(result, alone[result.id])
 
 
-def test_repeated_runs_are_identical_with_more_threads(tiny, zoo):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        queue = [zoo[n] for n in (1, 4, 0, 2, 3)]
-        first = {r.id: r for r in Engine(tiny.model, slots=SLOTS).run(queue)}
-        for result in Engine(tiny.model, slots=SLOTS).run(queue[::-1]):
-            assert_identical(result, first[result.id])
-    finally:
-        torch.set_num_threads(threads)
+def test_repeated_runs_are_identical_with_more_threads(tiny, zoo, threads):
+    threads(2)
+    queue = [zoo[n] for n in (1, 4, 0, 2, 3)]
+    first = {r.id: r for r in Engine(tiny.model, slots=SLOTS).run(queue)}
+    for result in Engine(tiny.model, slots=SLOTS).run(queue[::-1]):
+        assert_identical(result, first[result.id])
 
 
 def test_another_number_of_slots_agrees_closely(tiny, zoo, alone):
@@ -174,30 +170,26 @@ def test_the_embedded_model_in_fp32(embedded):
         assert_identical(result, second[id])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_that_shrinks_in_fp32(embedded, threads):
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_that_shrinks_in_fp32(embedded, threads, count):
     """A job that outlasts its neighbours, edited or not, beside others as long as itself."""
     prompt = "a photo of a red boot on grass"
     source = make_source_of(embedded, "a photo of a red sneaker on grass")
     injection = make_injection(embedded, source, prompt, FRONT)
     common = {"losses": [Distance(uniform(3, 64, 64).float())], "prompt": prompt}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for edit in ({}, {"injection": injection}):
-            short, long = (
-                make_job(embedded, str(n), seed=1, iterations=n, **common, **edit) for n in (0, 1)
-            )
-            drawn = normal(*embedded.latent_shape, seed=1).float()
-            short, long = (replace(job, latents=drawn) for job in (short, long))
-            engine = Engine(embedded, slots=8, compile="off")
-            first, *_ = engine.run([long] * 8)
-            for longs in (1, 3):
-                *_, last = engine.run([*[short] * (8 - longs), *[long] * longs])
-                assert_identical(last, first)
-            assert engine.occupancy == 1
-    finally:
-        torch.set_num_threads(before)
+    threads(count)
+    for edit in ({}, {"injection": injection}):
+        short, long = (
+            make_job(embedded, str(n), seed=1, iterations=n, **common, **edit) for n in (0, 1)
+        )
+        drawn = normal(*embedded.latent_shape, seed=1).float()
+        short, long = (replace(job, latents=drawn) for job in (short, long))
+        engine = Engine(embedded, slots=8, compile="off")
+        first, *_ = engine.run([long] * 8)
+        for longs in (1, 3):
+            *_, last = engine.run([*[short] * (8 - longs), *[long] * longs])
+            assert_identical(last, first)
+        assert engine.occupancy == 1
 
 
 def make_source_of(model, prompt):

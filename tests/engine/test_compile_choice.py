@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from pretended import PretendedGpu
-from tiny import build_tiny, make_job
+from tiny import make_job
 
 from fastdigin import hardware
 from fastdigin.engine import compile_choice
@@ -21,11 +21,6 @@ from fastdigin.hardware import Hardware
 
 FORWARD, JOINT = (GraphKey(role, 2, True, False) for role in ("forward", "joint"))
 WORK = Work(BatchKind(2, guided=True, text_length=16), frozenset({FORWARD, JOINT}), passes=1000.0)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build_tiny(levels=1).model
 
 
 @pytest.fixture(autouse=True)

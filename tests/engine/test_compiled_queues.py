@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from four_tasks import four_tasks
-from tiny import assert_near, build_tiny, make_job, uniform
+from tiny import assert_near, make_job, uniform
 
 from fastdigin.engine import compile_choice
 from fastdigin.engine.compiled import GraphKey
@@ -59,11 +59,11 @@ def test_sampling_is_differentiable_through_compiled_steps(compiled_engine):
         assert_near(actual, expected, 1e-10)
 
 
-def test_short_queues_take_half_the_rows(monkeypatch):
+def test_short_queues_take_half_the_rows(model, monkeypatch):
     monkeypatch.setattr(compile_choice, "BACKEND", "eager")
-    engine = Engine(build_tiny(levels=1).model, slots=4, kept_steps=0, compile="on")
+    engine = Engine(model, slots=4, kept_steps=0, compile="on")
     for count in (1, 2, 3, 4):
-        engine.evaluate([make_job(engine.model, str(i), steps=1) for i in range(count)])
+        engine.evaluate([make_job(model, str(i), steps=1) for i in range(count)])
     expected = {GraphKey("forward", rows, guided=True, injected=False): 1 for rows in (2, 4)}
     assert engine.graphs == expected
     assert engine.plan.compiled

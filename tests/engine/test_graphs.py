@@ -3,18 +3,13 @@
 import pytest
 import torch
 from pretended import PretendedGpu
-from tiny import build_classifier, build_tiny, make_mixed_jobs, normal
+from tiny import build_classifier, make_mixed_jobs, normal
 
 from fastdigin import hardware
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.graphs import Graphs
 
 STEPS, ITERATIONS, SLOTS = 4, 2, 4
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build_tiny(levels=1).model
 
 
 @pytest.fixture(scope="module")

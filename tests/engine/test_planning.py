@@ -86,6 +86,8 @@ def test_slots_come_before_kept_steps(model):
         (MemoryError(), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `create`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `create`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("CUDNN_STATUS_NOT_SUPPORTED: not enough memory for a workspace"), True),
         (RuntimeError("CUDNN_STATUS_NOT_SUPPORTED: the input is not contiguous"), False),
         (RuntimeError("shapes differ"), False),

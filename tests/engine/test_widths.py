@@ -1,29 +1,23 @@
 """A batch shrinks where no bit changes, and nowhere else."""
 
 import pytest
-import torch
-from tiny import build_tiny, make_job
+from tiny import make_job
 
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.widths import Widths
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_packaged_network_rounds_alike_for_any_number_of_slots(embedded, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        widths = Widths(embedded)
-        for wide, narrow in ((8, 6), (8, 4), (8, 3), (8, 2), (8, 1), (4, 2), (2, 1)):
-            assert widths.agree(wide, narrow, guided=True, text_length=embedded.text_length), narrow
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_packaged_network_rounds_alike_for_any_number_of_slots(embedded, threads, count):
+    threads(count)
+    widths = Widths(embedded)
+    for wide, narrow in ((8, 6), (8, 4), (8, 3), (8, 2), (8, 1), (4, 2), (2, 1)):
+        assert widths.agree(wide, narrow, guided=True, text_length=embedded.text_length), narrow
 
 
 @pytest.fixture
-def depends_on_rows(monkeypatch):
+def depends_on_rows(model, monkeypatch):
     """A model whose output is a little greater the more rows there are."""
-    model = build_tiny(levels=1).model
     predict = model.predict
     monkeypatch.setattr(model, "predict", lambda z, *rest: predict(z, *rest) + 1e-9 * len(z))
     return model
@@ -36,8 +30,8 @@ def test_a_network_whose_rows_are_not_alike(depends_on_rows):
     assert widths.agree(4, 3, guided=True, text_length=length), "filled up to whole blocks"
 
 
-def test_a_batch_shrinks_to_the_jobs_that_are_left():
-    engine = Engine(build_tiny(levels=1).model, slots=4, compile="off")
+def test_a_batch_shrinks_to_the_jobs_that_are_left(model):
+    engine = Engine(model, slots=4, compile="off")
     assert evaluated(engine) == [4, 4, 2, 1], "2 evaluations of two jobs, 3 of one, 4 of another"
     assert engine.occupancy == 1
 

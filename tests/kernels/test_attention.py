@@ -190,15 +190,14 @@ def test_head_sizes_that_spill_registers_are_refused(impl):
 
 
 @by("cpp")
-def test_without_openmp_threads_are_started(impl):
+def test_without_openmp_threads_are_started(impl, threads):
     inputs = PLAIN.inputs((4, 2, 63, 77, 40), torch.float32)
     expected = PLAIN.results(impl, inputs)
-    library, openmp, threads = native.load(), native._openmp_of_torch(), torch.get_num_threads()
+    library, openmp = native.load(), native._openmp_of_torch()
     library.fastdigin_use_openmp(None, None)
+    threads(3)
     try:
-        torch.set_num_threads(3)
         for a, e in zip(PLAIN.results(impl, inputs), expected, strict=True):
             assert torch.equal(a, e)
     finally:
-        torch.set_num_threads(threads)
         library.fastdigin_use_openmp(*openmp)

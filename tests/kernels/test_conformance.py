@@ -61,14 +61,6 @@ def poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
-@pytest.fixture
-def threads():
-    """To be set; restored."""
-    count = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(count)
-
-
 def random_like(output):
     """An incoming gradient: equal numbers would hide which of them is read."""
     generator = torch.Generator().manual_seed(11)
