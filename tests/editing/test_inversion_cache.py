@@ -37,17 +37,6 @@ def test_kept_inversions_equal_fresh_ones(tiny, images, tmp_path, calls, setting
         assert (len(calls) == 0) == (attempt == 1)
 
 
-def test_only_the_missing_and_the_damaged_ones_are_made(tiny, images, tmp_path, calls):
-    cache = InversionCache(tiny.model, tmp_path)
-    expected = invert(tiny.model, images, PROMPTS, SETTINGS, batch=3)
-    cache.invert(images[1:2], PROMPTS[1:2], SETTINGS, batch=3)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
-    assert_same(cache.invert(images, PROMPTS, SETTINGS, batch=3), expected)
-    assert len(list(tmp_path.iterdir())) == 3 and path.read_bytes() == whole
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,14 +1,10 @@
-"""Foreground masks from planted attention, and what blending makes of them."""
-
-from dataclasses import replace
+"""Foreground masks from planted attention; blending by them: contracts/test_sampler.py."""
 
 import pytest
 import torch
-from tiny import make_job, make_source, uniform
+from tiny import uniform
 
-from fastdigin.editing.masks import attention_mask, blending, latent_mask, soften, tighten
-from fastdigin.engine.sampler import StepFunctions, guided_step, unrolled_forward
-from fastdigin.engine.steps import BatchSteps
+from fastdigin.editing.masks import attention_mask, latent_mask, soften, tighten
 
 SIZE = 128
 
@@ -98,24 +94,3 @@ def test_latent_mask_averages():
     small = latent_mask(mask, 8)
     assert small.shape == (8, 8)
     torch.testing.assert_close(small[2, 3], mask[16:24, 24:32].mean())
-
-
-def test_the_source_is_kept_where_the_mask_is_one(tiny):
-    """Within the window every step starts from the source there, and from its own z elsewhere."""
-    model, steps = tiny.model, 5
-    source = make_source(model, "a bag", steps)
-    mask = torch.zeros(8, 8, dtype=torch.float64)
-    mask[2:6, 1:5] = 1
-    job = make_job(model, steps=steps, blending=blending(mask, source.trajectory, 0.5))
-    blended, unblended = (
-        BatchSteps(model, [x], torch.float64) for x in (job, replace(job, blending=None))
-    )
-    texts = [x[None, None].expand(-1, steps, -1, -1) for x in (job.conditioning, job.null_text)]
-    run = unrolled_forward(StepFunctions(model), job.latents[None], *texts, blended, 1)
-
-    for i, after in enumerate([*run.inputs[1:], run.last]):
-        z = run.inputs[i]
-        if i < 3:
-            z = torch.where(mask.bool(), source.trajectory[i], z)
-        expected, _ = guided_step(model, z, texts[0][:, i], texts[1][:, i], unblended[i])
-        torch.testing.assert_close(after, expected, rtol=1e-12, atol=1e-12)

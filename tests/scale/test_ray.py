@@ -160,17 +160,6 @@ def done_here(out, jobs) -> list[dict]:
     return records(out)
 
 
-def test_a_job_whose_picture_is_lost_is_done_again(cluster, tmp_path):
-    lines = done_here(tmp_path, 9)
-    for line in lines[:3]:
-        lose(tmp_path, line)
-    made = sleeping(tmp_path, tmp_path, jobs=9)
-    assert made.errors == {}
-    again = [line["id"] for line in records(tmp_path)[9:]]
-    assert sorted(again) == sorted(line["id"] for line in lines[:3])
-    assert check(tmp_path, 9)["wrong_pictures"] == 0
-
-
 def refusing(seconds, faults, count):
     """One job of it fails its check."""
     chosen = load(seconds, faults, count)
