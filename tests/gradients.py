@@ -70,12 +70,16 @@ def kept_tensors(function: Function, x: Tensor) -> list[Tensor]:
 
 
 class Called(TorchDispatchMode):
-    """names: of the operations that run inside, like "aten::mm"."""
+    """calls: (operation, arguments) of what runs inside. names: of them, like "aten::mm"."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.calls = []
+
+    @property
+    def names(self) -> list[str]:
+        return [function.name() for function, _ in self.calls]
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.name())
+        self.calls.append((function, args))
         return function(*args, **(kwargs or {}))

@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from gradients import assert_all_ways_agree, kept_tensors, output_and_gradient, probe
+from gradients import Called, assert_all_ways_agree, kept_tensors, output_and_gradient, probe
 from kernel_operations import (
     DTYPES,
     INTERPRETED,
@@ -19,7 +19,6 @@ from kernel_operations import (
     marks,
     pairs,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdigin_kernels.common import native
 from fastdigin_kernels.common.registry import BackendError
@@ -337,31 +336,23 @@ def test_what_an_implementation_cannot_take_is_refused(name, impl):
         operation.by(impl)(*cast(inputs, torch.float32, "meta"))
 
 
-class Recorded(TorchDispatchMode):
-    """The kernels' operations that are called, with their arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "fastdigin":
-            self.calls[(function, *(a for a in args if isinstance(a, str)))] = args
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(("name", "impl"), pairs("cpp"))
 def test_operations_are_registered_as_torch_wants_them(name, impl):
     """With and without the gradients beside the first."""
     operation = OPERATIONS[name]
     inputs = operation.inputs(operation.cases[0], torch.float32)
     x, *rest = (x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
-    with Recorded() as recorded:
+    with Called() as called:
         output_and_gradient(lambda x: operation.by(impl)(x, *rest), x)
         operation.results(impl, inputs)
+    ours = {
+        (function, *(a for a in args if isinstance(a, str))): args
+        for function, args in called.calls
+        if function.namespace == "fastdigin"
+    }
     expected = {"attention": 3, "injected attention": 4, "convolution of 3x3": 1}
-    assert len(recorded.calls) == expected.get(name, 2)
-    for (function, *_), args in recorded.calls.items():
+    assert len(ours) == expected.get(name, 2)
+    for (function, *_), args in ours.items():
         args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
         torch.library.opcheck(
             function,
