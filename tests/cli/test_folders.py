@@ -1,6 +1,5 @@
 """The command line: many inputs, bad ones among them, and resuming."""
 
-import csv
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import signal
 import sys
 import time
 
-import numpy as np
 import pytest
 from cli_commands import (
     CF,
@@ -69,49 +67,6 @@ def test_a_failure_stays_a_failure_until_it_is_mended(tmp_path, capsys):
     assert [r["status"] for r in records(out)].count("done") == 1
     # An old failure of another image is not a failure of this run.
     assert run(*CF, good, "--target", TARGET, "--out", out, *QUICK) == 0
-
-
-def test_table(tmp_path, monkeypatch):
-    """Paths are relative to the table, columns describe each image, the user's mask wins."""
-    folder = tmp_path / "data"
-    (folder / "photos").mkdir(parents=True)
-    save_copy(folder / "photos" / "a.png", size=128)
-    mask = np.zeros((64, 64), np.uint8)
-    mask[16:40, 8:24] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
-    prompt = f'a photo, "old", of a {PHOTO.garment} on grass'
-    rows = [
-        {"image": "photos/a.png", "id": "first", "prompt": prompt, "source": PHOTO.garment,
-         "target": TARGET, "mask": "mask.png"},
-        {"image": "photos/a.png", "id": "", "prompt": "", "source": "", "mask": "",
-         "target": embedded.GARMENTS.index(TARGET)},
-    ]  # fmt: skip
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "out"
-    assert run(*CF, "data/table.csv", "--out", "out", *QUICK) == 0
-    first, second = records(out)
-    assert first["id"] == f"first-to-{TARGET}" and second["id"] == f"a-to-{TARGET}"
-    assert first["prompt"] == prompt and first["target"] == second["target"] == TARGET
-    assert np.array_equal(np.asarray(Image.open(out / first["mask"])), mask)
-    assert not np.array_equal(np.asarray(Image.open(out / second["mask"])), mask)
-
-
-def test_same_names_in_two_folders(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        save_copy(tmp_path / name / "x.png")
-    save_copy(tmp_path / "two" / "x-2.png")
-    out = tmp_path / "out"
-    arguments = [*CF, tmp_path / "one", tmp_path / "two", "--target", TARGET, "--out", out, *QUICK]
-    assert run(*arguments) == 0
-    written = records(out)
-    assert len({r["id"] for r in written}) == len(written) == 3
-    assert len({r["image"] for r in written}) == 3
-    assert run(*arguments) == 0 and len(records(out)) == 3
 
 
 def test_strange_names_survive_escaped(tmp_path, capsys):

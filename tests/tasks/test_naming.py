@@ -9,7 +9,6 @@ from cli_commands import run
 
 import fastdigin as fd
 from fastdigin import embedded
-from fastdigin.models.captioner import Captioner
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import collect, read_images
 from fastdigin.tasks.naming import QUESTION, CaptionedWords, RankedWords, content_words, listed
@@ -75,14 +74,6 @@ def test_what_counts_as_a_word():
     assert content_words("") == [] and content_words("On the left, there is a") == []
     assert content_words("Ein Stück Käse x 42") == ["ein", "stück", "käse"]
     assert listed(" ,; .\n and ") == [] and listed("an ice cream cone") == ["ice cream cone"]
-
-
-def test_a_captioner_of_transformers(tmp_path, images):
-    save_captioner("blip", tmp_path)
-    captioner = Captioner.load(str(tmp_path))
-    words = CaptionedWords(captioner)(0, images)
-    said = captioner.captions(images)
-    assert 1 <= len(words) <= 5 and all(word in " ".join(said) for word in words)
 
 
 def test_command_line(tmp_path, capsys):

@@ -51,11 +51,13 @@ def test_table_values(tmp_path):
     assert first == ImageInput("0", tmp_path / "a.png", "one\u2028two", "5", "0")
     assert str(second.image) == "/abs/b.png" and second.prompt is None and second.id == "b"
     table = tmp_path / "table.csv"
-    columns = "image,prompt,source_word,target_word\n"
-    table.write_text(f'{columns}ü.png,"two\nlines, ""quoted""",sneaker,boot\n', encoding="utf-8")
-    (item,) = collect([str(table)])
-    assert item.prompt == 'two\nlines, "quoted"'
-    assert (item.source_word, item.target_word) == ("sneaker", "boot")
+    columns = "image,id,prompt,mask,target,source_word,target_word\n"
+    rows = 'ü.png,first,"two\nlines, ""quoted""",mask.png,7,sneaker,boot\nü.png,,,,7,,\n'
+    table.write_text(columns + rows, encoding="utf-8-sig")  # as spreadsheets write it
+    image, mask = tmp_path / "ü.png", tmp_path / "mask.png"
+    words = {"source_word": "sneaker", "target_word": "boot"}
+    first = ImageInput("first", image, 'two\nlines, "quoted"', target="7", mask=mask, **words)
+    assert collect([str(table)]) == [first, ImageInput("ü", image, target="7")]
 
 
 DEEP = '{"image": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
