@@ -92,6 +92,16 @@ def either(request):
     return request.getfixturevalue("tiny" if request.param == "epsilon" else "tiny_v")
 
 
+@pytest.fixture
+def rows(tiny, monkeypatch):
+    """The rows of every call of the tiny U-Net."""
+    sizes, predict = [], tiny.model.predict
+    monkeypatch.setattr(
+        tiny.model, "predict", lambda z, *args: sizes.append(len(z)) or predict(z, *args)
+    )
+    return sizes
+
+
 @pytest.fixture(scope="session")
 def embedded():
     """The packaged model in fp32 on the CPU."""

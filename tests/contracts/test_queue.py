@@ -48,17 +48,6 @@ class Makes:
         return [Result.failure(Unmade(item.id, item.seed, item.info), error) for item in self.items]
 
 
-@pytest.fixture
-def rows(tiny, monkeypatch):
-    """The rows of every call of the U-Net."""
-    sizes = []
-    original = tiny.model.predict
-    monkeypatch.setattr(
-        tiny.model, "predict", lambda z, *args: (sizes.append(len(z)), original(z, *args))[1]
-    )
-    return sizes
-
-
 def test_a_step_advances_every_slot_by_one_iteration(tiny):
     engine = Engine(tiny.model, slots=2)
     engine.submit([job(tiny, "long", 3), job(tiny, "short", 1), job(tiny, "last", 0)])

@@ -26,15 +26,15 @@ def assert_same(found, expected):
 @pytest.mark.parametrize(
     "settings", [SETTINGS, replace(SETTINGS, guidance_scale=1.0)], ids=["guided", "unguided"]
 )
-def test_kept_inversions_equal_fresh_ones(tiny, images, tmp_path, calls, settings):
+def test_kept_inversions_equal_fresh_ones(tiny, images, tmp_path, rows, settings):
     expected = invert(tiny.model, images, PROMPTS, settings, batch=2)
     for attempt in range(2):
         cache, done = InversionCache(tiny.model, tmp_path), []
-        calls.clear()
+        rows.clear()
         found = cache.invert(images, PROMPTS, settings, batch=2, on_step=done.append)
         assert_same(found, expected)
         assert sum(done) == pytest.approx(3)
-        assert (len(calls) == 0) == (attempt == 1)
+        assert (len(rows) == 0) == (attempt == 1)
 
 
 @pytest.mark.parametrize(
@@ -49,18 +49,18 @@ def test_kept_inversions_equal_fresh_ones(tiny, images, tmp_path, calls, setting
     ],
     ids=str,
 )
-def test_anything_else_is_inverted_itself(tiny, images, tmp_path, calls, change):
+def test_anything_else_is_inverted_itself(tiny, images, tmp_path, rows, change):
     given = {"images": images[:1], "prompts": PROMPTS[:1], "settings": SETTINGS, "batch": 1}
     cache = InversionCache(tiny.model, tmp_path)
     cache.invert(**given)
-    calls.clear()
+    rows.clear()
     cache.invert(**given)
-    assert calls == [] and len(list(tmp_path.iterdir())) == 1
+    assert rows == [] and len(list(tmp_path.iterdir())) == 1
     if "images" in change:
         change = {"images": [images[0].clone()]}
         change["images"][0][0, 0, 0] += 1e-6
     cache.invert(**given | change)
-    assert calls and len(list(tmp_path.iterdir())) == 2
+    assert rows and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
