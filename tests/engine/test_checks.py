@@ -47,6 +47,7 @@ BAD_JOBS = [
     ({"null_text": zeros(5, 16, 16)}, "T = 4 steps"),
     ({"null_text": zeros(7, 16)}, "null_text has 7 tokens, the conditioning has 16"),
     ({"null_text": None}, "null_text is None"),
+    ({"offsets": zeros(3, 4, 8, 8)}, r"offsets have shape \(3, 4, 8, 8\), wanted \(4, 4, 8, 8\)"),
     ({"losses": []}, "no losses"),
     ({"losses": [Distance(uniform(*IMAGE_SHAPE))] * 2}, "distinct names"),
     ({"monitors": {"total": lambda x: 0}}, "distinct names"),

@@ -204,20 +204,6 @@ def test_a_scheduler_that_is_swapped_is_heard(folder_of):
         model.scheduler = diffusers.DDIMInverseScheduler()
 
 
-@torch.no_grad()
-def test_flow_matching_with_guidance(folder_of):
-    """diffusers' pipelines of these U-Nets cannot, but its scheduler can."""
-    model, pipeline = load(folder_of("sd2")), load_pipeline(folder_of("sd2"))
-    model.scheduler = scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    texts = model.encode_prompts([PROMPT, ""])
-    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(3))
-    scheduler.set_timesteps(4)
-    for t in scheduler.timesteps:
-        cond, null = (pipeline.unet(z, t, text[None]).sample for text in texts)
-        z = scheduler.step(null + 3.0 * (cond - null), t, z).prev_sample
-    assert_near(sampled(model, PROMPT, 4, 3.0, 3), z, 1e-5)
-
-
 @pytest.mark.parametrize("name", ["my-turbo", "model"])
 def test_only_a_model_that_says_so_is_distilled(folder_of, name, caplog):
     parts = {part: getattr(load(folder_of("sd-turbo")), part) for part in (
