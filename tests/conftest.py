@@ -111,6 +111,17 @@ def embedded():
 
 
 @pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A small CLIP (tests/clip_model.py); skips where open_clip is not installed."""
+    pytest.importorskip("open_clip")
+    from clip_model import save_model
+
+    folder = tmp_path_factory.mktemp("clip")
+    save_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def folder_of(tmp_path_factory):
     """A function from a name of families.FAMILIES to the folder of its model."""
     from functools import cache

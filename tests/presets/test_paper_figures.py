@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 from cli_commands import records, run
-from clip_model import save_model
 from clip_vocabulary import clip_tokenizer
 from families import save_family
 from PIL import Image
@@ -42,12 +41,12 @@ def row(page):
     return re.findall(r"<figcaption>(\w+) <span>(.*?)</span>", shown)
 
 
-def test_an_attribute_of_ffhq_is_swapped_by_phrase(model, photos, tmp_path, no_network, capsys):
-    (tmp_path / "clip").mkdir()
-    save_model(tmp_path / "clip")
+def test_an_attribute_of_ffhq_is_swapped_by_phrase(
+    model, photos, clip_folder, tmp_path, no_network, capsys
+):
     arguments = [
         "counterfactual", f"ffhq:{photos.parents[1]}", "--preset", "paper-uvce-ffhq", "--model",
-        model, "--classifier", f"open_clip:{tmp_path / 'clip'}", "--null-text-steps", "1",
+        model, "--classifier", f"open_clip:{clip_folder}", "--null-text-steps", "1",
     ]  # fmt: skip
     assert run(*arguments, *QUICK, "--out", tmp_path / "out") == 0
     assert "attention alone finds the foreground" in capsys.readouterr().err

@@ -7,20 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from cli_commands import run
-from clip_model import save_model
 
 import fastdigin as fd
 from fastdigin.embedded import GARMENTS
 from fastdigin.objectives import ClassConfidence
 from fastdigin.tasks.disagreement import Disagreements
 from fastdigin.tasks.generated import seed_of
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    save_model(folder)
-    return folder
 
 
 @pytest.mark.parametrize("objective", ["conf", "log_conf", "logits"])

@@ -76,17 +76,13 @@ def test_what_counts_as_a_word():
     assert listed(" ,; .\n and ") == [] and listed("an ice cream cone") == ["ice cream cone"]
 
 
-def test_command_line(tmp_path, capsys):
-    pytest.importorskip("open_clip")
-    from clip_model import save_model
-
-    save_model(tmp_path)
+def test_command_line(clip_folder, tmp_path, capsys):
     save_captioner("git", tmp_path / "git")
     (tmp_path / "words.txt").write_text("boot\nbag\nsneaker\n")
     common = ["neurons", "--classifier", "embedded:spurious", *QUICK]
     places = Classifier.load("embedded:background").classes
     for number, (options, expected, how) in enumerate([
-        (["--words-from", f"open_clip:{tmp_path}", "--words", tmp_path / "words.txt"],
+        (["--words-from", f"open_clip:{clip_folder}", "--words", tmp_path / "words.txt"],
          {"boot", "bag", "sneaker"}, "likeliest classes of"),
         (["--words-from", "embedded:background"], set(places), "likeliest classes of"),
         (["--words-from", f"captions:{tmp_path / 'git'}"], None, "says most often"),

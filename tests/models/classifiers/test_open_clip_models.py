@@ -14,13 +14,6 @@ WORDS = ("cat", "tench", "fire truck")
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    save_model(folder)
-    return folder
-
-
 def own_zero_shot(model, tokenizer, templates):
     """open_clip's own recipe; its templates are functions."""
     functions = [t.format for t in templates]
@@ -80,26 +73,26 @@ def test_built_in_architecture_with_a_file_of_weights(tmp_path, caplog, quick):
         Classifier.load("open_clip:Tiny-Test/openai", classes=CLASSES)
 
 
-def test_text_weights_are_kept(folder, monkeypatch):
-    first = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
+def test_text_weights_are_kept(clip_folder, monkeypatch):
+    first = Classifier.load(f"open_clip:{clip_folder}", classes=CLASSES)
     monkeypatch.setattr(
         open_clip.CLIP, "encode_text", lambda *a, **k: pytest.fail("text was encoded again")
     )
-    again = Classifier.load(f"open_clip:{folder}", classes=CLASSES)
+    again = Classifier.load(f"open_clip:{clip_folder}", classes=CLASSES)
     assert torch.equal(first.network.head.weight, again.network.head.weight)
     for other in ({"classes": ("cat", "dog")}, {"classes": CLASSES, "templates": TEMPLATES}):
         with pytest.raises(pytest.fail.Exception, match="encoded again"):
-            Classifier.load(f"open_clip:{folder}", **other)
+            Classifier.load(f"open_clip:{clip_folder}", **other)
 
 
-def test_imagenet_by_default(folder):
-    classifier = Classifier.load(f"open_clip:{folder}")
+def test_imagenet_by_default(clip_folder):
+    classifier = Classifier.load(f"open_clip:{clip_folder}")
     assert len(classifier.classes) == 1000 and classifier.class_index("American robin") == 15
 
 
-def test_other_templates_make_another_name(folder):
+def test_other_templates_make_another_name(clip_folder):
     names = {
-        Classifier.load(f"open_clip:{folder}", classes=CLASSES, templates=t).name
+        Classifier.load(f"open_clip:{clip_folder}", classes=CLASSES, templates=t).name
         for t in (None, TEMPLATES, TEMPLATES[:1])
     }
     assert len(names) == 3
@@ -113,6 +106,6 @@ def test_other_templates_make_another_name(folder):
         ({"classes": CLASSES, "templates": []}, "must contain {}"),
     ],
 )
-def test_classes_and_templates_that_say_nothing(folder, options, words):
+def test_classes_and_templates_that_say_nothing(clip_folder, options, words):
     with pytest.raises(UserError, match=words):
-        Classifier.load(f"open_clip:{folder}", **options)
+        Classifier.load(f"open_clip:{clip_folder}", **options)
