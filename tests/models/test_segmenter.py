@@ -1,4 +1,6 @@
-"""HQ-SAM: the masks of SamPredictor, weights that are read as tensors only, errors."""
+"""HQ-SAM: the masks of SamPredictor, and weights that do not fit."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 pytest.importorskip("segment_anything_hq")
 timm = pytest.importorskip("timm")
 
-from loaders import write  # noqa: E402
+from loaders import LOADERS, read, write  # noqa: E402
 from sam import small_sam  # noqa: E402
 
 from fastdigin.errors import UserError  # noqa: E402
@@ -59,31 +61,10 @@ def test_timm_keeps_its_own_networks():
     assert timm.models.is_model_pretrained("tiny_vit_5m_224.dist_in22k_ft_in1k")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_of_the_true_architecture(tmp_path, suffix):
-    torch.manual_seed(0)
-    state = _registry()["vit_tiny"]().state_dict()
-    path = tmp_path / f"weights{suffix}"
-    write(path, state)
-    loaded = Segmenter.load("hq-sam:vit_tiny", checkpoint=path)
-    assert loaded.name == "hq-sam:vit_tiny"
-    for name, tensor in loaded.network.state_dict().items():
-        assert torch.equal(tensor, state[name]), name
-
-
-def test_wrong_weights(tmp_path):
-    torch.manual_seed(0)
-    state = _registry()["vit_tiny"]().state_dict()
-    for content, message in (
-        ({k: v for k, v in state.items() if "hf_" not in k}, "lack mask_decoder.hf_mlp"),
-        (
-            state | {"mask_decoder.hf_token.weight": torch.zeros(3)},
-            "size mismatch for mask_decoder",
-        ),
-        ([1, 2], "hold no named tensors"),
-    ):
-        torch.save(content, tmp_path / "wrong.pth")
-        with pytest.raises(UserError, match=message):
-            Segmenter.load("hq-sam:vit_tiny", checkpoint=tmp_path / "wrong.pth")
-    with pytest.raises(UserError, match="segmenter weights .*none.pth' do not exist"):
-        Segmenter.load("hq-sam:vit_tiny", checkpoint=tmp_path / "none.pth")
+def test_weights_of_another_shape(tmp_path):
+    """What is wrong with weights of any network: test_loaders.py and test_weight_files.py."""
+    segmenter = LOADERS["segmenter"]
+    path = Path(segmenter.save(tmp_path))
+    write(path, read(path) | {"mask_decoder.hf_token.weight": torch.zeros(3)})
+    with pytest.raises(UserError, match="size mismatch for mask_decoder"):
+        segmenter.load(str(path))
