@@ -121,15 +121,6 @@ def test_steps_of_others_equal_those_of_diffusers(scheduler, kind, steps):
     torch.testing.assert_close(z, truth, rtol=1e-4, atol=1e-4)  # all of them end without scaling
 
 
-@pytest.mark.parametrize("steps", [2, 5, 20])
-@pytest.mark.parametrize("changes", [{}, {"lower_order_final": True}, {"euler_at_final": True}])
-def test_multistep_solvers_are_of_second_order(changes, steps):
-    """All steps but the first, and the last where it says so."""
-    table = ddim_table(multistep_scheduler(**changes), steps)
-    assert table.step[0, 4] == 0 and (table.step[1:-1, 4] != 0).all()
-    assert (table.step[-1, 4] == 0) == (bool(changes) and (steps < 15 or "euler" in str(changes)))
-
-
 @pytest.mark.parametrize("steps", [1, 4, 20, 999])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_up_and_a_step_down_cancel(kind, steps):

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fastdigin as fd
 from fastdigin import embedded
 from fastdigin.photos import ImageInput, collect, pixels
-from fastdigin.tasks import counterfactual, neuron_counterfactual, photo_task, sources
+from fastdigin.tasks import neuron_counterfactual, photo_task, sources
 
 PHOTOS = [p for p in embedded.photos() if p.garment == "boot"]
 
@@ -36,9 +37,14 @@ def data_set(tmp_path):
     return collect([f"imagefolder:{tmp_path / 'set'}"])
 
 
-def test_photos_are_opened_a_batch_at_a_time(engine, clean, data_set, opened, quick):
-    made = replace(counterfactual.EMBEDDED, optimisation=replace(quick, iterations=0))
-    run = counterfactual.counterfactuals(engine, data_set, clean, "bag", settings=made)
+@pytest.fixture
+def unchanged(quick):
+    """Settings: nothing is optimised."""
+    return {"optimisation": replace(quick, iterations=0)}
+
+
+def test_photos_are_opened_a_batch_at_a_time(call, engine, data_set, opened, unchanged):
+    run = call(fd.counterfactuals, images=data_set, set=unchanged)
     assert len(opened) == 1  # is there anything to do at all?
     first = next(run)
     assert first.status == "done" and first.prompt == "a photograph of a boot"
@@ -48,22 +54,19 @@ def test_photos_are_opened_a_batch_at_a_time(engine, clean, data_set, opened, qu
 
 
 def test_the_scale_of_a_neuron_is_read_off_some_photos(
-    engine, spurious, data_set, opened, quick, monkeypatch
+    call, data_set, opened, unchanged, monkeypatch
 ):
     """Off as many as are asked for, the broken ones left out, and the same when a run resumes."""
     monkeypatch.setattr(neuron_counterfactual, "SCALING_IMAGES", 10)
-    made = replace(neuron_counterfactual.EMBEDDED, optimisation=replace(quick, iterations=0))
-    arguments = (engine, data_set, spurious, 3, "max")
-    whole = neuron_counterfactual.neuron_counterfactuals(*arguments, settings=made)
+    given = {"images": data_set, "neurons": 3, "dataset": (), "set": unchanged}
+    whole = call(fd.neuron_counterfactuals, **given)
     assert set(opened) == {f"{n:03}.png" for n in range(10)}
     results = {e.id: e.history for e in (next(whole), next(whole))}
-    again = next(
-        neuron_counterfactual.neuron_counterfactuals(*arguments, settings=made, skip={min(results)})
-    )
+    again = next(call(fd.neuron_counterfactuals, skip={min(results)}, **given))
     assert again.history == results[again.id]
 
 
-def test_questions_about_one_photo_share_its_inversion(engine, clean, quick, monkeypatch):
+def test_questions_about_one_photo_share_its_inversion(call, unchanged, monkeypatch):
     """Each gets what it gets alone; other words are another inversion."""
     images, asked = [], []
     original = sources.invert
@@ -78,12 +81,12 @@ def test_questions_about_one_photo_share_its_inversion(engine, clean, quick, mon
     ):
         path = PHOTOS[photo].path
         asked.append(ImageInput(str(n), path, prompt, source="boot", target=target))
-    made = replace(counterfactual.EMBEDDED, optimisation=replace(quick, iterations=0))
-    together = list(counterfactual.counterfactuals(engine, asked, clean, settings=made))
+    given = {"targets": None, "set": unchanged}
+    together = list(call(fd.counterfactuals, images=asked, **given))
     assert len(images) == 3
     assert [record.status for record in together] == ["done"] * len(asked)
     second = next(record for record in together if record.id.startswith("1"))
-    (alone,) = counterfactual.counterfactuals(engine, asked[1:2], clean, settings=made)
+    (alone,) = call(fd.counterfactuals, images=asked[1:2], **given)
     # A batch of one rounds otherwise, and the seed of crops follows from the place in the run.
     assert second.history[0] == pytest.approx(alone.history[0], rel=1e-4)
     assert len(images) == 4
@@ -121,7 +124,7 @@ def words(monkeypatch):
 
 
 @pytest.mark.parametrize("fault", [not_finite, inversion, words])
-def test_what_cannot_be_prepared_fails_alone(engine, clean, quick, monkeypatch, fault):
+def test_what_cannot_be_prepared_fails_alone(call, quick, monkeypatch, fault):
     """One batch of questions; the others get the bits that they get beside a good one."""
     mask = torch.ones(64, 64)
     mask[:16] = 0
@@ -130,14 +133,10 @@ def test_what_cannot_be_prepared_fails_alone(engine, clean, quick, monkeypatch, 
         for n, photo in enumerate(PHOTOS[:3])
     ]
     asked[1] = replace(asked[1], prompt=GUILTY, mask=None)
-    made = replace(
-        counterfactual.EMBEDDED, optimisation=replace(quick, iterations=1),
-        injection_fractions=(0.5,), blending_fractions=(0.0,),
-    )  # fmt: skip
+    once = {"optimisation": replace(quick, iterations=1)}
 
     def run():
-        found = counterfactual.counterfactuals(engine, asked, clean, settings=made)
-        return {record.id[0]: record for record in found}
+        return {record.id[0]: record for record in call(fd.counterfactuals, images=asked, set=once)}
 
     expected = run()
     assert {record.status for record in expected.values()} == {"done"}
