@@ -6,7 +6,6 @@ from cli_commands import CF, NEURONS, PHOTO, QUICK, TARGET, records, run
 from safetensors.torch import save_file
 
 from fastdigin import cli
-from fastdigin.commands.classifier_options import load_classifier
 from fastdigin.commands.task import load_task
 from fastdigin.tasks.counterfactual import Counterfactuals
 
@@ -58,11 +57,6 @@ def test_dtypes(given, model, classifier):
 def test_what_is_not_there_is_refused_by_name(command, given, words, tmp_path, capsys):
     assert run(*command, *given, "--out", tmp_path / "out") == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_a_classifier_is_loaded_where_it_shall_run(tmp_path):
-    options = parsed(*OF_PHOTO, "--device", "cpu", "--classifier-dtype", "fp16")
-    assert load_classifier("embedded:clean", options).dtype is torch.float16
 
 
 @pytest.fixture
