@@ -43,6 +43,18 @@ def test_what_are_no_images_is_refused_by_name(call, images):
         call(fd.counterfactuals, images=images)
 
 
+@pytest.mark.parametrize("objective", ["conf", "log_conf", "logits"])
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [(fd.counterfactuals, ("target_loss",)), (fd.disagreements, ("f_loss", "g_loss"))],
+)
+def test_every_objective_is_optimised(call, task, names, objective):
+    (e,) = call(task, set={"objective": objective})
+    # Not the total of the best image, which is the smallest whatever the optimisation does.
+    losses = [sum(row[name] for name in names) for row in e.history]
+    assert e.status == "done" and min(losses[1:]) < losses[0]
+
+
 @pytest.mark.parametrize("task", OF_PHOTOS)
 def test_one_bad_image_fails_alone(call, task, tmp_path):
     images = [fd.ImageInput("bad", tmp_path / "nowhere.png"), fd.ImageInput("good", PHOTO.path),

@@ -67,15 +67,6 @@ def test_own_classifier_of_a_user(call, own_classifier, tmp_path):
     assert "<b>boot" not in page and "<i>mine" not in page and "&lt;b&gt;boot" in page
 
 
-@pytest.mark.parametrize("objective", ["conf", "log_conf", "logits"])
-def test_objectives(call, objective):
-    (e,) = call(fd.counterfactuals, set={"objective": objective})
-    losses = [row["target_loss"] for row in e.history]
-    assert e.status == "done" and min(losses[1:]) < losses[0]  # not the total: its minimum is best
-    if objective == "conf":
-        assert losses[0] == pytest.approx(1 - e.history[0]["target_confidence"])
-
-
 @pytest.mark.slow
 def test_default_settings_convince_a_classifier(engine, clean):
     (e,) = fd.counterfactuals(engine, fd.collect(["embedded:pairs"], 1), clean)
