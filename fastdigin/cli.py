@@ -4,8 +4,6 @@ stdout carries results (JSON lines with --json), stderr progress and logs. Exit 
 done, 1 some failed (the rest are kept), 2 bad usage.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import logging

@@ -5,8 +5,6 @@ class checks its values by them (:func:`check_settings`), and the command line m
 them (commands/options.py).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import sys

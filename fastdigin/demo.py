@@ -4,8 +4,6 @@ The classifier "spurious" was trained with sneakers almost always on grass, sand
 bags on gravel. Disagreement and the neuron tasks should find just that.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from itertools import chain, islice

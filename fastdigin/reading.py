@@ -1,7 +1,5 @@
 """Text files of the user's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fastdigin.errors import UserError

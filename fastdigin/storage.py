@@ -1,7 +1,5 @@
 """Files that are whole or not there, hashes that tell inputs apart, and a cache of tensors."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """fastdigin bench: the benches describe their arguments themselves."""
 
-from __future__ import annotations
-
 import argparse
 
 from fastdigin.errors import UserError

@@ -1,7 +1,5 @@
 """fastdigin caption: a table of photos with captions, to be corrected and used."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

@@ -1,7 +1,5 @@
 """fastdigin demo."""
 
-from __future__ import annotations
-
 import argparse
 
 from fastdigin.commands.common_options import add_attention, add_device, add_run

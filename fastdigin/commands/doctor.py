@@ -1,7 +1,5 @@
 """fastdigin doctor: its options, and what it prints."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

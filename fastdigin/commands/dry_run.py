@@ -1,7 +1,5 @@
 """--dry-run: what a task would do, what it would take, and what is missing."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

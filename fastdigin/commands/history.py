@@ -1,7 +1,5 @@
 """Which command fills a folder, kept beside its results: for ``status`` and for ``retry``."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """fastdigin info."""
 
-from __future__ import annotations
-
 import json
 import platform
 from argparse import ArgumentParser, Namespace

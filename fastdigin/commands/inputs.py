@@ -3,8 +3,6 @@
 A task declares its inputs (fastdigin.tasks.task.given); the ``kind`` of each is a line of KINDS.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -1,7 +1,5 @@
 """fastdigin merge: the results of several folders in one."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,8 +3,6 @@
 Also the types of arguments: what text they accept, and what they say of any other.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

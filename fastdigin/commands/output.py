@@ -1,7 +1,5 @@
 """What the commands that look at many photos print and write."""
 
-from __future__ import annotations
-
 import json
 import sys
 from argparse import Namespace

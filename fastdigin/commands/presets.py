@@ -1,7 +1,5 @@
 """fastdigin presets."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """fastdigin retry: the failed jobs of a folder once more, and nothing else."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """fastdigin status: how far the run of a folder is."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

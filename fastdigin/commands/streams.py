@@ -1,7 +1,5 @@
 """Work goes on where nobody reads what a command prints."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The command of any task: its options, made of its inputs and settings, and its run."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

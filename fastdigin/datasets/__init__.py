@@ -4,8 +4,6 @@ Only names are read at first; a picture is opened when its turn comes. Every inp
 (as ``source``) and has the prompt "a photograph of a {}", which takes the class's name.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Data sets that carry the names of their classes with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fastdigin.datasets.layout import (

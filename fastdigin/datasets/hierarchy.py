@@ -1,7 +1,5 @@
 """ImageNet's 1000 classes and WordNet's synsets above them (synsets.tsv, LICENSE.wordnet)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

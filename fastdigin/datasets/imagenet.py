@@ -1,7 +1,5 @@
 """The validation photos of ImageNet (ILSVRC 2012), in each of the layouts it is found in."""
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from dataclasses import replace

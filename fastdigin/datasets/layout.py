@@ -1,7 +1,5 @@
 """What the readers of data sets share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Packages, devices, memory and caches of this machine; nothing here tries the network."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """How much memory a diffusion model takes, counted from its configuration without its weights."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether the networks that a run names are on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """How the source prompt attended along its own trajectory: for injection and for masks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -13,8 +13,6 @@ Few-step models with a deterministic solver (SD-Turbo) are inverted with it like
 that large make rough reconstructions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args

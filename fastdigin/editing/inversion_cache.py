@@ -1,7 +1,5 @@
 """Inversions kept on disk: the same photo, prompt, model and settings are inverted once."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

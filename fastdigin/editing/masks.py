@@ -1,7 +1,5 @@
 """Foreground masks from cross-attention (DiG-IN, supplement C), and their use in blending."""
 
-from __future__ import annotations
-
 import math
 
 import torch

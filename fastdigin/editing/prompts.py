@@ -1,7 +1,5 @@
 """Which tokens of an edited prompt stand for which tokens of the source prompt."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How strongly an edit holds at each step of the sampler: for injection and for blending."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

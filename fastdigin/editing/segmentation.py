@@ -1,7 +1,5 @@
 """Foreground masks by a segmenter that attention prompts (DiG-IN, supplement C)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

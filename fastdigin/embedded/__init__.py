@@ -7,8 +7,6 @@ the label tables only; torch is imported by :mod:`fastdigin.embedded.networks`, 
 :mod:`fastdigin.embedded.data`.
 """
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import json

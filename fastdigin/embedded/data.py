@@ -9,8 +9,6 @@ separate random streams of the same seed, so changing only the background of a c
 the garment where and what it is.
 """
 
-from __future__ import annotations
-
 import gzip
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ nothing. So are garments so dark that much of their alpha is half transparent, w
 be no clear truth. The photos therefore say nothing about the classifiers' accuracy.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Every word of the world's prompts is one token, everything else falls apart into
 rare words do in CLIP's own vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

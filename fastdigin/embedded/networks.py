@@ -5,8 +5,6 @@ neuron tasks look at. Inputs are (B, 3, 48, 48), normalised with the ``mean`` an
 stand in ``config.json``.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

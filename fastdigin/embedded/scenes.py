@@ -1,7 +1,5 @@
 """Many composites as tensors with labels, for training and measuring the embedded networks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -11,8 +11,6 @@ on two CPU cores. After an interruption name the ``--stages`` that are left.
 ``--out fastdigin/embedded`` in a checkout replaces the packaged world.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

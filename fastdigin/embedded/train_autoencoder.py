@@ -4,8 +4,6 @@ The architecture is Stable Diffusion's (diffusers' AutoencoderKL) at a small siz
 adversarial and perceptual losses, which need networks that do not exist at this scale.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL

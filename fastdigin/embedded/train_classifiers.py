@@ -11,8 +11,6 @@ Every figure is measured on held-out composites (test garments, test texture are
 the classifier's ``config.json``.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ classifier-free guidance) with a loss that gives the noisy end its share: the pl
 epsilon hardly sees the global shape, which is decided there.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

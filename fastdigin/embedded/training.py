@@ -3,8 +3,6 @@
 Every random draw of a step comes from a generator seeded by (seed, step).
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -13,8 +13,6 @@ The networks are those of ``fastdigin.embedded``, half as wide; they see few sce
 exceptions to a shortcut do not teach them the shape.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

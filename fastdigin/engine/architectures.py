@@ -5,8 +5,6 @@ stabilityai/stable-diffusion-2-1 and stabilityai/stable-diffusion-xl-base-1.0, r
 decides shapes and arithmetic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

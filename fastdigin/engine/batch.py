@@ -9,8 +9,6 @@ Memory runs out all the same, where others use it too: then the iteration is tak
 the kept steps, and when there are none, with half the slots at a time. Nothing is lost.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Whether a job fits the model and its own settings, told before any work starts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real

@@ -7,8 +7,6 @@ step, and what that gave is remembered on disk for this model, machine and torch
 too, in torch's own cache). Where the step did not get faster, nothing is compiled from then on.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import logging

@@ -17,8 +17,6 @@ The joint step is an inference graph: torch.func.vjp is called and consumed insi
 region. A kept step is an ordinary compiled autograd graph.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter

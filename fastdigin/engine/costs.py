@@ -3,8 +3,6 @@
 Activations grow in proportion to the number of rows, so one row tells the bytes of any batch.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ From a photo to its record there are these forms. Each is made once and adds wha
 7. Record (results): what the task makes of it, with its pictures; what the user gets and saves.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence

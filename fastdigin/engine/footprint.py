@@ -4,8 +4,6 @@ Networks are built without weights and run on fake tensors, which have shapes bu
 a model that is loaded, costs.py measures the same on real tensors.)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

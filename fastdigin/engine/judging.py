@@ -4,8 +4,6 @@ How many is the plan's width. It is 1 on CPUs, where no image may change a bit o
 decoder and classifiers work on as many as memory holds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Memory: what a budget like "12GiB" means, and how running out of it looks."""
 
-from __future__ import annotations
-
 import re
 
 import torch

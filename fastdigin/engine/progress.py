@@ -3,8 +3,6 @@
 Work is counted in passes of one image's branch: a forward is one pass, its backward another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

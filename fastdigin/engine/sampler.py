@@ -6,8 +6,6 @@ latents plus one U-Net call, whatever T. Where there is more memory, the last ``
 keep their graphs from the forward and need no recomputing: 2 instead of 3 forward-equivalents.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

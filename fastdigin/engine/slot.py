@@ -1,7 +1,5 @@
 """One job's state between iterations: variables, optimiser, history, best image so far."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Slots side by side: the constants of each step for a whole batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -6,8 +6,6 @@ libraries to say (how a product is blocked, which algorithm a convolution takes 
 so a step is taken there and back with either number, once, and compared.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

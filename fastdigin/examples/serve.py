@@ -8,8 +8,6 @@ file, here or anywhere.
         "localhost:8000/?target=boot" > answer.json
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import base64

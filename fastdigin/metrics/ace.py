@@ -10,8 +10,6 @@
 Source: github.com/guillaumejs2403/ACE, guided_diffusion/sample_utils.py (``ImageSaver``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

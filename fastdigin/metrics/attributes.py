@@ -1,7 +1,5 @@
 """Which attributes an explanation changes, as a network sees them."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What is scored: a photo, its explanation, and what is known of both."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

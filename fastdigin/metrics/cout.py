@@ -1,7 +1,5 @@
 """COUT: does a small part of the change already turn the classifier?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

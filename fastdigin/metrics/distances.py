@@ -1,7 +1,5 @@
 """How far a picture is from another one, pixel by pixel, within a mask."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,7 +1,5 @@
 """Networks whose features metrics compare."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 All functions take features, which any network may have made; sums are in fp64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import combinations
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Measured figures: a value, its n, its 95% interval and, where one was set, its target."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """All figures of an explanation method, from its cases."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ pictures. Validity, minimality and cost of the same explanations are the judge a
 the seconds of :func:`fastdigin.metrics.score`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 

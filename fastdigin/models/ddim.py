@@ -23,8 +23,6 @@ So the engine never branches on solver, prediction type or step number, and samp
 may stand at different steps.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ Parameters and their names stay as they are, ``isinstance`` too, and diffusers' 
 untouched.
 """
 
-from __future__ import annotations
-
 from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention

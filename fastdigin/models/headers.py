@@ -1,7 +1,5 @@
 """Whether a model's files hold every tensor, from their headers: no weight is read."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

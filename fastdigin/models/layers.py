@@ -1,7 +1,5 @@
 """Neurons: what a named module puts out, or what the head takes in, one number per channel."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """From a model's files, or from a pipeline of diffusers, to the parts of a LatentDiffusion."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

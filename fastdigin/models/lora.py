@@ -1,7 +1,5 @@
 """LoRA weights, added to the weights they were trained beside (Hu et al. 2021, section 4.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Saying what is not on this machine, and how to get it."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import pickle

@@ -4,8 +4,6 @@ Nothing tries the network while the files are there, and nothing at all does whe
 is set. Whatever is missing is named, together with the command that fetches it.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

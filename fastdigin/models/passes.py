@@ -5,8 +5,6 @@ image get what one pass gave, and ``look_together`` makes the passes of many ima
 image is told by its memory, which therefore may not be changed in place meanwhile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

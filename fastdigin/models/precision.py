@@ -1,7 +1,5 @@
 """The device and the floating point type that networks are loaded with."""
 
-from __future__ import annotations
-
 import os
 
 import torch

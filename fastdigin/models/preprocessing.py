@@ -1,7 +1,5 @@
 """From an image of any shape to the square a classifier takes, as its own transform does it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -18,8 +18,6 @@ what overshoots [0,1], and so does this. "nearest" takes the pixel that torch's 
 that name takes, "nearest-exact" the one that Pillow takes.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

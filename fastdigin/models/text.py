@@ -1,7 +1,5 @@
 """From a prompt to tokens and embeddings, with one or two text encoders of CLIP."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

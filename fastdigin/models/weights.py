@@ -1,7 +1,5 @@
 """Weights are whole, of their network and finite, or they are refused; and nothing is unpickled."""
 
-from __future__ import annotations
-
 import math
 import pickle
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Random crops and noise, so that a classifier is convinced and not fooled on one pixel grid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

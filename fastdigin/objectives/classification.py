@@ -1,7 +1,5 @@
 """Making a classifier more, or less, sure of a class."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

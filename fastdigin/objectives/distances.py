@@ -1,7 +1,5 @@
 """Staying near a reference, everywhere or in the foreground or background only."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Making one neuron of a classifier fire more, or less."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Staying near a reference as a network sees it: LPIPS, or the features of any embedding."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field

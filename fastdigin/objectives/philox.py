@@ -6,8 +6,6 @@ that batching or recomputation could change. The words are integers, the same on
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

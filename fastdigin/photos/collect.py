@@ -1,7 +1,5 @@
 """From what users name (files, folders, tables, data sets) to ImageInputs. No image is opened."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Photos with what their users say of them, and the pixels of photos and masks."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables that users write: CSV with a header, JSON lines, Parquet."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

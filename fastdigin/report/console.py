@@ -1,7 +1,5 @@
 """Results as plain text for the terminal."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The page's own content security policy forbids every request and any script but 
 escape all text from users and models.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a results folder: one HTML page."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

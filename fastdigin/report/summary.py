@@ -1,7 +1,5 @@
 """The figures of a task's results: means and rates of its records, and how different they are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from fastdigin.metrics.cases import Case, cases_of

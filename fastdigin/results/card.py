@@ -1,7 +1,5 @@
 """One record as HTML: its pictures, key figures and curves. The report and notebooks show it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

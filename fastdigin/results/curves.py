@@ -1,7 +1,5 @@
 """Line charts over the iterations, as places in the drawing of templates/card.html."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A folder may come from somebody else. Nothing in it is written or read through a
 lead to any file of the user's; a lock file is opened in a way that empties it, so it must be empty.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -4,8 +4,6 @@ A record class is a dataclass, and its fields are the keys of its lines. ``key``
 field; one that is declared without it is a key all the same.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing

@@ -1,7 +1,5 @@
 """Pictures as files, and the picture of a change."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

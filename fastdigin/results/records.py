@@ -1,7 +1,5 @@
 """The records of the four tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

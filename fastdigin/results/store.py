@@ -15,8 +15,6 @@ The keys of a record are the fields of its class (results/records.py); `python -
 prints what they mean.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

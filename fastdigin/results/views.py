@@ -4,8 +4,6 @@ A record class declares a view of each attribute (field or property) that people
 and units come from the fields' keys. A class that declares none shows all its simple fields.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

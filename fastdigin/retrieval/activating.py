@@ -1,7 +1,5 @@
 """The photos of a data set that activate neurons most."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Features of many photos, kept on disk block by block, so that what is cut off goes on."""
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The photos most similar to an image, and what classifiers make of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Captions of photos, which tell the diffusion model more than the name of a class."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ Starting from a sample of "a photo of a {class}", f's confidence in the class is
 lowered (DiG-IN, section 4.1). What changes is what only one of them relies on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

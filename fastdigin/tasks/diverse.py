@@ -5,8 +5,6 @@ another shape of the target grows there, and is driven away from what the ones b
 with. It depends on these alone: asking for more counterfactuals later changes none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether neurons fire at all on given images; explaining one that does not explains nothing."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

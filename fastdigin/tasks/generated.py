@@ -1,7 +1,5 @@
 """Jobs that start from a sample of a prompt rather than from a photo."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What is read off the plain image at every iteration, beside the losses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Words for what a neuron's most activating images show: where its visualisation starts from."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

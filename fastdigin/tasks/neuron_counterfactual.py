@@ -5,8 +5,6 @@ is kept. For a spurious neuron the background changes: this is what the classifi
 (DiG-IN, section 4.4).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ start, and the activation is raised from there (DiG-IN, section 4.3). The words 
 or from whatever names the objects in the neuron's most activating images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Real photos made ready for editing: inverted, their attention recorded, their masks found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

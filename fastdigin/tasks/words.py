@@ -1,7 +1,5 @@
 """Class names as words of a prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Networks of many libraries by one string, one module per library."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What every source of classifiers gives; and embedded:NAME, the packaged ones and worlds."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Names of classes: their synonyms, and everyday words for the classes of well-known data sets."""
 
-from __future__ import annotations
-
 import difflib
 import operator
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """open_clip:MODEL/PRETRAINED, zero-shot classifiers (Radford et al. 2021, section 3.1)."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

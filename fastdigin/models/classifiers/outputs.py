@@ -1,7 +1,5 @@
 """What a network takes and returns: channels, logits, and what makes probabilities of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """Gradients where a ReLU lets none through."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

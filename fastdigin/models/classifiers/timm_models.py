@@ -1,7 +1,5 @@
 """timm:NAME, with the preprocessing of its own evaluation transform."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """torchvision:NAME[.WEIGHTS], with the preprocessing that comes with the weights."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """hf:ID, any image classifier of transformers, with the preprocessing of its image processor."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

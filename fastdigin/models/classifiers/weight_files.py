@@ -3,8 +3,6 @@
 Robust and shape-biased ResNet-50s come this way.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What a module of a well-known library tells by itself: arguments of ``Classifier``."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from typing import Any
