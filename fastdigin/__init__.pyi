@@ -1,4 +1,4 @@
-"""The public names of fastdigin, for editors and type checkers."""
+"""The public names of fastdigin: for editors and type checkers, and __init__.py reads them."""
 
 from fastdigin import presets as presets
 from fastdigin.editing.inversion import (

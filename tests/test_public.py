@@ -1,6 +1,5 @@
 """The public names: complete, importable, the same for Python and for editors, and explained."""
 
-import ast
 import importlib.resources
 import inspect
 import re
@@ -21,16 +20,6 @@ CLASSES = [
     for name in fd.__all__
     if name not in (*FUNCTIONS, "Stage") and not issubclass(getattr(fd, name), NOT_MADE)
 ]
-
-
-def _stub() -> dict[str, str]:
-    text = (importlib.resources.files("fastdigin") / "__init__.pyi").read_text()
-    imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
-    return {alias.asname: node.module for node in imports for alias in node.names}
-
-
-def test_the_stub_names_what_the_package_names():
-    assert _stub() == fd._HOME | {"presets": "fastdigin"}
 
 
 @pytest.mark.parametrize("name", fd.__all__)
