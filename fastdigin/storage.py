@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,26 +41,6 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> No
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def cache_folder() -> Path:
-    """The folder for what later runs can use again: FASTDIGIN_CACHE, or the user's; may be absent.
-
-    The kernels keep their timings in the same one.
-    """
-    if given := os.environ.get("FASTDIGIN_CACHE"):
-        return Path(given)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else _home() / "AppData" / "Local") / "fastdigin"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else _home() / ".cache") / "fastdigin"
-
-
-def _home() -> Path:
-    """The user's; where nobody knows one, as in some containers, a folder that cannot be made."""
-    home = os.path.expanduser("~")
-    return Path(home if os.path.isabs(home) else "/nonexistent")
 
 
 def fingerprint(*parts: Any) -> str:

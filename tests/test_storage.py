@@ -12,7 +12,6 @@ from torch import nn
 from fastdigin.errors import UserError
 from fastdigin.storage import (
     TensorCache,
-    cache_folder,
     cache_key,
     cached,
     cached_batch,
@@ -20,7 +19,7 @@ from fastdigin.storage import (
     text_hash,
     weights_fingerprint,
 )
-from fastdigin_kernels.common import choices
+from fastdigin_kernels.common.choices import cache_folder
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0), "one": torch.tensor(3)}
 
@@ -136,9 +135,9 @@ def test_a_user_without_a_home(tmp_path, monkeypatch, home):
     monkeypatch.setattr(os.path, "expanduser", lambda path: {
         "known": f"{tmp_path}/me", "unknown": path, "relative": "me",
     }[home])  # fmt: skip
-    for folder in (cache_folder(), choices._folder()):
-        assert folder.is_absolute() and folder.name == "fastdigin"
-        assert folder.is_relative_to(tmp_path) == (home == "known")
+    folder = cache_folder()
+    assert folder.is_absolute() and folder.name == "fastdigin"
+    assert folder.is_relative_to(tmp_path) == (home == "known")
 
 
 def test_a_folder_that_cannot_be(tmp_path):

@@ -18,6 +18,7 @@ from fastdigin.commands.common_options import (
     add_images,
     add_out,
     add_seed,
+    chosen_folder,
 )
 from fastdigin.commands.options import count
 from fastdigin.commands.output import finish, write_jsonl
@@ -55,7 +56,6 @@ def run(options: argparse.Namespace) -> int:
     from fastdigin.models.diffusion import EMBEDDED
     from fastdigin.photos import collect
     from fastdigin.report.audit_page import write_audit_page
-    from fastdigin.storage import cache_folder
     from fastdigin.tasks.sources import PhotoTools
 
     photos = with_true_masks(collect(options.images, options.limit))
@@ -66,8 +66,9 @@ def run(options: argparse.Namespace) -> int:
     if options.against is not None:
         against = load_classifier(options.against, options, classifier.classes)
     engine = load_engine(EMBEDDED, device=options.device, dtype=options.dtype)
-    folder = None if options.no_cache else (options.cache or cache_folder()) / "inversions"
-    tools = PhotoTools(inversions=folder and InversionCache(engine.model, folder))
+    folder = chosen_folder(options)
+    kept = folder and InversionCache(engine.model, folder / "inversions")
+    tools = PhotoTools(inversions=kept)
     with tqdm(desc="audit", unit="explanation", file=sys.stderr) as bar:
         found = audit(
             engine, classifier, photos, against=against, seed=options.seed, tools=tools,

@@ -82,9 +82,17 @@ def add_cache_options(parser: Parser, kept: str) -> None:
 
 def chosen_cache(options: argparse.Namespace, kind: str) -> TensorCache | None:
     """The cache of one kind of results; None with --no-cache. UserError where it cannot be made."""
-    from fastdigin.storage import TensorCache, cache_folder
+    from fastdigin.storage import TensorCache
 
-    return None if options.no_cache else TensorCache((options.cache or cache_folder()) / kind)
+    folder = chosen_folder(options)
+    return folder and TensorCache(folder / kind)
+
+
+def chosen_folder(options: argparse.Namespace) -> Path | None:
+    """Where results of all kinds are kept; None with --no-cache."""
+    from fastdigin_kernels.common.choices import cache_folder
+
+    return None if options.no_cache else options.cache or cache_folder()
 
 
 def add_run(parser: Parser, out: str) -> None:

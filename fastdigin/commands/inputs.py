@@ -26,6 +26,7 @@ from fastdigin.commands.common_options import (
     add_layer,
     chosen_cache,
     chosen_device,
+    chosen_folder,
 )
 from fastdigin.commands.options import comma_list, count
 from fastdigin.engine.engine import Engine
@@ -220,13 +221,12 @@ class Tools(Kind):
 
     def load(self, loading: Loading, known: Input) -> Any:
         from fastdigin.editing.inversion_cache import InversionCache
-        from fastdigin.storage import cache_folder
         from fastdigin.tasks.sources import PhotoTools
 
         options, model = loading.options, loading.engine.model
         if options.segmenter_weights and options.segmenter is None:
             raise UserError("--segmenter-weights is given without --segmenter: name both")
-        folder = None if options.no_cache else options.cache or cache_folder()
+        folder = chosen_folder(options)
         return PhotoTools(
             inversions=folder and InversionCache(model, folder / "inversions"),
             segmentation=_load_segmentation(options, model, folder),

@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from fastdigin import hardware
-from fastdigin.storage import cache_folder
 from fastdigin_kernels.common import native
+from fastdigin_kernels.common.choices import cache_folder
 
 CORE = (
     "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm", "jinja2",

@@ -16,11 +16,11 @@ from fastdigin.storage import (
     LIMIT,
     TensorCache,
     arithmetic,
-    cache_folder,
     cache_key,
     cached_batch,
     weights_fingerprint,
 )
+from fastdigin_kernels.common.choices import cache_folder
 
 FORMAT = 1  # to be raised when the same inputs shall give another inversion
 

@@ -26,7 +26,7 @@ from fastdigin.engine.slot import Slot
 from fastdigin.engine.steps import whole_blocks
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.storage import cache_folder, cache_key
+from fastdigin.storage import cache_key
 from fastdigin_kernels.common import choices
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class CompileChoice:
         """The compiled functions; nothing is compiled before they are called."""
         if self._compiled is None:
             # Read by torch when it compiles; whoever has set it keeps it.
-            folder = cache_folder() / "compiled"
+            folder = choices.cache_folder() / "compiled"
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
             rows = {row for guided in (True, False) for row in self._declared(guided)}
             self._compiled = CompiledStepFunctions(self._model, rows, BACKEND)

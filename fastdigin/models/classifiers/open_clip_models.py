@@ -16,7 +16,8 @@ from fastdigin.models.classifiers.loaded import LoadedNetwork, square
 from fastdigin.models.missing import fetching, loading, require, unknown
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.models.weights import check_weights
-from fastdigin.storage import TensorCache, cache_folder, cache_key, cached
+from fastdigin.storage import TensorCache, cache_key, cached
+from fastdigin_kernels.common.choices import cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ def locked(device: torch.device, kind: str) -> Iterator[dict[str, str]]:
     Of several processes one holds them at a time, so that the first one's choice is the others'
     too and they do not disturb each other's timings.
     """
-    path = _folder() / f"{kind}.json"
+    path = cache_folder() / f"{kind}.json"
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,8 @@ def locked(device: torch.device, kind: str) -> Iterator[dict[str, str]]:
             _write(path, everything)
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """For what later runs can use again: FASTDIGIN_CACHE, or the user's folder; may be absent."""
     if given := os.environ.get("FASTDIGIN_CACHE"):
         return Path(given)
     if sys.platform == "win32":
