@@ -16,13 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastdigin.engine.architectures import SD_1_4
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Settings
+from fastdigin.engine.footprint import built
 from fastdigin.errors import UserError
 from fastdigin.models.attention import install_processors
 from fastdigin.models.diffusion import EMBEDDED, LatentDiffusion
 from fastdigin.models.frozen import freeze_aware
 from fastdigin_bench.kernel_timing import time_in_turns
-from fastdigin_bench.text_jobs import run_all
+from fastdigin_bench.text_jobs import run_all, text_jobs
 
 _PROFILED = {"embedded": 10, "sd-1.4": 3}  # steps
 _KINDS = {
@@ -41,6 +41,7 @@ def step_shares(name: str, impl: str) -> dict[str, float]:
     name: "embedded" (batch of 16) or "sd-1.4" (random weights, 512 pixels, one guidance pair, 4 GB
     and up to minutes). impl: of attention.
     """
+    torch.manual_seed(0)
     unet, latents, text = _embedded_step() if name == "embedded" else _sd_step()
     install_processors(unet, impl)
     latents.requires_grad_()
@@ -115,38 +116,21 @@ class _Brightness:
 
 def losses_of(engine: Engine) -> Tensor:
     """Of all iterations of some jobs."""
-    model = engine.model
-    text, empty = model.encode_prompts(["a photo of a white boot on brick", ""])
-    generator = torch.Generator().manual_seed(0)
-    settings = Settings(iterations=_ITERATIONS, last_steps=1)
-    jobs = [
-        Job(str(i), torch.randn(model.latent_shape, generator=generator), text, empty,
-            [_Brightness()], settings)
-        for i in range(_SLOTS)
-    ]  # fmt: skip
-    results = {result.job.id: result for result in run_all(engine, jobs)}
-    return torch.tensor(
-        [row["total"] for job in jobs for row in results[job.id].history], dtype=torch.float64
-    )
+    jobs = text_jobs(engine.model, _Brightness(), _SLOTS, iterations=_ITERATIONS, last_steps=1)
+    results = sorted(run_all(engine, jobs), key=lambda result: result.id)
+    totals = [row["total"] for result in results for row in result.history]
+    return torch.tensor(totals, dtype=torch.float64)
 
 
 def _embedded_step():
     model = LatentDiffusion.load(EMBEDDED)
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2 * _SLOTS, *model.latent_shape, generator=generator)
-    text = torch.randn(2 * _SLOTS, model.text_length, model.text_width, generator=generator)
-    return model.unet, latents, text
+    text = torch.randn(2 * _SLOTS, model.text_length, model.text_width)
+    return model.unet, torch.randn(2 * _SLOTS, *model.latent_shape), text
 
 
 def _sd_step():
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD_1_4.unet)
-    unet.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in unet.parameters():
-        parameter.data.normal_(0, 0.02, generator=generator)
-    unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    unet = built(UNet2DConditionModel, SD_1_4.unet, torch.float32)
+    unet.to(memory_format=torch.channels_last)
     freeze_aware(unet)
-    latents = torch.randn(2, 4, 64, 64, generator=generator)
-    width = SD_1_4.unet["cross_attention_dim"]
-    return unet, latents, torch.randn(2, SD_1_4.text_length, width, generator=generator)
+    text = torch.randn(2, SD_1_4.text_length, SD_1_4.unet["cross_attention_dim"])
+    return unet, torch.randn(2, *SD_1_4.latent_shape(512)), text

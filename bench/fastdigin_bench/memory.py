@@ -76,9 +76,11 @@ def run(options: Namespace) -> int:
 
 def measured_peak(engine: Engine, classifier: Classifier, steps: int, count: int) -> int:
     """Most bytes of live tensors while ``count`` jobs are optimised."""
-    run_all(engine, text_jobs(engine.model, classifier, 1, 1, UPDATES))  # which measures costs
+    model = engine.model
+    # The first run measures costs.
+    run_all(engine, text_jobs(model, classifier, 1, steps=1, iterations=UPDATES))
     with LiveBytes() as live:
-        run_all(engine, text_jobs(engine.model, classifier, steps, count, UPDATES))
+        run_all(engine, text_jobs(model, classifier, count, steps=steps, iterations=UPDATES))
     return live.peak
 
 
@@ -174,7 +176,7 @@ def resident_bytes(steps: int, slots: int, kept: int) -> int:
     """Does one such iteration; the largest resident size of this process so far."""
     model, classifier = load_engine(EMBEDDED).model, Classifier.load("embedded:robust")
     engine = Engine(model, slots=slots, kept_steps=kept, compile="off")
-    run_all(engine, text_jobs(model, classifier, steps, slots, UPDATES))
+    run_all(engine, text_jobs(model, classifier, slots, steps=steps, iterations=UPDATES))
     try:
         # Not getrusage: on Linux its figure begins with what the parent process had.
         status = Path("/proc/self/status").read_text(encoding="ascii")

@@ -86,7 +86,8 @@ def time_points(points: Sequence[Point], repeats: int) -> dict[Point, list[float
 
     def run(point: Point) -> None:
         engine = engines[point.resolution]
-        run_all(engine, text_jobs(engine.model, classifier, point.steps, point.jobs, UPDATES))
+        settings = {"steps": point.steps, "iterations": UPDATES}
+        run_all(engine, text_jobs(engine.model, classifier, point.jobs, **settings))
 
     return time_in_turns({point: partial(run, point) for point in points}, repeats)
 

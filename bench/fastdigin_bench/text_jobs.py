@@ -5,34 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-import torch
-
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Result, Settings
+from fastdigin.engine.job import Job, Loss, Result, Settings
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.results import Record
+from fastdigin.tasks.generated import generated_job
 
 Found = TypeVar("Found", Result, Record)
 PROMPT = "a photo of a red sneaker on grass"
 
 
 def text_jobs(
-    model: LatentDiffusion, classifier: Classifier, steps: int, count: int, updates: int
+    model: LatentDiffusion, judge: Classifier | Loss, count: int, **settings: object
 ) -> list[Job]:
-    """``count`` jobs from noise, each with the loss of a counterfactual's target."""
-    conditioning, null_text = model.encode_prompts([PROMPT, ""])
-    loss = ClassConfidence(classifier, 0, cutouts=Cutouts())
-    settings = Settings(steps=steps, iterations=updates)
-    noises = [
-        torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
-        for seed in range(count)
-    ]
+    """``count`` jobs from noise. judge: a loss, or whose target is the loss.
+
+    settings: fields of Settings.
+    """
+    if isinstance(judge, Classifier):
+        judge = ClassConfidence(judge, 0, cutouts=Cutouts())
     return [
-        Job(f"{seed}", noise, conditioning, null_text, [loss], settings, seed)
-        for seed, noise in enumerate(noises)
-    ]
+        generated_job(
+            model, id=f"{seed}", prompt=PROMPT, losses=[judge], settings=Settings(**settings),
+            seed=seed,
+        )
+        for seed in range(count)
+    ]  # fmt: skip
 
 
 def run_all(engine: Engine, jobs: Iterable[Job]) -> list[Result]:

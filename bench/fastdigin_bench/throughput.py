@@ -174,7 +174,7 @@ def warm_up(sides: Sides, items: Sequence[ImageInput], compile: str) -> float:
         once = replace(sides.settings.optimisation, iterations=1)
         settings = replace(sides.settings, null_text_steps=1, optimisation=once)
         return seconds_of(lambda: replace(sides, settings=settings).run_engine(items))
-    jobs = text_jobs(sides.engine.model, sides.classifier, 2, 1, 1)
+    jobs = text_jobs(sides.engine.model, sides.classifier, 1, steps=2, iterations=1)
     return seconds_of(lambda: run_all(sides.engine, jobs))
 
 

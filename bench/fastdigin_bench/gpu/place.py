@@ -13,13 +13,12 @@ import torch
 
 from fastdigin import hardware
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.job import Job, Settings
+from fastdigin.engine.job import Job
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
-from fastdigin.objectives import ClassConfidence, Cutouts
-from fastdigin.tasks.generated import generated_job
 from fastdigin_bench.profile.networks import build
 from fastdigin_bench.profile.workload import task_class
+from fastdigin_bench.text_jobs import text_jobs
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,9 @@ class Place:
         steps = 2 if self.tiny else settings.optimisation.steps
         iterations = 1 if self.tiny else iterations or settings.optimisation.iterations
         short = replace(settings.optimisation, steps=steps, iterations=iterations)
-        changes: dict[str, Any] = {"optimisation": short}
-        if self.tiny and hasattr(settings, "null_text_steps"):
-            changes["null_text_steps"] = 1
-        if self.tiny and hasattr(settings, "draws"):
-            changes["draws"] = 1
-        if self.tiny and hasattr(settings, "samples_per_word"):
-            changes["samples_per_word"] = 1
-        return replace(settings, **changes)
+        lasting = ("null_text_steps", "draws", "samples_per_word") if self.tiny else ()
+        once = {name: 1 for name in lasting if hasattr(settings, name)}
+        return replace(settings, optimisation=short, **once)
 
     def jobs(
         self, model: LatentDiffusion, classifier: Classifier, count: int, **settings: Any
@@ -65,14 +59,7 @@ class Place:
         """Disagreements' kind of job: a sample of a prompt, one classifier, crops."""
         known = {"steps": 2 if self.tiny else model.usual_steps, "iterations": 2}
         known["guidance_scale"] = model.usual_guidance_scale
-        loss = ClassConfidence(classifier, 1, cutouts=Cutouts())
-        return [
-            generated_job(
-                model, id=f"job-{n}", prompt="a photo of a dog", losses=[loss],
-                settings=Settings(**known | settings), seed=n,
-            )
-            for n in range(count)
-        ]  # fmt: skip
+        return text_jobs(model, classifier, count, **known | settings)
 
     def seconds(self) -> float:
         """A clock that waits for the device."""

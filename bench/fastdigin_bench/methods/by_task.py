@@ -18,6 +18,7 @@ from fastdigin.tasks.counterfactual import Counterfactuals, CounterfactualSettin
 from fastdigin.tasks.neuron_counterfactual import NeuronCounterfactuals
 from fastdigin.tasks.task import Task
 from fastdigin_bench.methods.asked import Asked, AskedNeuron
+from fastdigin_bench.text_jobs import none_failed
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,7 @@ def images_of(task: Task) -> Tensor:
 
     Raises RuntimeError where a job failed: then there is nothing to compare.
     """
-    records = {record.id: record for record in task.run()}
-    for record in records.values():
-        if record.status != "done":
-            raise RuntimeError(f"{record.id}: {record.error}")
+    records = {record.id: record for record in none_failed(task.run())}
     return torch.stack([records[request.id].image for request in task.requests])
 
 

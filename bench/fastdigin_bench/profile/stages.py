@@ -31,6 +31,7 @@ from fastdigin_bench.profile.mends import without as running_without
 from fastdigin_bench.profile.networks import as_fake
 from fastdigin_bench.profile.replay import replay
 from fastdigin_bench.profile.workload import make_task
+from fastdigin_bench.text_jobs import none_failed
 from fastdigin_kernels.common.devices import pretend_device
 
 STAGES = ("preparation", "inversion", "recording", "search", "iterations", "final")
@@ -109,10 +110,7 @@ def drive(
         _replay_networks(model, classifier, ledger)
         stack.enter_context(named_stages(ledger.stage, note))
         made = make_task(task, engine, classifier, folder, slots, settings)
-        records = list(made.run())
-    failed = [record.error for record in records if record.error]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(records)} images failed: {failed[0]}")
+        records = none_failed(made.run())
     for (stage, part), counts in ledger.totals.items():
         if stage == "iterations":
             counts.repeat(before.get((stage, part), Counts()), wanted - len(held))
