@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastdigin_bench.command import KERNEL_OPS as OPS
 from fastdigin_kernels.attention import attention, injected_attention
 from fastdigin_kernels.attention.reference import attention_reference, injected_attention_reference
 from fastdigin_kernels.common import choice
@@ -23,15 +24,6 @@ from fastdigin_kernels.geglu.reference import geglu_reference
 from fastdigin_kernels.group_norm_silu import group_norm_silu
 from fastdigin_kernels.group_norm_silu.reference import group_norm_silu_reference
 
-OPS = (
-    "self-attention",
-    "cross-attention",
-    "frozen-text-attention",
-    "injected-attention",
-    "group-norm-silu",
-    "geglu",
-    "conv-3x3",
-)
 PYTORCH = "pytorch"
 """PyTorch's own operations, differentiated by autograd: what a fused operation is held against."""
 _LARGEST_MAP = 2**24  # numbers of an attention map that the reference may still store
