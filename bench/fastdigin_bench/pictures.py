@@ -1,4 +1,4 @@
-"""Pictures read back from the disk, what the networks make of them, and sheets of them."""
+"""What the autoencoder makes of pictures, and sheets of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results.pictures import to_pil
-
-_BATCH = 64
-
-
-@torch.no_grad()
-def predictions(classifier: Classifier, images: Sequence[Tensor]) -> list[str]:
-    """The class that the classifier sees in each image (3, H, W)."""
-    indices: list[int] = []
-    for start in range(0, len(images), _BATCH):
-        batch = torch.stack(list(images[start : start + _BATCH])).to(classifier.device)
-        indices += classifier.logits(batch).argmax(dim=1).tolist()
-    return [classifier.classes[index] for index in indices]
 
 
 @torch.no_grad()

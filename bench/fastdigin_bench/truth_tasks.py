@@ -16,12 +16,12 @@ from pathlib import Path
 from fastdigin import demo, embedded
 from fastdigin.commands.run import run_tasks
 from fastdigin.engine.engine import Engine
+from fastdigin.metrics.truth import seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.results import Record, read_records
 from fastdigin.tasks.photo_task import PhotoTask
 from fastdigin.tasks.task import Task
 from fastdigin_bench import truth_rows
-from fastdigin_bench.pictures import predictions
 from fastdigin_bench.truth_rows import Row
 
 COUNTS = {
@@ -64,12 +64,13 @@ def row(task: Task, record: Record) -> Row:
         return rows[task.name](task.model, record, photos_of(task)[record.id])
     if task.name == "neurons":
         return truth_rows.neuron_row(record)
-    seen = predictions(_backgrounds(), [record.initial_image, record.image])
-    return truth_rows.disagreement_row(record, *seen)
+    before, after = seen({"background": backgrounds()}, [record.initial_image, record.image])
+    return truth_rows.disagreement_row(record, before["background"], after["background"])
 
 
 @cache
-def _backgrounds() -> Classifier:
+def backgrounds() -> Classifier:
+    """What tells backgrounds apart."""
     return Classifier.load("embedded:background")
 
 

@@ -20,12 +20,13 @@ from tqdm import tqdm
 from fastdigin import embedded
 from fastdigin.engine.engine import Engine
 from fastdigin.metrics.figures import Figure, at_least, figure, share
+from fastdigin.metrics.truth import seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.results.pictures import png, read_picture, to_pil
 from fastdigin.storage import write_atomically
 from fastdigin_bench.output import make_folder
-from fastdigin_bench.pictures import contact_sheet, predictions, round_trip
+from fastdigin_bench.pictures import contact_sheet, round_trip
 
 SAMPLES = 480
 STEPS, GUIDANCE_SCALE = 20, 3.0
@@ -67,10 +68,8 @@ def measure(engine: Engine, limit: int | None, out: Path) -> tuple[int, list[Fig
     named = {g: row[:SHEET_COLUMNS] for g, row in zip(embedded.GARMENTS, rows, strict=True) if row}
     sheet = contact_sheet(list(named.values()), list(named), side=96)
     write_atomically(out / "contact-sheet.png", png(sheet))
-    seen = {
-        name: predictions(Classifier.load(f"embedded:{name}").to(engine.model.device), images)
-        for name, _, _ in ASKED.values()
-    }
+    readers = {name: Classifier.load(f"embedded:{name}") for name, _, _ in ASKED.values()}
+    shown = seen(readers, images)
     photos = embedded.photos()[:limit]
     decibels = [
         psnr(engine.model, read_picture(photo.path))
@@ -78,7 +77,7 @@ def measure(engine: Engine, limit: int | None, out: Path) -> tuple[int, list[Fig
     ]
     trained = {name: training_figures(name) for name in embedded.classifier_names()}
     return len(wanted), [
-        *sample_figures(wanted, seen),
+        *sample_figures(wanted, {n: [one[n] for one in shown] for n in readers}),
         *autoencoder_figures([photo.background for photo in photos], decibels),
         *classifier_figures(trained),
     ]
@@ -148,11 +147,11 @@ def psnr(model: LatentDiffusion, image_3hw: Tensor) -> float:
     return -10 * error.square().mean().log10().item()
 
 
-def sample_figures(samples: Sequence[Sample], seen: Mapping[str, Sequence[str]]) -> list[Figure]:
-    """How often the classifiers see what was asked for. seen: classifier -> class per sample."""
+def sample_figures(samples: Sequence[Sample], shown: Mapping[str, Sequence[str]]) -> list[Figure]:
+    """How often the classifiers see what was asked for. shown: classifier -> class per sample."""
 
     def hits(classifier: str, what: str) -> list[bool]:
-        pairs = zip(samples, seen[classifier], strict=True)
+        pairs = zip(samples, shown[classifier], strict=True)
         return [getattr(sample, what) == found for sample, found in pairs]
 
     by_judge = list(zip(samples, hits("judge", "garment"), strict=True))
