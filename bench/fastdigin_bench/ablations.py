@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastdigin.commands.options import count
 from fastdigin.commands.task import load_engine
-from fastdigin.errors import UserError, exits_with_code
+from fastdigin.errors import exits_with_code
 from fastdigin.metrics.truth import seen
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import EMBEDDED
@@ -26,7 +26,7 @@ from fastdigin.presets import Algorithm
 from fastdigin.results.pictures import png
 from fastdigin.storage import write_atomically
 from fastdigin.tasks.counterfactual import EMBEDDED as SETTINGS
-from fastdigin_bench.methods import SLOTS, report, scores
+from fastdigin_bench.methods import SLOTS, chosen, load_readers, report, scores
 from fastdigin_bench.methods.asked import photos_asked
 from fastdigin_bench.methods.by_task import ByCounterfactuals
 from fastdigin_bench.methods.made import made
@@ -40,7 +40,6 @@ from fastdigin_bench.output import (
     say,
     write_json,
 )
-from fastdigin_bench.plots import Panel, plot
 
 PAIRED = ("flip_rate", "judge", "kept", "confidence", "background_l1")
 """Scores that are compared with the default's, photo by photo."""
@@ -99,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     """Makes what ``--out`` lacks, and prints the table."""
     out, results = make_folder(options.out, "--out"), results_folder(options.results)
     engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
-    readers = {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
+    readers = load_readers()
     file = results / "ablations.json"
     content: dict[str, Any] = {
         "conditions": conditions() | {
@@ -108,7 +107,8 @@ def run(options: argparse.Namespace) -> None:
     }  # fmt: skip
     rows: dict[str, Rows] = {}
     images = {}
-    for one in chosen(options.only):
+    only = options.only and ("default", *options.only)
+    for one in chosen(ABLATIONS, only, "ablation"):
         classifier = Classifier.load(f"embedded:{one.classifier}")
         asked = photos_asked(classifier, "reporting", options.photos)
         photos = images.setdefault("photo", [each.image for each in asked])
@@ -120,18 +120,10 @@ def run(options: argparse.Namespace) -> None:
         content["ablations"] = compared(rows)
         write_json(file, content)
     write_atomically(file.with_suffix(".png"), png(report.sheet(images)))
-    draw(content["ablations"], results / "ablations-costs.png")
+    costs = results / "ablations-costs.png"
+    report.draw(content["ablations"], costs, "confidence", "confidence in the target")
     print(text(rows), "\n", flush=True)
     finish(file, content)
-
-
-def chosen(names: Sequence[str]) -> list[Ablation]:
-    """The default, and the ablations of these names or all. UserError for an unknown name."""
-    known = [one.name for one in ABLATIONS]
-    for name in names:
-        if name not in known:
-            raise UserError(f"--only {name!r} is no ablation: name some of {', '.join(known)}")
-    return [one for n, one in enumerate(ABLATIONS) if n == 0 or not names or one.name in names]
 
 
 def compared(rows: Mapping[str, Rows]) -> list[dict[str, Any]]:
@@ -170,20 +162,6 @@ def differs(paired: Mapping[str, Any]) -> bool:
     """Whether the interval of a difference leaves out 0."""
     low, high = paired["interval"] or (0, 0)
     return low > 0 or high < 0
-
-
-def draw(ablations: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The confidence against what it costs, a point an ablation."""
-    titles = {"background_l1": "background L1", "seconds": "seconds an image"}
-    panels = [
-        Panel(
-            f"confidence and {title}", title, "confidence in the target",
-            {one["name"]: [(one[cost], one["confidence"])] for one in ablations},
-            legend="lower right",
-        )
-        for cost, title in titles.items()
-    ]  # fmt: skip
-    plot(path, panels)
 
 
 @exits_with_code

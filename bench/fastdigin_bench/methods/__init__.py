@@ -9,9 +9,9 @@ the baselines were chosen on the photos to tune on (bench/NOTES.md).
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ from fastdigin_bench.methods.prompt_swap import PromptSwap
 from fastdigin_bench.methods.rcsb import RCSB
 from fastdigin_bench.output import conditions, finish, make_folder, say, write_json
 
+Named = TypeVar("Named")
 METHODS: tuple[Method, ...] = (
     DEFAULT, FAST, PUBLISHED, PROMPT_TO_PROMPT,
     PromptSwap(), PixelPGD(), FastDiME(), LDCE(), RCSB(),
@@ -64,11 +65,12 @@ def run(options: Namespace) -> int:
     if options.quick:
         count, neurons = min(count, QUICK), min(neurons, QUICK)
     explained = Path(options.classifier).name
-    methods, planted = chosen(options.only), discovery.planted_in(options.classifier)
+    methods = chosen(METHODS, options.only, "method")
+    planted = discovery.planted_in(options.classifier)
     out = make_folder(options.out / explained / options.half, "--out")
     engine = load_engine(EMBEDDED, slots=SLOTS, compile="off")
     classifier = classifier_named(options.classifier)
-    readers = {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
+    readers = load_readers()
     asked = photos_asked(classifier, options.half, count)
     before = seen(readers, [one.image for one in asked])
     extractor = load_extractor(EXTRACTOR)
@@ -101,7 +103,8 @@ def run(options: Namespace) -> int:
         results |= report.compared(found, rows, named, planted, NO_EDIT.name, DEFAULT.name)
         write_json(file, results)
     write_atomically(file.with_suffix(".png"), png(report.sheet(images)))
-    report.draw(results["methods"], options.results / f"{name}-front.png")
+    front = options.results / f"{name}-front.png"
+    report.draw(results["methods"], front, "judge", "judge sees the target")
     print(report.text(found, scores.SCORES, NO_EDIT.name, DEFAULT.name))
     print(discovery.text(named, planted), flush=True)
     found, images = neuron_part(engine, options.half, neurons, out, readers)
@@ -112,13 +115,18 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def chosen(names: Sequence[str]) -> list[Method]:
-    """The methods of these names, or all of them. UserError for a name that there is not."""
-    known = [method.name for method in METHODS]
+def chosen(known: Sequence[Named], names: Collection[str], kind: str) -> list[Named]:
+    """Those of these names, or all. UserError for a name that there is not. kind: of thing."""
+    all_names = [one.name for one in known]
     for name in names:
-        if name not in known:
-            raise UserError(f"--only {name!r} is no method: name some of {', '.join(known)}")
-    return [method for method in METHODS if not names or method.name in names]
+        if name not in all_names:
+            raise UserError(f"--only {name!r} is no {kind}: name some of {', '.join(all_names)}")
+    return [one for one in known if not names or one.name in names]
+
+
+def load_readers() -> dict[str, Classifier]:
+    """What reads the pictures: attribute -> a classifier whose classes are its features."""
+    return {n: Classifier.load(f"embedded:{n}") for n in ("judge", "background", "colour")}
 
 
 def classifier_named(name: str) -> Classifier:

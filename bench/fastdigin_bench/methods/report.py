@@ -136,12 +136,12 @@ def cell(found: Figure, is_best: bool) -> str:
     return value + ends
 
 
-def draw(methods: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The judge's agreement against what it costs, a point a method."""
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, key: str, label: str) -> None:
+    """A score, called ``label``, against what it costs, a point a row."""
     panels = [
         Panel(
-            f"judge agreement and {title}", title, "judge sees the target",
-            {one["name"]: [(one[cost], one["judge"])] for one in methods},
+            f"{label} and {title}", title, label,
+            {one["name"]: [(one[cost], one[key])] for one in rows},
             legend="lower right",
         )
         for cost, title in COSTS.items()
