@@ -42,11 +42,13 @@ def _place(rows, width, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _normal_cdf(x):
+    """The standard normal distribution's, by the error function: gelu(x) = x cdf(x)."""
     return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit(do_not_specialize=["rows"])
 def forward_kernel(x_ptr, y_ptr, rows, width, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A tile of y (rows, width) = a gelu(b) of x = [a, b] (rows, 2 width), computed in fp32."""
     row, column, mask = _place(rows, width, ROWS, COLS)
     x_ptr += row * 2 * width + column
     a = tl.load(x_ptr, mask=mask).to(tl.float32)
@@ -57,6 +59,10 @@ def forward_kernel(x_ptr, y_ptr, rows, width, ROWS: tl.constexpr, COLS: tl.const
 
 @triton.jit(do_not_specialize=["rows"])
 def backward_kernel(grad_ptr, x_ptr, dx_ptr, rows, width, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The same tile of both halves of dx = [grad gelu(b), grad a gelu'(b)]; gelu'(b) = cdf + b pdf.
+
+    grad: of y. cdf and pdf are the standard normal distribution's at b.
+    """
     row, column, mask = _place(rows, width, ROWS, COLS)
     x_ptr += row * 2 * width + column
     dx_ptr += row * 2 * width + column

@@ -210,6 +210,7 @@ def forward_statistics_kernel(
     partial_mean_ptr, squares_ptr, mean_ptr, rstd_ptr, eps, channels, groups, pixels, split_pixels,
     CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """Mean and 1 / standard deviation of a group (B,G) from its channels' partial sums."""
     splits = tl.cdiv(pixels, split_pixels)
     total = (channels // groups).to(tl.float32) * pixels
     mean = 0.0
@@ -234,6 +235,7 @@ def backward_statistics_kernel(
     sums_ptr, products_ptr, mean_g_ptr, mean_gn_ptr, channels, groups, pixels, split_pixels,
     CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """Means of g and of g n over a group (B,G) from its channels' partial sums."""
     total = (channels // groups).to(tl.float32) * pixels
     mean_g = 0.0
     mean_gn = 0.0
@@ -256,6 +258,7 @@ def forward_kernel(
     x_ptr, y_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, channels, groups, pixels, split_pixels,
     ROWS: tl.constexpr, COLS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
+    """A tile of y = (silu of) weight n + bias, with n the normalised x."""
     sample, part, channel = _program(channels, pixels, ROWS, COLS)
     offsets, mask = _tile(sample, part * ROWS, pixels, channel, channels, pixels, ROWS,
                           CHANNELS_LAST)  # fmt: skip
@@ -315,6 +318,7 @@ def backward_kernel(
     channels, groups, pixels, split_pixels,
     ROWS: tl.constexpr, COLS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
+    """A tile of dx = rstd (g - mean(g) - n mean(g n))."""
     sample, part, channel = _program(channels, pixels, ROWS, COLS)
     n, g, offsets, mask = _gradient(
         grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, sample, part * ROWS, pixels,
