@@ -114,35 +114,16 @@ void fastdigin_use_openmp(void* gomp_parallel, void* omp_get_thread_num) {
   fastdigin::use_openmp(gomp_parallel, omp_get_thread_num);
 }
 
-std::int32_t fastdigin_attention_forward(const FastdiginAttentionForward* arguments,
-                                         std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->attention_forward, arguments, threads);
-}
-
-std::int32_t fastdigin_attention_backward(const FastdiginAttentionBackward* arguments,
-                                          std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->attention_backward, arguments, threads);
-}
-
-std::int32_t fastdigin_group_norm_silu_forward(const FastdiginGroupNormSilu* arguments,
-                                               std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->group_norm_silu_forward, arguments, threads);
-}
-
-std::int32_t fastdigin_group_norm_silu_backward(const FastdiginGroupNormSilu* arguments,
-                                                std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->group_norm_silu_backward, arguments, threads);
-}
-
-std::int32_t fastdigin_geglu_forward(const FastdiginGeglu* arguments, std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->geglu_forward, arguments, threads);
-}
-
-std::int32_t fastdigin_geglu_backward(const FastdiginGeglu* arguments, std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->geglu_backward, arguments, threads);
-}
-
-std::int32_t fastdigin_conv3x3(const FastdiginConv3x3* arguments, std::int32_t threads) {
-  return fastdigin::run(fastdigin::kernels->conv3x3, arguments, threads);
-}
+// The functions that run a kernel.
+#define FASTDIGIN_RUN(name, Arguments)                                              \
+  std::int32_t fastdigin_##name(const Arguments* arguments, std::int32_t threads) { \
+    return fastdigin::run(fastdigin::kernels->name, arguments, threads);            \
+  }
+FASTDIGIN_RUN(attention_forward, FastdiginAttentionForward)
+FASTDIGIN_RUN(attention_backward, FastdiginAttentionBackward)
+FASTDIGIN_RUN(group_norm_silu_forward, FastdiginGroupNormSilu)
+FASTDIGIN_RUN(group_norm_silu_backward, FastdiginGroupNormSilu)
+FASTDIGIN_RUN(geglu_forward, FastdiginGeglu)
+FASTDIGIN_RUN(geglu_backward, FastdiginGeglu)
+FASTDIGIN_RUN(conv3x3, FastdiginConv3x3)
 }
