@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import re
@@ -56,13 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing; unset it")
     rows = compile_all(options.arch, options.dtype, options.jobs)
-    text = json.dumps({"triton": triton.__version__, "rows": rows})
     if options.out is not None:
         options.out.write_text(_one_row_a_line(triton.__version__, rows))
     wrong = [row for row in rows if row["spills"] or not row["fits"]]
     for row in wrong:
         print(f"spills or does not fit: {_label(row)}", file=sys.stderr)
-    print(text)
+    print(json.dumps({"triton": triton.__version__, "rows": rows}))
     return 1 if wrong else 0
 
 
@@ -149,18 +147,14 @@ def _signature(build, dtype: str) -> tuple[dict, dict, dict]:
     return types, constants, attributes
 
 
-@functools.cache
-def _cuobjdump() -> Path:
+def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
     import triton
 
-    return Path(triton.__path__[0], "backends", "nvidia", "bin", "cuobjdump")
-
-
-def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    cuobjdump = Path(triton.__path__[0], "backends", "nvidia", "bin", "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_cuobjdump(), "-res-usage", file.name]
+        command = [cuobjdump, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     return int(registers), int(stack)

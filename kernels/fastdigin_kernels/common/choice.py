@@ -57,6 +57,7 @@ class Operation:
 
     prepare: (shape, batch, dtype, device) -> a function that runs the implementation of a name
     once, forward and backward, and gives the results; batch is None where `timed_batch` is meant.
+    None if no choice needs timing.
     rivals: kind of device -> the backends that `auto` may take, the deterministic one first.
     untimed: kinds of device on which the backend is known to be faster. expected: of a shape,
     whether the first backend is expected to be faster where nothing can be timed.
@@ -64,7 +65,7 @@ class Operation:
 
     own: str
     implementations: Sequence[str]
-    prepare: Callable[[Shape, int | None, torch.dtype, torch.device], Run]
+    prepare: Callable[[Shape, int | None, torch.dtype, torch.device], Run] | None
     untimed: Sequence[str] = ()
     expected: Callable[[Shape], bool] = lambda shape: True
     rivals: Mapping[str, Sequence[str]] = field(

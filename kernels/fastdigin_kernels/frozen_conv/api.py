@@ -193,16 +193,8 @@ def _input_gradient(grad_bohw, weight_oikk, size, stride, padding, dilation, gro
     )
 
 
-def _to_time(
-    shape: choice.Shape, batch: int | None, dtype: torch.dtype, device: torch.device
-) -> choice.Run:
-    raise AssertionError("its choice needs no timing")
-
-
 # C++ was faster for all shapes that `_pays` lets through (bench/NOTES.md).
 choice.declare(
     "frozen_conv",
-    choice.Operation(
-        "torch", IMPLEMENTATIONS, _to_time, untimed=("cpu",), rivals={"cpu": ("cpp",)}
-    ),
+    choice.Operation("torch", IMPLEMENTATIONS, None, untimed=("cpu",), rivals={"cpu": ("cpp",)}),
 )
