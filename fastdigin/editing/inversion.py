@@ -24,7 +24,7 @@ from fastdigin import hardware
 from fastdigin.engine.progress import Told, ToldSteps
 from fastdigin.engine.sampler import Step, StepFunctions, initial_state, latents_of, solver_step
 from fastdigin.engine.steps import whole_blocks
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, check_choice
 from fastdigin.models.ddim import DDIMTable
 from fastdigin.models.diffusion import LatentDiffusion
 
@@ -66,11 +66,7 @@ class InversionSettings:
     def __post_init__(self) -> None:
         if self.null_text_steps < 0:
             raise UserError(f"null_text_steps must be at least 0, got {self.null_text_steps}")
-        if self.method not in get_args(Method):
-            raise UserError(
-                f"method of inversion must be one of {', '.join(get_args(Method))}, got "
-                f"{self.method!r}"
-            )
+        check_choice("method of inversion", self.method, get_args(Method))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.sampler import StepFunctions
 from fastdigin.engine.slot import Slot
 from fastdigin.engine.steps import whole_blocks
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, check_choice
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.storage import cache_key
 from fastdigin_kernels.common import choices
@@ -126,8 +126,7 @@ class CompileChoice:
         graphs: Graphs | None = None,
         timer: Callable[[StepFunctions, tuple, bool], float] | None = None,
     ):
-        if mode not in COMPILE:
-            raise UserError(f"compile must be one of {', '.join(COMPILE)}, got {mode!r}")
+        check_choice("compile", mode, COMPILE)
         self._model, self._mode, self._slots = model, mode, slots
         self._timer, self._graphs = timer or step_seconds, graphs
         self._uncompiled, self._compiled = StepFunctions(model), None

@@ -20,7 +20,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, check_choice
 from fastdigin_kernels.attention import (
     IMPLEMENTATIONS,
     attention,
@@ -206,8 +206,7 @@ def install_processors(unet, impl: str = "auto") -> None:
 
 
 def _check_impl(unet, impl: str) -> None:
-    if impl not in IMPLEMENTATIONS:
-        raise UserError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    check_choice("attention", impl, IMPLEMENTATIONS)
     weight = next(unet.parameters())
     layers = [module for module in unet.modules() if isinstance(module, Attention)]
     for size in sorted({layer.inner_dim // layer.heads for layer in layers}):

@@ -17,7 +17,7 @@ from fastdigin.editing.schedules import Schedule, parse_schedule
 from fastdigin.embedded import BACKGROUNDS
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Settings
-from fastdigin.errors import UserError
+from fastdigin.errors import check_choice
 from fastdigin.metrics.distances import masked_l1
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import NeuronActivation
@@ -175,9 +175,7 @@ class NeuronCounterfactuals(PhotoTask):
         ]
         self._directions = one_each(self.direction, "directions", count)
         for direction in self._directions:
-            if direction not in DIRECTIONS:
-                known = ", ".join(DIRECTIONS)
-                raise UserError(f"direction must be one of {known}, got {direction!r}")
+            check_choice("direction", direction, DIRECTIONS)
         self._scales = self._measured_scales()
 
     def measured(self) -> dict:

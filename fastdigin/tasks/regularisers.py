@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fastdigin.errors import UserError
+from fastdigin.errors import UserError, check_choice
 from fastdigin.models.classifier import Classifier
 from fastdigin.objectives import Distance, FeatureDistance, LpipsDistance, load_lpips
+from fastdigin.objectives.distances import REGIONS, Region
 from fastdigin.tasks.sources import Source
 
 Kind = Literal[
     "pixels-l1", "pixels-l2", "latents-l1", "latents-l2", "lpips", "features-cosine", "features-l2"
 ]  # fmt: skip
 KINDS = get_args(Kind)
-REGIONS = ("all", "foreground", "background")
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,12 @@ class Regulariser:
     """
 
     kind: Kind
-    region: Literal["all", "foreground", "background"]
+    region: Region
     weight: float
 
     def __post_init__(self) -> None:
-        for name, value, choices in (("kind", self.kind, KINDS), ("region", self.region, REGIONS)):
-            if value not in choices:
-                raise UserError(
-                    f"regulariser {name} must be one of {', '.join(choices)}, got {value!r}"
-                )
+        check_choice("regulariser kind", self.kind, KINDS)
+        check_choice("regulariser region", self.region, REGIONS)
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"regulariser weight must be above 0, got {self.weight!r}")
 
