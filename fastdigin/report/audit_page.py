@@ -73,7 +73,9 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "named": finding.named,
         "pair": finding.pair and _pair(finding),
         "other": _other(finding) if finding.kind == "disagreement" else None,
-        "explanations": [_explanation(x, finding) for x in finding.explanations[:PICTURES]],
+        "explanations": [
+            picture for x in finding.explanations[:PICTURES] for picture in _explained(x, finding)
+        ],
         "asked": len(finding.explanations),
     }
 
@@ -118,7 +120,9 @@ def _swapped(effect: Effect, class_: str) -> list[dict[str, Any]]:
     ]
 
 
-def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
+def _explained(shown: Explanation, finding: Finding) -> list[dict[str, Any]]:
+    """What it began with, and what it ended with."""
+
     def note(feature: str, confidence: float) -> str:
         return f"{feature}; {finding.class_} {percent(confidence)}"
 
@@ -129,10 +133,7 @@ def _explanation(shown: Explanation, finding: Finding) -> dict[str, Any]:
         labels = "first", "second"
         before += f", for the other {percent(shown.against_before)}"
         after += f", for the other {percent(shown.against_after)}"
-    return {
-        "before": _picture(shown.before, labels[0], before),
-        "after": _picture(shown.after, labels[1], after),
-    }
+    return [_picture(shown.before, labels[0], before), _picture(shown.after, labels[1], after)]
 
 
 def _picture(image: Tensor, label: str, note: str) -> dict[str, Any]:
