@@ -15,26 +15,17 @@ __all__ = ["KINDS", "LoadedNetwork", "is_zero_shot", "load_features", "load_netw
 log = logging.getLogger(__name__)
 
 KINDS = {
-    "embedded": "embedded:NAME_OR_FOLDER",
-    "timm": "timm:NAME",
-    "torchvision": "torchvision:NAME[.WEIGHTS]",
-    "hf": "hf:ID_OR_FOLDER",
-    "open_clip": "open_clip:MODEL/PRETRAINED",
-    "file": "file:PATH@ARCHITECTURE",
+    "embedded": ("embedded:NAME_OR_FOLDER", "loaded"),
+    "timm": ("timm:NAME", "timm_models"),
+    "torchvision": ("torchvision:NAME[.WEIGHTS]", "torchvision_models"),
+    "hf": ("hf:ID_OR_FOLDER", "transformers_models"),
+    "open_clip": ("open_clip:MODEL/PRETRAINED", "open_clip_models"),
+    "file": ("file:PATH@ARCHITECTURE", "weight_files"),
 }
-"""Kind -> how it is written."""
+"""Kind -> how it is written, and the module that loads it."""
 
 SIGMOID = "sigmoid:"
 """Before any of these: its classes are true or not each for itself."""
-
-_MODULES = {
-    "embedded": "loaded",
-    "timm": "timm_models",
-    "torchvision": "torchvision_models",
-    "hf": "transformers_models",
-    "open_clip": "open_clip_models",
-    "file": "weight_files",
-}
 
 
 def load_network(
@@ -54,7 +45,7 @@ def load_network(
     elif templates is not None:
         raise UserError(
             f"templates were given for classifier {spec!r}, which reads no text: leave them out, "
-            f"or use a zero-shot classifier, {KINDS['open_clip']}."
+            f"or use a zero-shot classifier, {KINDS['open_clip'][0]}."
         )
     else:
         loaded = library(kind).load(name)
@@ -88,13 +79,12 @@ def is_zero_shot(spec: str) -> bool:
 
 def library(kind: str) -> ModuleType:
     """The module that loads this kind; imported on use, because that takes a second or more."""
-    return import_module(f"fastdigin.models.classifiers.{_MODULES[kind]}")
+    return import_module(f"fastdigin.models.classifiers.{KINDS[kind][1]}")
 
 
 def _parse(spec: str) -> tuple[str, str]:
     kind, _, name = spec.partition(":")
     if kind not in KINDS or not name:
-        raise UserError(
-            f"classifier {spec!r} is not understood: write one of {', '.join(KINDS.values())}."
-        )
+        known = ", ".join(form for form, _ in KINDS.values())
+        raise UserError(f"classifier {spec!r} is not understood: write one of {known}.")
     return kind, name
