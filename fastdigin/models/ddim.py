@@ -46,17 +46,8 @@ _EULER = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
 _EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
 _MULTISTEP = (DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler)
 _CONSISTENCY = (LCMScheduler, TCDScheduler)
-Solver = (
-    DDIMScheduler
-    | DPMSolverMultistepScheduler
-    | EDMDPMSolverMultistepScheduler
-    | EDMEulerScheduler
-    | EulerDiscreteScheduler
-    | EulerAncestralDiscreteScheduler
-    | FlowMatchEulerDiscreteScheduler
-    | LCMScheduler
-    | TCDScheduler
-)
+Solver = SchedulerMixin
+"""One that ``choose_solver`` returns."""
 
 
 @dataclass(frozen=True)
