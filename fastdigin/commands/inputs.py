@@ -81,17 +81,17 @@ class Kind:
 
     early = False
     """Whether it is loaded before the engine."""
-    read: Any = str
+
+    def __init__(self, **argument: Any):
+        """argument: what argparse is told beside the names and the help."""
+        self._argument = argument
 
     def add(self, parser: argparse._ActionsContainer, known: Input) -> None:
         required = known.default is dataclasses.MISSING and known.embedded is None
         parser.add_argument(
             "--" + (known.flag or known.name).replace("_", "-"), dest=known.name, required=required,
-            metavar=known.metavar, help=self.help(known), **self.argument(),
+            metavar=known.metavar, help=self.help(known), **self._argument,
         )  # fmt: skip
-
-    def argument(self) -> dict[str, Any]:
-        return {"type": self.read}
 
     def help(self, known: Input) -> str:
         also = f" (default with the packaged model: {known.embedded})" if known.embedded else ""
@@ -101,23 +101,8 @@ class Kind:
         return loading.text(known)
 
 
-class Count(Kind):
-    """A whole number, at least 1."""
-
-    read = staticmethod(count)
-
-
-class Direction(Kind):
-    """Where a neuron's activation shall go."""
-
-    def argument(self) -> dict[str, Any]:
-        return {"choices": ("max", "min", "both")}
-
-
 class ListOfTexts(Kind):
     """Texts with commas between them, at most --limit of them."""
-
-    read = staticmethod(comma_list)
 
     def load(self, loading: Loading, known: Input) -> list[str]:
         return super().load(loading, known)[: loading.options.limit]
@@ -236,9 +221,6 @@ class Tools(Kind):
 class DataSet(Kind):
     """Photos that neurons are compared with."""
 
-    def argument(self) -> dict[str, Any]:
-        return {"nargs": "+"}
-
     def load(self, loading: Loading, known: Input) -> Sequence[Any]:
         named = loading.text(known)
         names = [named] if isinstance(named, str) else named
@@ -298,15 +280,15 @@ class Words(Kind):
 
 KINDS: dict[str, Kind] = {
     "text": Kind(),
-    "count": Count(),
-    "list": ListOfTexts(),
-    "direction": Direction(),
+    "count": Kind(type=count),
+    "list": ListOfTexts(type=comma_list),
+    "direction": Kind(choices=("max", "min", "both")),
     "classifier": ClassifierKind(),
     "embedding": EmbeddingKind(),
     "photos": Photos(),
     "tools": Tools(),
-    "dataset": DataSet(),
-    "activating": ActivatingKind(),
+    "dataset": DataSet(nargs="+"),
+    "activating": ActivatingKind(nargs="+"),
     "words": Words(),
 }
 

@@ -75,10 +75,9 @@ def chosen_task(options: argparse.Namespace) -> Task:
 
 def load_task(task: type[Task], options: argparse.Namespace) -> Task:
     """The task with all that its options name."""
-    loading = Loading(task, options, lambda: load_engine(
-        options.model, options.memory, options.slots, options.attention, options.compile,
-        options.device, options.dtype, options.lora, options.deterministic,
-    ))  # fmt: skip
+    given = ("memory", "slots", "attention", "compile", "device", "dtype", "lora", "deterministic")
+    chosen = {name: getattr(options, name) for name in given}
+    loading = Loading(task, options, lambda: load_engine(options.model, **chosen))
     values = loading.all()
     settings = task.default_settings(loading.engine.model)
     for name in options.preset:
