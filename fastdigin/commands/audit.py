@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
     from fastdigin.audit import audit
     from fastdigin.audit.findings import plain
+    from fastdigin.commands.run import advance
     from fastdigin.commands.task import load_engine
     from fastdigin.editing.inversion_cache import InversionCache
     from fastdigin.models.diffusion import EMBEDDED
@@ -72,9 +73,7 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(desc="audit", unit="explanation", file=sys.stderr) as bar:
         found = audit(
             engine, classifier, photos, against=against, seed=options.seed, tools=tools,
-            on_plan=bar.reset,
-            # Shares add up but for rounding, which tqdm would warn of.
-            on_progress=lambda share: bar.update(min(share, bar.total - bar.n)),
+            on_plan=bar.reset, on_progress=lambda share: advance(bar, share),
         )  # fmt: skip
     for name, error in found.failed.items():
         print(visible(f"failed: {name}: {error}"), file=sys.stderr)

@@ -1,7 +1,5 @@
 """Running the tasks of a command into one folder: records, progress, report."""
 
-from __future__ import annotations
-
 import json
 import sys
 from argparse import Namespace
@@ -60,9 +58,8 @@ def run_tasks(
         others = {request.id for request in task.requests} - set(share)
         skips.append(finished | others)
         left += sum(id not in finished for id in share)
-    bar = _Bar([task.name for task in tasks], sum(map(len, shares)), left)
-    runs = run_together(tasks, skips, bar.advance)
-    slots = tasks[0].engine.slots  # a budget that is too small must not bind the folder to a run
+    runs = run_together(tasks, skips, lambda jobs: advance(bar, jobs))
+    together = min(tasks[0].engine.slots, left)  # too small a budget must not bind the folder
     stores = {
         task.name: ResultStore(out, task.name, task.run_settings, environment_of(task))
         for task in tasks
@@ -71,8 +68,14 @@ def run_tasks(
         check_same_inputs(task, done, out)
     if arguments:
         remember(out, arguments, {task.name: len(task.requests) for task in tasks})
-    failed = 0
-    with bar.of(slots):
+    names = ", ".join(task.name for task in tasks)
+    total, failed = sum(map(len, shares)), 0
+    with tqdm(
+        total=total, initial=total - left, unit="image", file=sys.stderr,
+        desc=f"{names}, {together} at a time" if together > 1 else names,
+        smoothing=0,  # what is done at a time differs: a step, a search, an iteration
+        bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+    ) as bar:  # fmt: skip
         for task, record in runs:
             line = record.save(stores[task.name])
             if as_json:
@@ -80,6 +83,7 @@ def run_tasks(
             if record.status == "failed":
                 failed += 1
                 tqdm.write(visible(f"failed: {record.id}: {record.error}"), file=sys.stderr)
+        bar.update(bar.total - bar.n)
     conclude([task.name for task in tasks], out, as_json=as_json)
     return 1 if failed else 0
 
@@ -112,35 +116,9 @@ def environment_of(task: Task) -> dict[str, Any]:
     return versions() | {"weights": weights}
 
 
-class _Bar:
-    """The progress of the tasks on stderr; drawn from the moment that it is entered."""
-
-    def __init__(self, tasks: Sequence[str], total: int, left: int):
-        self._name, self._total, self._left = ", ".join(tasks), total, left
-
-    def of(self, slots: int) -> _Bar:
-        """Says how many images share a batch, whose results come together."""
-        together = min(slots, self._left)
-        if together > 1:
-            self._name += f", {together} at a time"
-        return self
-
-    def __enter__(self) -> None:
-        self._bar = tqdm(
-            total=self._total, initial=self._total - self._left, desc=self._name, unit="image",
-            file=sys.stderr,
-            smoothing=0,  # what is done at a time differs: a step, a search, an iteration
-            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
-        )  # fmt: skip
-
-    def advance(self, jobs: float) -> None:
-        # The shares of a job add up to 1 but for rounding, which tqdm would warn of.
-        self._bar.update(min(jobs, self._bar.total - self._bar.n))
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is None:
-            self._bar.update(self._bar.total - self._bar.n)
-        self._bar.close()
+def advance(bar: tqdm, share: float) -> None:
+    """Shares of all work add up to it but for rounding, which tqdm would warn of."""
+    bar.update(min(share, bar.total - bar.n))
 
 
 def check_same_inputs(task: Task, done: Mapping[tuple[str, str], Record], out: Path) -> None:
