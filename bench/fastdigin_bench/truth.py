@@ -11,13 +11,11 @@ The results so far are in truth.json after every part.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastdigin import embedded
 from fastdigin.commands.task import load_engine
-from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
 from fastdigin.metrics.figures import figures_of
 from fastdigin.models.diffusion import EMBEDDED
@@ -39,9 +37,11 @@ _MARK = "embedded.json"
 
 
 def run(options: Namespace) -> int:
-    """Measures the parts in ``options.only``; returns 1 if a job failed.
+    """Measures the parts in ``options.only`` and prints their tables; returns 1 if a job failed.
 
-    Raises UserError for folders that cannot be written or hold results of another world.
+    The figures are kept after each part, beside those that other parts got under the same
+    conditions. Raises UserError for folders that cannot be written or hold results of another
+    world.
     """
     make_folder(options.out, "--out")
     world = {"embedded": fingerprint_of(embedded.model_folder().parent)}
@@ -50,29 +50,17 @@ def run(options: Namespace) -> int:
     place = conditions() | world | {"slots": engine.slots, "jobs": options.jobs}
     if options.compare:
         return truth_compare.run(options, engine, place)
-    parts = [name for name in TRUTH_PARTS if name in options.only]
-    return measure(parts, engine, options.jobs, options.out, options.results / "truth.json", place)
-
-
-def measure(
-    parts: Sequence[str], engine: Engine, limit: int | None, out: Path, file: Path,
-    place: Mapping[str, Any],
-) -> int:  # fmt: skip
-    """Measures parts, each below ``out``, and prints their tables; returns 1 if a job failed.
-
-    file: keeps the figures after each part, beside those that other parts got under the same
-    conditions. place: these.
-    """
+    file = options.results / "truth.json"
     before = read_json(file)
     found = dict(before["parts"]) if before.get("conditions") == place else {}
     any_failed = False
-    for name in parts:
+    for name in (name for name in TRUTH_PARTS if name in options.only):
         if name == "world":
-            jobs, figures = truth_world.measure(engine, limit, out / name)
+            jobs, figures = truth_world.measure(engine, options.jobs, options.out / name)
             failed = 0
         else:
-            task = truth_tasks.make_task(name, engine, limit)
-            rows = truth_tasks.measure(task, out / name)
+            task = truth_tasks.make_task(name, engine, options.jobs)
+            rows = truth_tasks.measure(task, options.out / name)
             jobs, figures = len(task.requests), figures_of(list(rows.values()), TARGETS[name])
             failed = jobs - len(rows)
         plain = [figure.plain() for figure in figures]
