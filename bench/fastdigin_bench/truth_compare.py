@@ -165,24 +165,21 @@ def timed_stages(out: Path) -> Iterator[None]:
     found = dict.fromkeys((*STAGES, "all"), 0.0)
     before = done(out)
 
-    def timed(name: str, run):
-        def call(stage, *args):
-            began = time.perf_counter()
-            try:
-                return run(stage, *args)
-            finally:
-                found[name] += time.perf_counter() - began
-
-        return call
-
-    began = time.perf_counter()
-    with ExitStack() as stack:
-        for name, stage in STAGES.items():
-            stack.enter_context(patch.object(stage, "run", timed(name, stage.run)))
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        began = time.perf_counter()
         try:
             yield
         finally:
-            found["all"] = time.perf_counter() - began
+            found[name] += time.perf_counter() - began
+
+    with ExitStack() as stack:
+        for name, stage in STAGES.items():
+            stack.enter_context(patch.object(stage, "run", timed(name)(stage.run)))
+        try:
+            with timed("all"):
+                yield
+        finally:
             images = done(out) - before
             if images:  # reading alone is nobody's time
                 kept = read_json(out / "seconds.json")
