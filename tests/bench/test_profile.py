@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastdigin.engine.engine import Engine
 from fastdigin.hardware import LiveBytes
 from fastdigin_bench.command import PROFILED_MENDS
 from fastdigin_bench.profile import report, stages
@@ -188,10 +187,8 @@ def driven(task="counterfactual", iterations=2, steps=4, name="embedded", **give
     if hasattr(settings, "null_text_steps"):
         settings = replace(settings, inversion_method="null-text", null_text_steps=2)
     return stages.drive(
-        task, model, classifier, settings,
-        lambda model: Engine(model, slots=2, kept_steps=1, compile="off"),
-        GPUS["h100"], **given,
-    )  # fmt: skip
+        task, model, classifier, settings, GPUS["h100"], slots=2, kept_steps=1, **given
+    )
 
 
 @pytest.mark.slow

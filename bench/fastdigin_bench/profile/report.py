@@ -8,12 +8,10 @@ from argparse import Namespace
 from collections import Counter
 from typing import Any
 
-import torch
-
 from fastdigin.commands.options import add_settings, chosen_settings
-from fastdigin.engine.engine import Engine
 from fastdigin.engine.memory import show_bytes
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import DTYPES
 from fastdigin.presets import algorithm_names, load_algorithm, load_preset
 from fastdigin_bench.command import PROFILED_MENDS
 from fastdigin_bench.output import rows_table, say
@@ -22,8 +20,6 @@ from fastdigin_bench.profile.ledger import Counts
 from fastdigin_bench.profile.networks import PUBLISHED, build
 from fastdigin_bench.profile.stages import STAGES, Driven, drive
 from fastdigin_bench.profile.workload import task_class
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def run(options: Namespace) -> int:
@@ -46,12 +42,8 @@ def profile(options: Namespace) -> dict[str, Any]:
     slots = options.slots
     if slots is None and options.model in PUBLISHED:
         slots = PUBLISHED[options.model].slots
-
-    def make_engine(model: LatentDiffusion) -> Engine:
-        return Engine(model, slots=slots, compile="off")
-
     driven = drive(
-        options.task, model, classifier, settings, make_engine, gpu, without=options.without
+        options.task, model, classifier, settings, gpu, without=options.without, slots=slots
     )
     return {
         "estimate": True, "gpu": options.gpu, "model": options.model, "task": options.task,

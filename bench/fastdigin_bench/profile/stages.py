@@ -67,16 +67,16 @@ def drive(
     model: LatentDiffusion,
     classifier: Classifier,
     settings: Any,
-    make_engine: Callable[[LatentDiffusion], Engine],
     gpu: Gpu,
     without: Collection[str] = (),
+    **of_engine: int | None,
 ) -> Driven:
     """Runs the task on as many images as the engine has slots; nothing is computed.
 
     model, classifier: on the meta device; they are changed in place. gpu: which the engine shall
     think that it has. without: the mends that are turned off (mends.py); models in fp32 are for
-    the caller. Raises RuntimeError where an image fails, for then the counts are not those of the
-    task.
+    the caller. of_engine: arguments of Engine. Raises RuntimeError where an image fails, for then
+    the counts are not those of the task.
     """
     wanted = settings.optimisation.iterations
     settings = replace(
@@ -105,7 +105,7 @@ def drive(
         stack.enter_context(running_without(without))
         once = ledger.totals.setdefault(("graphs", "other"), Counts())
         stack.enter_context(patch.object(_Recorded, "__init__", _aside(ledger, once)))
-        engine = make_engine(model)
+        engine = Engine(model, compile="off", **of_engine)
         slots = engine.slots
         _replay_networks(model, classifier, ledger)
         stack.enter_context(named_stages(ledger.stage, note))

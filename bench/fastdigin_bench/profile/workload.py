@@ -22,8 +22,6 @@ from fastdigin.tasks.task import Task
 WORDS = ("cat", "dog", "grass", "brick", "boat")
 """What the search for a neuron's start tries."""
 
-_Make = Callable[[Engine, Classifier, list[ImageInput], Any], Task]
-
 
 class _Another(torch.nn.Sequential):
     """A network that is not f, made of f. It stays where it is: fake weights cannot be moved."""
@@ -32,42 +30,34 @@ class _Another(torch.nn.Sequential):
         return self
 
 
-def _counterfactuals(engine, classifier, photos, settings) -> Task:
-    return Counterfactuals(
-        engine=engine, classifier=classifier, photos=photos, target="dog", settings=settings
-    )
-
-
-def _disagreements(engine, classifier, photos, settings) -> Task:
+def _of_disagreements(classifier: Classifier, photos: list[ImageInput]) -> dict[str, Any]:
     g = classifier.with_classes(classifier.classes)
     g.network, g.name = _Another(g.network), "another"  # it costs what f costs
-    return Disagreements(
-        engine=engine, f=classifier, g=g, classes=["cat"], seeds=len(photos), settings=settings,
-    )  # fmt: skip
+    return {"f": classifier, "g": g, "classes": ["cat"], "seeds": len(photos)}
 
 
-def _neurons(engine, classifier, photos, settings) -> Task:
+def _of_neurons(classifier: Classifier, photos: list[ImageInput]) -> dict[str, Any]:
     numbers = list(range(len(photos)))
     ranges = dict.fromkeys(numbers, (0.0, 1.0))
-    return NeuronVisualisations(
-        engine=engine, classifier=classifier, neurons=numbers, words=WORDS, settings=settings,
-        dataset=Activating(dict.fromkeys(numbers, []), ranges, 1, {}, "profile"),
-    )  # fmt: skip
+    dataset = Activating(dict.fromkeys(numbers, []), ranges, 1, {}, "profile")
+    return {"classifier": classifier, "neurons": numbers, "words": WORDS, "dataset": dataset}
 
 
-def _neuron_counterfactuals(engine, classifier, photos, settings) -> Task:
-    return NeuronCounterfactuals(
-        engine=engine, classifier=classifier, photos=photos, neuron=0, direction="max",
-        settings=settings,
-    )  # fmt: skip
-
-
-_TASKS: Mapping[str, tuple[type[Task], _Make]] = {
-    "counterfactual": (Counterfactuals, _counterfactuals),
-    "disagreement": (Disagreements, _disagreements),
-    "neuron": (NeuronVisualisations, _neurons),
-    "neuron-counterfactual": (NeuronCounterfactuals, _neuron_counterfactuals),
-}
+_TASKS: Mapping[str, tuple[type[Task], Callable[..., dict[str, Any]]]] = {
+    "counterfactual": (
+        Counterfactuals,
+        lambda classifier, photos: {"classifier": classifier, "photos": photos, "target": "dog"},
+    ),
+    "disagreement": (Disagreements, _of_disagreements),
+    "neuron": (NeuronVisualisations, _of_neurons),
+    "neuron-counterfactual": (
+        NeuronCounterfactuals,
+        lambda classifier, photos: {
+            "classifier": classifier, "photos": photos, "neuron": 0, "direction": "max",
+        },
+    ),
+}  # fmt: skip
+"""name -> its class, and what that is given: of a classifier and photos."""
 TASKS = tuple(_TASKS)
 
 
@@ -85,4 +75,5 @@ def make_task(
         file = folder / f"photo-{n}.png"
         Image.new("RGB", (size, size), "grey").save(file)
         photos.append(ImageInput(file.stem, file, "a photo of a cat", "cat"))
-    return _TASKS[name][1](engine, classifier, photos, settings)
+    kind, given = _TASKS[name]
+    return kind(engine=engine, settings=settings, **given(classifier, photos))
