@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from fastdigin.engine.engine import Engine
@@ -68,16 +69,13 @@ def precision_cosines(model: LatentDiffusion, job: Job, dtype: torch.dtype) -> d
         engine_first_gradients(Engine(each, slots=1, compile="off"), job)
         for each in (model, in_precision(model, dtype))
     )
-    return {name: cosine(actual[name], gradient) for name, gradient in expected.items()}
+    return {
+        name: float(cosine_similarity(*(x[name].double().flatten() for x in (actual, expected)), 0))
+        for name in expected
+    }
 
 
 def in_precision(model: LatentDiffusion, dtype: torch.dtype) -> LatentDiffusion:
     """A copy whose networks have ``dtype``. For models with one text encoder."""
     networks = [copy.deepcopy(n).to(dtype) for n in (model.unet, model.vae, model.text_encoder)]
     return LatentDiffusion(*networks, model.tokenizer, model.scheduler)
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two tensors taken as vectors."""
-    a, b = (x.double().flatten() / x.double().norm() for x in (a, b))
-    return float(a @ b)

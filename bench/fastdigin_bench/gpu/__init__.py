@@ -42,9 +42,8 @@ def run(options: Namespace) -> int:
         else:
             found["parts"][part] = _measured(part, measure, place)
             write_json(file, found)
-    print(
-        rows_table(_rows(found["parts"]), {"part": "part", "seconds": "seconds", "found": "found"})
-    )
+    columns = {"part": "part", "seconds": "seconds", "found": _told}
+    print(rows_table([{"part": name, **part} for name, part in found["parts"].items()], columns))
     _plot(file.with_suffix(".png"), found["parts"])
     finish(file, found)
     return 1 if any(each["error"] for each in found["parts"].values()) else 0
@@ -64,17 +63,11 @@ def _measured(part: str, measure, place: Place) -> dict[str, Any]:
     return {"seconds": seconds, "error": error, **figures}
 
 
-def _rows(parts: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "part": name, "seconds": part["seconds"],
-            "found": part["error"] or ", ".join(
-                f"{key} {value}" for key, value in part.items()
-                if key not in ("seconds", "error") and isinstance(value, (int, float, str))
-            ),
-        }
-        for name, part in parts.items()
-    ]  # fmt: skip
+def _told(part: dict[str, Any]) -> str:
+    return part["error"] or ", ".join(
+        f"{key} {value}" for key, value in part.items()
+        if key not in ("part", "seconds", "error") and isinstance(value, (int, float, str))
+    )  # fmt: skip
 
 
 def _plot(path, parts: dict[str, Any]) -> None:

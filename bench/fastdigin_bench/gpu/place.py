@@ -16,6 +16,7 @@ from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import choose_dtype
 from fastdigin_bench.profile.networks import build
 from fastdigin_bench.profile.workload import task_class
 from fastdigin_bench.text_jobs import text_jobs
@@ -28,20 +29,13 @@ class Place:
     device: torch.device
     tiny: bool
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which a device is fast (models/precision.py decides the same for users)."""
-        gpu = hardware.of(self.device)
-        if not gpu.is_gpu:
-            return torch.float32
-        return torch.bfloat16 if gpu.capability >= (8, 0) else torch.float16
-
     def models(
         self, name: str, dtype: torch.dtype | None = None
     ) -> tuple[LatentDiffusion, Classifier]:
-        """name: of profile.networks. Weights are drawn from a fixed seed."""
+        """name: of profile.networks. Weights are drawn from a fixed seed. dtype: None for auto."""
         torch.manual_seed(0)
-        return build("embedded" if self.tiny else name, dtype or self.dtype, self.device)
+        dtype = dtype or choose_dtype("auto", self.device)
+        return build("embedded" if self.tiny else name, dtype, self.device)
 
     def settings(self, task: str, model: LatentDiffusion, iterations: int | None = None) -> Any:
         """The task's defaults; with ``tiny`` or ``iterations``, shorter."""
