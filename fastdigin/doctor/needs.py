@@ -55,8 +55,7 @@ def _check(option: str, name: str) -> Need:
 
 def _find(option: str, name: str) -> None:
     if option == "model":
-        from fastdigin.models.headers import check_headers
-        from fastdigin.models.model_files import find_model
+        from fastdigin.models.model_files import check_headers, find_model
 
         check_headers(name, find_model(name))
     elif option == "segmenter":
