@@ -1,4 +1,4 @@
-"""What networks make of pictures: distances of sets, likeness of pairs, diversity.
+"""What networks make of pictures: distances of sets, likeness of pairs, diversity, attributes.
 
 All functions take features, which any network may have made; sums are in fp64.
 """
@@ -16,6 +16,8 @@ SPLITS = 10
 
 SAME = 0.5
 """FVA: two faces whose features have a larger cosine are of one person."""
+
+COUT_STEPS = 50
 
 _GROUPS = 10
 _STUDENT = 2.262
@@ -105,6 +107,70 @@ def cosine_distance(a_d: Tensor, b_d: Tensor) -> float:
     return 1 - cosines(a_d[None], b_d[None])[0]
 
 
+def cout(
+    before_3hw: Tensor,
+    after_3hw: Tensor,
+    probabilities: Callable[[Tensor], Tensor],
+    source: int,
+    target: int,
+) -> float:
+    """Counterfactual transition score in [-1, 1]; 1 where the first pixels do it all.
+
+    The pixels of the photo are replaced by those of the explanation, the most changed first, in
+    COUT_STEPS equal parts. The score is the area under the curve of the target's probability minus
+    that of the source's (trapezoids over the share of pixels).
+
+    Args:
+        before_3hw, after_3hw: the photo and its explanation, in [0, 1].
+        probabilities: maps images (B,3,H,W) to (B,K).
+        source, target: the classes; a flip goes from one to the other.
+
+    Source: Khorram and Fuxin 2022 (C3LT), arXiv 2203.13190, with the mask of the ACE scripts.
+    """
+    changed = (after_3hw - before_3hw).abs().sum(dim=0).flatten()
+    rank = torch.empty_like(changed, dtype=torch.long)
+    rank[changed.argsort(descending=True, stable=True)] = torch.arange(
+        len(changed), device=changed.device
+    )
+    parts = torch.arange(COUT_STEPS + 1, device=changed.device)[:, None] * len(changed) / COUT_STEPS
+    taken = (rank < parts).view(-1, 1, *before_3hw.shape[1:])
+    found = probabilities(torch.where(taken, after_3hw, before_3hw)).double()
+    return float(torch.trapezoid(found[:, target] - found[:, source], dx=1 / COUT_STEPS))
+
+
+def changed_attributes(before_na: Tensor, after_na: Tensor) -> list[int]:
+    """How many attributes changed in each pair; their mean is MNAC.
+
+    Args:
+        before_na, after_na: probabilities; an attribute is there above 0.5. Classes of which one
+            is true are attributes too: from one to another, two of them change.
+
+    Source: Rodriguez et al. 2021 (DiVE), arXiv 2103.10226.
+    """
+    return ((before_na > 0.5) != (after_na > 0.5)).sum(dim=1).tolist()
+
+
+def correlation_difference(
+    photos_ma: Tensor, before_na: Tensor, after_na: Tensor, query: int
+) -> float:
+    """CD: do the explanations change what merely goes along with the attribute they shall change?
+
+    The sum over all attributes of |correlation with the query attribute in photos - correlation of
+    its changes with the query's changes|. What never changes has a correlation of 0.
+
+    Args:
+        photos_ma: the attributes of a data set, as labels or probabilities; those of the photos
+            that were explained will do.
+        before_na, after_na: probabilities for the pairs.
+        query: the attribute that the explanations shall change.
+
+    Source: Jeanneret et al. 2022 (DiME), arXiv 2203.15636.
+    """
+    photos, before, after = ((x > 0.5).double() for x in (photos_ma, before_na, after_na))
+    changes = after - before
+    return float(np.abs(_correlations(photos, query) - _correlations(changes, query)).sum())
+
+
 def jackknifed(
     statistic: Callable[[Tensor], float], n: int
 ) -> tuple[float, tuple[float, float] | None]:
@@ -155,3 +221,12 @@ def _kernel(x_nd: Tensor, y_md: Tensor, own: bool) -> float:
 def _check_two(*sets: Tensor) -> None:
     if min(map(len, sets)) < 2:
         raise ValueError(f"each set needs two samples, got {[len(x) for x in sets]}")
+
+
+def _correlations(values_na: Tensor, query: int) -> np.ndarray:
+    """Of every column with one; 0 where either never varies."""
+    centred = values_na - values_na.mean(dim=0)
+    norms = centred.norm(dim=0)
+    products = centred.T @ centred[:, query]
+    bounds = norms * norms[query]
+    return torch.where(bounds > 0, products / bounds.clamp_min(1e-300), 0.0).numpy()

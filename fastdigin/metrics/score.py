@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fastdigin.errors import UserError
-from fastdigin.metrics.attributes import changed_attributes, correlation_difference
 from fastdigin.metrics.cases import Case
-from fastdigin.metrics.cout import cout
 from fastdigin.metrics.distances import masked_l1, masked_l2
 from fastdigin.metrics.extractors import Extractor
 from fastdigin.metrics.features import (
     SAME,
+    changed_attributes,
+    correlation_difference,
     cosine_distance,
     cosines,
+    cout,
     diversity,
     frechet_distance,
     jackknifed,

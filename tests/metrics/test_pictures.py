@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastdigin.metrics.attributes import changed_attributes, correlation_difference
-from fastdigin.metrics.cout import cout
 from fastdigin.metrics.distances import masked_l1, masked_l2
+from fastdigin.metrics.features import changed_attributes, correlation_difference, cout
 
 
 def test_distances_are_those_of_numpy():
