@@ -21,11 +21,15 @@ from diffusers import AutoencoderKL
 
 from fastdigin.embedded.data import World, load_world
 from fastdigin.embedded.make_photos import make_photos
-from fastdigin.embedded.make_tokenizer import make_tokenizer
 from fastdigin.embedded.scenes import make_scenes
 from fastdigin.embedded.train_autoencoder import psnr, train_autoencoder
 from fastdigin.embedded.train_classifiers import train_classifiers
-from fastdigin.embedded.train_diffusion import assemble, cache_latents, train_diffusion
+from fastdigin.embedded.train_diffusion import (
+    assemble,
+    cache_latents,
+    make_tokenizer,
+    train_diffusion,
+)
 from fastdigin.errors import UserError, exits_with_code
 
 AUTOENCODER_SCENES = 24_000

@@ -12,7 +12,6 @@ from torch import nn
 from fastdigin.embedded import BACKGROUNDS, COLOURS, GARMENTS, prompt, training
 from fastdigin.embedded import train_autoencoder as ta
 from fastdigin.embedded import train_diffusion as td
-from fastdigin.embedded.make_tokenizer import make_tokenizer
 from fastdigin.embedded.scenes import Scenes, round_trip
 from fastdigin.embedded.train import main
 
@@ -65,7 +64,7 @@ def test_normalised_latents_decode_to_the_same_pictures():
 
 
 def test_every_word_of_the_world_is_one_token(tmp_path):
-    tokenizer = make_tokenizer(tmp_path)
+    tokenizer = td.make_tokenizer(tmp_path)
     for words in itertools.product(GARMENTS, COLOURS, BACKGROUNDS):
         pieces = tokenizer.tokenize(prompt(*words))
         assert [piece.removesuffix("</w>") for piece in pieces] == prompt(*words).split()
@@ -76,7 +75,7 @@ def test_every_word_of_the_world_is_one_token(tmp_path):
 
 def test_diffusion_trains_and_writes_a_pipeline_for_diffusers(monkeypatch, tmp_path):
     monkeypatch.setattr(td, "BATCH", 2)
-    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    tokenizer = td.make_tokenizer(tmp_path / "tokenizer")
     autoencoder = ta.build_autoencoder().eval().requires_grad_(False)
     index = torch.arange(4)
     scenes = Scenes(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8), index, index, index)
