@@ -7,9 +7,8 @@ plain image. Anything that does so is a loss: a function of your own needs no cl
 """
 
 from fastdigin.objectives.augmentation import Cutouts
-from fastdigin.objectives.classification import ClassConfidence
+from fastdigin.objectives.classification import ClassConfidence, NeuronActivation
 from fastdigin.objectives.distances import Distance
-from fastdigin.objectives.neurons import NeuronActivation
 from fastdigin.objectives.perceptual import FeatureDistance, LpipsDistance, load_lpips
 
 __all__ = [
