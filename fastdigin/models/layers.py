@@ -43,16 +43,9 @@ def layer_output(network: nn.Module, layer: str, run: Callable[[], object]) -> T
     """
     name, number = _run_of(layer)
     module = network.get_submodule(name)
-
-    def pooled(output: object) -> Tensor | None:
-        tensor = _tensor(output)
-        return (
-            tensor if tensor is None else _pool(tensor, _has_channels_last(network, module, tensor))
-        )
-
-    captured: list[Tensor | None] = []
-    handle = module.register_forward_hook(lambda _, inputs, output: captured.append(pooled(output)))
-    _run(handle, run)
+    captured = _captured(
+        module.register_forward_hook, lambda x: _has_channels_last(network, module, x), run
+    )
     if captured and ((number is None and len(captured) > 1) or (number or 0) > len(captured)):
         choices = ", ".join(f"{name}:{n}" for n in range(1, len(captured) + 1))
         raise UserError(
@@ -65,14 +58,8 @@ def layer_output(network: nn.Module, layer: str, run: Callable[[], object]) -> T
 def layer_input(network: nn.Module, layer: str, run: Callable[[], object]) -> Tensor | None:
     """The same for what the module takes in, at its last run; a linear layer has channels last."""
     module = network.get_submodule(layer)
-
-    def pooled(inputs: tuple) -> Tensor | None:
-        tensor = _tensor(inputs)
-        return tensor if tensor is None else _pool(tensor, isinstance(module, nn.Linear))
-
-    captured: list[Tensor | None] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: captured.append(pooled(inputs)))
-    _run(handle, run)
+    is_linear = isinstance(module, nn.Linear)
+    captured = _captured(module.register_forward_pre_hook, lambda x: is_linear, run)
     return captured[-1] if captured else None
 
 
@@ -82,11 +69,22 @@ def _run_of(layer: str) -> tuple[str, int | None]:
     return (name, int(number)) if name and number.isdecimal() and int(number) else (layer, None)
 
 
-def _run(handle, run: Callable[[], object]) -> None:
-    try:
+def _captured(
+    register: Callable, has_channels_last: Callable[[Tensor], bool], run: Callable[[], object]
+) -> list[Tensor | None]:
+    """What a hook of a module is given last at each of its runs, pooled.
+
+    register: the module's method that registers such a hook.
+    """
+    captured = []
+
+    def hook(_, *given: object) -> None:
+        tensor = _tensor(given[-1])
+        captured.append(tensor if tensor is None else _pool(tensor, has_channels_last(tensor)))
+
+    with register(hook):
         run()
-    finally:
-        handle.remove()
+    return captured
 
 
 def _tensor(value: object) -> Tensor | None:
