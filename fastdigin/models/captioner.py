@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastdigin.models.missing import fetching, loading, without_bars
-from fastdigin.models.weights import check_weights
-from fastdigin.storage import weights_fingerprint
+from fastdigin.models.weights import FrozenNetwork, check_weights
 
 MOST_TOKENS = 30
 """Of a caption. Stable Diffusion reads 75, and the prompt has words of its own."""
@@ -20,7 +18,7 @@ MOST_TOKENS = 30
 DESCRIBE = "Describe the image in one short sentence."
 
 
-class Captioner:
+class Captioner(FrozenNetwork):
     """A frozen network that says what images show, the likeliest word at a time.
 
     Captions depend on the image alone: images go through one at a time.
@@ -40,9 +38,9 @@ class Captioner:
         self, network: nn.Module, image_processor: Any, tokenizer: Any, processor: Any = None,
         name: str = "captioner",
     ):  # fmt: skip
-        self.network = network.eval().requires_grad_(False)
+        super().__init__(network, name)
         self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.processor, self.name = processor, name
+        self.processor = processor
 
     @classmethod
     def load(cls, source: str) -> Captioner:
@@ -74,20 +72,6 @@ class Captioner:
         check_weights(owner, network, info["missing_keys"], info["unexpected_keys"])
         asked = getattr(processor, "chat_template", None) and hasattr(processor, "image_processor")
         return cls(network, image_processor, tokenizer, processor if asked else None, source)
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    def to(self, device: torch.device | str) -> Captioner:
-        """Moves the network, in place; returns self."""
-        self.network.to(device)
-        return self
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the weights."""
-        return weights_fingerprint([self.network])
 
     def captions(self, images: Sequence[Tensor]) -> list[str]:
         """A sentence for each image (3, H, W) in [0, 1]; empty where the network says nothing."""

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.missing import loading, require
-from fastdigin.models.weights import check_weights, read_weights
-from fastdigin.storage import weights_fingerprint
+from fastdigin.models.weights import FrozenNetwork, check_weights, read_weights
 
 KINDS = ("vit_tiny", "vit_b", "vit_l", "vit_h")
 HUB = "lkeab/hq-sam"
@@ -36,7 +34,7 @@ class Prompt:
     box: Tensor | None = None
 
 
-class Segmenter:
+class Segmenter(FrozenNetwork):
     """A frozen ``segment_anything_hq`` Sam. It masks with the high-quality token alone.
 
     Args:
@@ -48,8 +46,7 @@ class Segmenter:
     """
 
     def __init__(self, network: nn.Module, name: str = "hq-sam"):
-        self.network = network.eval().requires_grad_(False)
-        self.name = name
+        super().__init__(network, name)
 
     @classmethod
     def load(cls, spec: str, checkpoint: str | Path | None = None) -> Segmenter:
@@ -63,20 +60,6 @@ class Segmenter:
         network = build(checkpoint=None)
         _load_weights(network, path, spec)
         return cls(network, spec)
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    def to(self, device: torch.device | str) -> Segmenter:
-        """Moves the network, in place; returns self."""
-        self.network.to(device)
-        return self
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the weights."""
-        return weights_fingerprint([self.network])
 
     def masks(self, images: Sequence[Tensor], prompts: Sequence[Prompt]) -> list[Tensor]:
         """One boolean mask (H, W) per image (3, H, W) in [0, 1]."""

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,31 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.missing import first_sentence
+from fastdigin.storage import weights_fingerprint
 
 ENTRIES = ("state_dict", "model", "model_state_dict")
 """Where training programs keep the weights within a checkpoint."""
+
+
+class FrozenNetwork:
+    """A network that is frozen and put in evaluation mode, in place. name: in results."""
+
+    def __init__(self, network: nn.Module, name: str):
+        self.network, self.name = network.eval().requires_grad_(False), name
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def to(self, device: torch.device | str):
+        """Moves the network, in place; returns self."""
+        self.network.to(device)
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights."""
+        return weights_fingerprint([self.network])
 
 
 def check_weights(
