@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastdigin.commands.common_options import add_cache_options, add_images
 from fastdigin.commands.options import path
+from fastdigin.commands.output import write_text
 from fastdigin.errors import UserError
 
 
@@ -34,7 +35,6 @@ def run(options: argparse.Namespace) -> int:
     from fastdigin.photos import collect
     from fastdigin.photos.collect import TABLE_COLUMNS
     from fastdigin.report.console import print_text
-    from fastdigin.storage import write_atomically
     from fastdigin.tasks.captions import caption_table, needs_caption
 
     if options.out.suffix.lower() != ".csv":
@@ -46,11 +46,7 @@ def run(options: argparse.Namespace) -> int:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out, text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"--out '{options.out}' cannot be written ({error.strerror})") from None
+    write_text(options.out, text.getvalue(), options.out)
     for row in rows:
         print_text(json.dumps(row) if options.json else f"{row['id']}: {row.get('caption', '-')}")
     return 1 if any(map(needs_caption, inputs)) else 0

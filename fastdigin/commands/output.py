@@ -37,12 +37,18 @@ def print_left_out(unreadable: Mapping[str, str]) -> None:
 def write_jsonl(out: Path, name: str, records: Iterable[Mapping[str, Any]]) -> str:
     """Writes OUT/NAME, a record a line, and returns its text; UserError where that fails."""
     from fastdigin.results.store import jsonable
-    from fastdigin.storage import write_atomically
 
     text = "".join(json.dumps(jsonable(record)) + "\n" for record in records)
+    write_text(out / name, text, out)
+    return text
+
+
+def write_text(path: Path, text: str, out: Path) -> None:
+    """Writes a file, and the folders that lead there; UserError that names ``out``."""
+    from fastdigin.storage import write_atomically
+
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / name, text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise UserError(f"--out '{out}' cannot be written ({error.strerror})") from None
-    return text

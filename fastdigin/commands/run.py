@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from tqdm import tqdm
 
 from fastdigin.commands.history import remember
@@ -110,8 +109,7 @@ def conclude(tasks: Sequence[str], out: Path, *, as_json: bool) -> None:
 
 def environment_of(task: Task) -> dict[str, Any]:
     """The versions, the machine and the weights that make a run's results."""
-    networks = [part for part in vars(task.model).values() if isinstance(part, nn.Module)]
-    weights = {task.model.name: weights_fingerprint(networks)}
+    weights = {task.model.name: weights_fingerprint(task.model.networks)}
     weights |= {c.name: weights_fingerprint([c.network]) for c in task.classifiers}
     return versions() | {"weights": weights}
 

@@ -22,8 +22,8 @@ from fastdigin.models.classifiers.names import (
     class_number,
     folded,
     not_a_class,
+    other_words,
     synonyms,
-    word_classes,
 )
 from fastdigin.models.classifiers.outputs import Activation, Channels, Named
 from fastdigin.models.classifiers.through_relu import ThroughRelu
@@ -326,11 +326,11 @@ class Classifier:
         found = self._names.get(folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
             return class_number(int(name_or_index), len(self.classes), self.name)
-        words = [] if found else word_classes(name_or_index, list(self._names))
-        if words:
-            found = self._names[words[0]]
+        words = (word for word in other_words(name_or_index) if word in self._names)
+        if not found and (word := next(words, None)):
+            found = self._names[word]
             if name_or_index not in self._said:  # for one photo after another
-                log.warning("class %r of %s is taken to be %r", name_or_index, self.name, words[0])
+                log.warning("class %r of %s is taken to be %r", name_or_index, self.name, word)
                 self._said.add(name_or_index)
         if len(found) != 1:
             raise not_a_class(name_or_index, found, self._names, self.classes, self.name)

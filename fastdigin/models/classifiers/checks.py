@@ -1,16 +1,12 @@
 """Whether a classifier can be explained, found out before any work."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastdigin.errors import UserError
-
-if TYPE_CHECKING:
-    from fastdigin.models.classifier import Classifier
+from fastdigin.models.classifier import Classifier
 
 Differentiable = Literal["logits", "activations"]
 

@@ -34,11 +34,6 @@ def other_words(name: str) -> list[str]:
     return [word for words in WORDS if synonyms(name) & set(words) for word in words]
 
 
-def word_classes(name: str, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that are other words for ``name``, the nearest first."""
-    return [word for word in other_words(name) if word in names]
-
-
 def same_name(a: str, b: str) -> bool:
     """Whether two class names share a synonym, or are words for the same."""
     return bool(synonyms(a) & synonyms(b)) or bool(set(other_words(a)) & set(other_words(b)))
