@@ -25,7 +25,7 @@ TRUTH_PARTS = (
     "neuron-counterfactual",
 )
 
-# Those of fastdigin_bench.kernel_cases, whose import takes seconds.
+# What fastdigin_bench.kernel_cases has, whose import takes seconds.
 KERNEL_MODELS = ("sd-1.4", "sd-2.1", "sdxl", "embedded")
 KERNEL_OPS = (
     "self-attention",

@@ -26,15 +26,17 @@ Gradients = Mapping[str, Tensor]
 """By variable: "latents" (C, h, w), "conditioning" and, with guidance, "null_text" (T, L, D)."""
 
 
-def gradient_error(actual: Gradients, expected: Gradients) -> float:
-    """The largest |actual - expected| / |expected| of a variable, in the 2-norm.
-
-    Raises UserError where it is above TOLERANCE.
-    """
-    error = max(
+def relative_error(actual: Gradients, expected: Gradients) -> float:
+    """The largest |actual - expected| / |expected| of a variable, in the 2-norm."""
+    return max(
         float((actual[name] - gradient).norm() / gradient.norm())
         for name, gradient in expected.items()
     )
+
+
+def gradient_error(actual: Gradients, expected: Gradients) -> float:
+    """Their relative error. Raises UserError where it is above TOLERANCE."""
+    error = relative_error(actual, expected)
     if not error <= TOLERANCE:
         raise UserError(
             f"the first gradients differ by {error:.1e}, more than {TOLERANCE}: "

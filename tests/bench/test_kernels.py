@@ -39,7 +39,6 @@ def run(monkeypatch, tmp_path, capsys):
 
 def test_the_command_names_what_there_is():
     assert tuple(kernel_cases.MODELS) == command.KERNEL_MODELS
-    assert kernel_cases.OPS == command.KERNEL_OPS
 
 
 def test_a_row_for_every_implementation_and_pass(run):

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdigin import hardware
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.errors import UserError
 from fastdigin_bench.gpu.place import Place, StageClock, iterate
-from fastdigin_bench.gradients import engine_first_gradients
+from fastdigin_bench.gradients import Gradients, engine_first_gradients, relative_error
 from fastdigin_bench.kernel_cases import OPS, cases
 from fastdigin_bench.kernel_timing import matmul_peak, time_in_turns
 from fastdigin_bench.kernels import measure as measure_kernel
@@ -166,25 +167,21 @@ def kernels(place: Place) -> dict[str, Any]:
 
 def dtypes(place: Place) -> dict[str, Any]:
     """Error of the first gradients and images in half precision, against fp32."""
-    found: dict[str, Any] = {}
-    truth = None
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        if dtype is torch.float16 and place.device.type == "cpu":
-            continue
+
+    def gradients_and_image(dtype: torch.dtype) -> tuple[Gradients, Tensor]:
+        hardware.of(place.device).release()
         model, classifier = place.models("sd-1.4", dtype)
         engine = Engine(model, slots=1, compile="off")
         (job,) = place.jobs(model, classifier, 1)
-        gradients = engine_first_gradients(engine, job)
-        image = engine.evaluate([job])[0].image
-        if truth is None:
-            truth = gradients, image
-            continue
-        name = str(dtype).removeprefix("torch.")
-        errors = ((gradients[k] - g).norm() / g.norm() for k, g in truth[0].items())
-        found[f"{name}_gradient_error"] = round(float(max(errors)), 5)
-        found[f"{name}_image_error"] = round((image - truth[1]).abs().mean().item(), 6)
-        del engine, model, classifier
-        hardware.of(place.device).release()
+        return engine_first_gradients(engine, job), engine.evaluate([job])[0].image
+
+    found: dict[str, Any] = {}
+    true_gradients, true_image = gradients_and_image(torch.float32)
+    for name in ("bfloat16",) if place.device.type == "cpu" else ("bfloat16", "float16"):
+        gradients, image = gradients_and_image(getattr(torch, name))
+        error = relative_error(gradients, true_gradients)
+        found[f"{name}_gradient_error"] = round(error, 5)
+        found[f"{name}_image_error"] = round((image - true_image).abs().mean().item(), 6)
     return found
 
 
