@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.write_text(_one_row_a_line(triton.__version__, rows))
     wrong = [row for row in rows if row["spills"] or not row["fits"]]
     for row in wrong:
-        print(f"spills or does not fit: {_label(row)}", file=sys.stderr)
+        print(f"spills or does not fit: {_line(row)}", file=sys.stderr)
     print(json.dumps({"triton": triton.__version__, "rows": rows}))
     return 1 if wrong else 0
 
@@ -172,10 +172,6 @@ def _line(row: dict) -> str:
         f"{row['registers']:5}{row['spills']:7}{row['shared_bytes']:8}{row['occupancy']:7.2f}"
         f"{row['padded_flops_ratio']:7.3f}{row['bytes_ratio']:7.2f}"
     )
-
-
-def _label(row: dict) -> str:
-    return f"{row['kernel']} {row['config']} {row['arch']} {row['dtype']}"
 
 
 def _one_row_a_line(version: str, rows: list[dict]) -> str:
