@@ -45,8 +45,7 @@ def run(options: Namespace) -> int:
         say(f"matrix products in {name}: {peaks[name] / 1e9:.0f} GFLOP/s")
         for case in cases(options.models or tuple(MODELS), options.ops or OPS, device, dtype):
             found = measure(case, options.seconds, peaks[name])
-            for row in found:
-                rows.append({"model": case.model, "op": case.op, "shape": case.shape} | row)
+            rows += found
             say(f"{case.op} {case.shape}: {_summary(found)}")
     print(rows_table(rows, _COLUMNS))
     whole = {} if options.steps is None else _whole_steps(options.steps, device)
@@ -95,6 +94,9 @@ def measure(case: Case, seconds: float, peak: float) -> list[dict]:
         runs.clear()
         for impl in case.implementations:
             row = {
+                "model": case.model,
+                "op": case.op,
+                "shape": case.shape,
                 "dtype": str(case.variables[0].dtype)[6:],
                 "impl": impl,
                 "pass": one,

@@ -158,8 +158,7 @@ def kernels(place: Place) -> dict[str, Any]:
         peak = matmul_peak(place.device, dtype)
         model = "embedded" if place.tiny else "sd-1.4"
         for case in cases((model,), OPS[-1:] if place.tiny else OPS, place.device, dtype):
-            about = {"op": case.op, "shape": case.shape}
-            rows += [about | row for row in measure_kernel(case, 0.05, peak)]
+            rows += measure_kernel(case, 0.05, peak)
     both = [row for row in rows if row["pass"] == "both"]
     refused = sum(row["refused"] is not None for row in both)
     return {"cases": len(both), "refused": refused, "rows": rows}
