@@ -7,7 +7,7 @@ and every attribute (the background, the object's colour) the method is
    the other region of the photo is kept; the words of all features are tried as starts. They start
    from photos of the class, and from photos of the class that is taken for it most (the pair);
 2. *read*: a classifier of the attribute says which feature the explanations ended with; one that
-   more than half of the former, or of the latter, ended with is a candidate;
+   a third of the former, or of the latter, ended with is a candidate;
 3. *confirm*: that attribute alone is swapped on photos of the class; the effect is the mean
    confidence with the feature less the mean with the other ones.
 
