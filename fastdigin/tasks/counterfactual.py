@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fastdigin.configuration import check_settings, documented, setting
-from fastdigin.editing.inversion import Method
 from fastdigin.editing.prompts import replace_phrase, token_mapping
 from fastdigin.editing.schedules import Schedule, parse_schedule, schedule_weights
 from fastdigin.engine.engine import Engine
@@ -36,7 +35,6 @@ from fastdigin.tasks.photo_task import (
     PhotoRequest,
     PhotoSettings,
     PhotoTask,
-    inversion_setting,
 )
 from fastdigin.tasks.regularisers import Regulariser
 from fastdigin.tasks.sources import NO_TOOLS, PhotoTools, Source, SourcePhoto
@@ -55,8 +53,8 @@ class CounterfactualSettings(PhotoSettings):
     injection_fractions x blending_fractions are the candidates of the schedule search. The
     regularisers of the paper hold the background.
 
-    Photos are inverted directly and a job ends in time, which bench/NOTES.md shows to be as good as
-    the published method in a third less time; that is the preset exact (fd.presets.EXACT).
+    A job ends in time, which with direct inversion is as good as the published method in half the
+    time (bench/NOTES.md); that is the preset exact (fd.presets.EXACT).
 
     Raises:
         UserError: a value that is out of its bounds, or no candidate for the search.
@@ -66,7 +64,6 @@ class CounterfactualSettings(PhotoSettings):
         >>> replace(settings, stop_at=0.95, optimisation=replace(settings.optimisation, steps=10))
     """
 
-    inversion_method: Method = inversion_setting("direct")
     injection_fractions: tuple[Schedule, ...] = setting(
         (0.3, 0.4, 0.5),
         "fractions of the steps that attend as the source did, or schedules: 0.1-0.4 (from, "

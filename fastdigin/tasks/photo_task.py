@@ -37,26 +37,22 @@ MOST_QUESTIONS = 4
 """For each slot, in one preparation: what is prepared is held until it is optimised."""
 
 
-def inversion_setting(default: Method) -> Any:
-    """The field ``inversion_method`` of a task's settings."""
-    return setting(
-        default,
-        "how photos are inverted: direct, which keeps what each step lacks, or null-text "
-        "optimisation, the paper's, or negative-prompt, which reproduces photos less well",
-        flag="inversion",
-    )
-
-
 @dataclass(frozen=True)
 class PhotoSettings:
     """Settings of all tasks that start from a photo.
 
     optimisation: of the engine; its steps and guidance serve inversion as well. inversion_method,
-    null_text_steps: as in :class:`fastdigin.editing.inversion.InversionSettings`.
+    null_text_steps: as in :class:`fastdigin.editing.inversion.InversionSettings`; the paper has
+    null-text optimisation, and direct inversion is as good in less time (bench/NOTES.md).
     """
 
     optimisation: Settings = setting(Settings, "the engine's settings", flat=True)
-    inversion_method: Method = inversion_setting("null-text")
+    inversion_method: Method = setting(
+        "direct",
+        "how photos are inverted: direct, which keeps what each step lacks, or null-text "
+        "optimisation, the paper's, or negative-prompt, which reproduces photos less well",
+        flag="inversion",
+    )
     null_text_steps: int = setting(10, "updates of null-text optimisation per step", least=0)
     self_injection: Schedule | None = setting(
         None,
