@@ -13,7 +13,7 @@ from torch import Tensor
 
 MARGIN = 0.15
 """Effects above this make findings. Between the largest effects that classifiers without shortcuts
-had by chance (0.11) and the smallest planted ones (0.19) on the worlds it was chosen on."""
+had by chance (0.12) and the smallest planted ones (0.19) on the worlds it was chosen on."""
 
 NAMED = 1 / 3
 """A feature that so many explanations name is a candidate: the swaps decide, not the explanations,
