@@ -11,6 +11,7 @@ OPTIMISATION, CUTOUTS = fd.Settings(steps=3, iterations=1), fd.Cutouts(count=2)
 def four_tasks(engine, optimisation=OPTIMISATION, build=build_classifier):
     """Two jobs of each, run; those of photos inject attention and blend, one by a mask of its own.
 
+    Counterfactuals are inverted directly, neuron counterfactuals by null-text optimisation.
     Of the two classifiers the second looks at another size. build: makes one of a seed and a name.
     """
     classifier, other = build(), build(seed=1, name="other")
@@ -39,5 +40,5 @@ def four_tasks(engine, optimisation=OPTIMISATION, build=build_classifier):
     )  # fmt: skip
     yield from fd.neuron_counterfactuals(
         engine, photos, classifier, [2, 5], ["max", "min"],
-        settings=fd.NeuronCounterfactualSettings(optimisation, null_text_steps=1),
+        settings=fd.NeuronCounterfactualSettings(optimisation, "null-text", null_text_steps=1),
     )  # fmt: skip

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from fastdigin.engine.engine import Engine
@@ -71,13 +70,16 @@ def precision_cosines(model: LatentDiffusion, job: Job, dtype: torch.dtype) -> d
         engine_first_gradients(Engine(each, slots=1, compile="off"), job)
         for each in (model, in_precision(model, dtype))
     )
-    return {
-        name: float(cosine_similarity(*(x[name].double().flatten() for x in (actual, expected)), 0))
-        for name in expected
-    }
+    return {name: cosine(actual[name], gradient) for name, gradient in expected.items()}
 
 
 def in_precision(model: LatentDiffusion, dtype: torch.dtype) -> LatentDiffusion:
     """A copy whose networks have ``dtype``. For models with one text encoder."""
     networks = [copy.deepcopy(n).to(dtype) for n in (model.unet, model.vae, model.text_encoder)]
     return LatentDiffusion(*networks, model.tokenizer, model.scheduler)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of two tensors taken as vectors, however short (torch's own takes 1e-8 for a length of 0)."""
+    a, b = (x.double().flatten() / x.double().norm() for x in (a, b))
+    return float(a @ b)
