@@ -202,7 +202,7 @@ def _read_run_file(out: Path) -> dict[str, dict]:
             )
         return {}
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))
+        runs = jsonable(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError, RecursionError):
         runs = None
     if not _is_run_file(runs):

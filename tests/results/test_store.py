@@ -105,6 +105,16 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path, name, content)
     assert (tmp_path / name).read_text() == content
 
 
+@pytest.mark.parametrize("number", ["Infinity", "-1e999", "[NaN]"])
+def test_settings_that_are_not_finite_are_kept_as_null(tmp_path, number):
+    """Other programs write such numbers, and JSON has none of them."""
+    (tmp_path / "run.json").write_text(f'{{"disagreement": {{"": {number}, "steps": 5}}}}')
+    ResultStore(tmp_path, "neurons", SETTINGS)
+    kept = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    null = [None] if "[" in number else None
+    assert kept["disagreement"] == {"": null, "steps": 5} and "neurons" in kept
+
+
 def test_values_are_plain_and_finite(store):
     store.append(
         done("caf\udce9", activation=float("nan"), history=[{"total": float("inf")}],
