@@ -326,8 +326,8 @@ class Classifier:
         found = self._names.get(folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
             return class_number(int(name_or_index), len(self.classes), self.name)
-        words = (word for word in other_words(name_or_index) if word in self._names)
-        if not found and (word := next(words, None)):
+        others = [] if found else other_words(name_or_index)
+        if word := next((word for word in others if word in self._names), None):
             found = self._names[word]
             if name_or_index not in self._said:  # for one photo after another
                 log.warning("class %r of %s is taken to be %r", name_or_index, self.name, word)
