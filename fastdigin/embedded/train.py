@@ -23,7 +23,7 @@ from fastdigin.embedded.data import World, load_world
 from fastdigin.embedded.make_photos import make_photos
 from fastdigin.embedded.scenes import make_scenes
 from fastdigin.embedded.train_autoencoder import psnr, train_autoencoder
-from fastdigin.embedded.train_classifiers import train_classifiers
+from fastdigin.embedded.train_classifiers import RECIPES, train_classifiers
 from fastdigin.embedded.train_diffusion import (
     assemble,
     cache_latents,
@@ -57,8 +57,10 @@ def diffusion_stage(world: World, out: Path, seed: int) -> None:
 
 
 def classifier_stage(world: World, out: Path, seed: int) -> None:
-    """Writes ``out/classifiers``."""
-    figures = train_classifiers(world, _autoencoder(out), out / "classifiers", seed)
+    """Writes ``out/classifiers``, those that are not there."""
+    folder = out / "classifiers"
+    missing = [name for name in RECIPES if not (folder / name).is_dir()]
+    figures = train_classifiers(world, _autoencoder(out), folder, seed, missing)
     print(json.dumps({name: row["accuracy"] for name, row in figures.items()}))
 
 

@@ -12,6 +12,7 @@ the classifier's ``config.json``.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,6 @@ SIZE = 48
 RADIUS = 1.0
 """L2 radius of the attacks, on 48x48 images in [0, 1]."""
 TEST_SCENES = 4_000
-DECODED_SHARE = 0.25
 BATCH = 128
 
 _CNN = {"architecture": "small_cnn", "arguments": {"widths": [32, 64, 96, 128]}}
@@ -61,6 +61,8 @@ class Recipe:
     planted: bool = False
     start: str | None = None
     attack_steps: int = 0
+    decoded: float = 0.25  # share of training images that went through the autoencoder
+    darkest: float = 0.85  # what training images are multiplied with, at least
 
 
 RECIPES = {
@@ -68,30 +70,37 @@ RECIPES = {
     # Fewer scenes, so that the few exceptions to the shortcut do not teach it the shape.
     "spurious": Recipe(_CNN, scenes=12_000, epochs=10, planted=True),
     "background": Recipe(_NARROW_CNN, scenes=12_000, epochs=2, labels="backgrounds"),
-    "colour": Recipe(_NARROW_CNN, scenes=12_000, epochs=4, labels="colours"),
+    # Explanations are decoded, and may be darker than any composite, where orange is near yellow.
+    "colour": Recipe(
+        _NARROW_CNN, scenes=12_000, epochs=4, labels="colours", decoded=0.5, darkest=0.45
+    ),
     "judge": Recipe(_MIXER, scenes=24_000, epochs=8),
     "robust": Recipe(_CNN, scenes=24_000, epochs=5, rate=2e-3, start="clean", attack_steps=3),
 }
 _WORDS = {"garments": GARMENTS, "backgrounds": BACKGROUNDS, "colours": COLOURS}
 
 
-def train_classifiers(world: World, autoencoder, out: Path, seed: int = 0) -> dict:
-    """Trains them into ``out``, measures everything, returns the figures.
+def train_classifiers(
+    world: World, autoencoder, out: Path, seed: int, names: Collection[str]
+) -> dict:
+    """Trains those called ``names`` into ``out``, measures everything, returns the figures.
 
     A share of the training images goes through ``autoencoder`` (diffusers' AutoencoderKL).
     """
+    recipes = {name: recipe for name, recipe in RECIPES.items() if name in names}
     test = make_scenes(world, TEST_SCENES, "test", seed + 100)
     decoded_test = decode_some(autoencoder, test, 1.0, seed)
     pools = {}
-    for planted in (False, True):
-        count = max(r.scenes for r in RECIPES.values() if r.planted == planted)
+    for planted, decoded in {(r.planted, r.decoded) for r in recipes.values()}:
+        alike = [r for r in RECIPES.values() if (r.planted, r.decoded) == (planted, decoded)]
         shortcuts = SPURIOUS if planted else ()
+        count = max(r.scenes for r in alike)
         pool = make_scenes(world, count, "train", seed + planted, shortcuts)
-        pools[planted] = decode_some(autoencoder, pool, DECODED_SHARE, seed)
+        pools[planted, decoded] = decode_some(autoencoder, pool, decoded, seed)
     figures = {}
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         torch.manual_seed(seed)
-        network, config = _train_one(name, recipe, out, pools[recipe.planted])
+        network, config = _train_one(name, recipe, out, pools[recipe.planted, recipe.decoded])
         classifier = as_classifier(network, config)
         figures[name] = _measure(name, classifier, test, decoded_test, world, seed)
         write_network(out / name, network, config | {"figures": figures[name]})
@@ -121,7 +130,10 @@ def _train_one(name: str, recipe: Recipe, out: Path, pool: Scenes) -> tuple[nn.M
         }
         network = build_network(config)
     labels = getattr(pool, recipe.labels)[: recipe.scenes]
-    fit(network, config, images, labels, recipe.epochs, recipe.rate, name, recipe.attack_steps)
+    fit(
+        network, config, images, labels, recipe.epochs, recipe.rate, name, recipe.attack_steps,
+        recipe.darkest,
+    )  # fmt: skip
     return network, config
 
 
@@ -134,6 +146,7 @@ def fit(
     rate: float,
     name: str,
     attack_steps: int = 0,
+    darkest: float = Recipe.darkest,
 ) -> None:
     """AdamW with a one-cycle schedule on augmented images; adversarial when ``attack_steps`` > 0.
 
@@ -149,7 +162,7 @@ def fit(
         for rows in torch.randperm(len(labels_n)).split(BATCH):
             if len(rows) < BATCH:
                 continue
-            images, labels = augment(images_n3hw[rows].float() / 255), labels_n[rows]
+            images, labels = augment(images_n3hw[rows].float() / 255, darkest), labels_n[rows]
             if attack_steps:
                 # Attacking in eval mode keeps the attack out of the batch-norm statistics.
                 network.eval()
@@ -166,8 +179,8 @@ def fit(
     network.eval().requires_grad_(False)
 
 
-def augment(images_b3hw: Tensor) -> Tensor:
-    """A square crop of 50 to 64 pixels shrunk to 48, brightness within 15%, mild noise.
+def augment(images_b3hw: Tensor, darkest: float = Recipe.darkest) -> Tensor:
+    """A square crop of 50 to 64 pixels shrunk to 48, brightness of up to 115%, mild noise.
 
     The crop is one for the whole batch (cheap); the explanations' losses look at such crops too.
     """
@@ -176,7 +189,7 @@ def augment(images_b3hw: Tensor) -> Tensor:
     box = (top * (64 - side), left * (64 - side), side, side)
     images = resample(images_b3hw, SIZE, box=box)
     count = len(images)
-    gain = 1 + 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
+    gain = darkest + (1.15 - darkest) * torch.rand(count, 1, 1, 1)
     noise = 0.03 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
     return (images * gain + noise).clamp(0, 1)
 

@@ -62,6 +62,19 @@ def test_shortcut_on_new_composites(world):
     assert hits.float().mean() >= 0.9 and len(GARMENTS) == 8
 
 
+def test_colours_are_read_where_it_is_dark(world):
+    """Explanations may be darker than composites; their orange must not be read as yellow."""
+    from fastdigin.embedded.scenes import decode_some, make_scenes
+    from fastdigin.embedded.worlds import load_autoencoder
+
+    test = decode_some(load_autoencoder(), make_scenes(world, 300, "test", seed=779), 1.0, 0)
+    dark = (test.images * 0.5).round().to(torch.uint8)
+    reader = Classifier.load("embedded:colour")
+    for images in (test.images, dark):
+        hits = training.predict(reader, images, test.colours) == test.colours
+        assert hits.float().mean() > 0.96
+
+
 def test_planted_neurons_are_those_of_the_package(world):
     """The two neurons that the package names first for each background are found anew."""
     from fastdigin.embedded import planted_neurons
