@@ -24,9 +24,10 @@ from fastdigin.engine.compile_choice import CompileChoice, work_ahead
 from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import VARIABLES, Job, Result
 from fastdigin.engine.judging import Prediction, judge, predictions_of
+from fastdigin.engine.leaps import leaping_path
 from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
-from fastdigin.engine.progress import EVALUATION, Told, ToldSteps, iteration_passes
+from fastdigin.engine.progress import Told, ToldSteps
 from fastdigin.engine.queue import Queue, Stage
 from fastdigin.engine.sampler import unrolled_backward, unrolled_forward
 from fastdigin.engine.slot import Slot
@@ -40,9 +41,9 @@ log = logging.getLogger(__name__)
 class Batch:
     """The slots of one queue.
 
-    Jobs in one batch share the number of steps and whether guidance is on; a job that differs
-    waits until the slots have drained. The batch then begins anew, with as many slots as there
-    are jobs for.
+    Jobs in one batch share the number of steps, the length of leaps and whether guidance is on; a
+    job that differs waits until the slots have drained. The batch then begins anew, with as many
+    slots as there are jobs for.
 
     ``evaluated`` counts the slots of the latest iteration.
     """
@@ -151,8 +152,8 @@ class Batch:
     def _passes(self, slots: Sequence[Slot]) -> float:
         """Of the U-Net's rows in an iteration, beside those of steps that are kept."""
         goes_on = any(slot.active and slot.updates_left for slot in slots)
-        passes = len(slots) * iteration_passes(self._model, slots[0].job.settings)
-        return passes if goes_on else passes * EVALUATION
+        steps = slots[0].job.settings.steps + 2 * len(slots[0].path) * goes_on
+        return len(slots) * steps * (2 if self._guided else 1)
 
     @property
     def _has_room(self) -> bool:
@@ -193,7 +194,7 @@ class Batch:
     def _key_of(self, job: Job) -> tuple:
         """Jobs with equal keys fit into one batch."""
         guided = self._model.has_null_branch(job.settings.guidance_scale)
-        return job.settings.steps, guided, job.conditioning.shape[-2:-1]
+        return job.settings.steps, job.settings.leap, guided, job.conditioning.shape[-2:-1]
 
     def _planned(self) -> Plan:
         """How the batch is run."""
@@ -209,7 +210,7 @@ class Batch:
 
     @property
     def _guided(self) -> bool:
-        return self._key[1]
+        return self._key[2]
 
     def try_gradients(self, part: Sequence[Slot], plan: Plan) -> tuple[tuple | None, Plan, bool]:
         """(``gradients``, plan, False), or out of memory (None, a smaller plan, True).
@@ -253,19 +254,23 @@ class Batch:
         steps = BatchSteps(self._model, [slot.constants for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
-        kept = min(plan.kept_steps, len(steps)) if goes_on else 0
+        table = self._model.ddim_table(len(steps))
+        path = leaping_path(table, last_steps, slots[0].job.settings.leap)
+        kept = min(plan.kept_steps, len(path)) if goes_on else 0
         if self._graphs is not None:
             self._graphs.begin()
             self._graphs.copies = max(kept, 1)
         functions = ToldSteps(
             self._choice.of(plan.compiled), lambda passes: self._on_passes(len(slots) * passes)
         )
-        run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept)
+        run = unrolled_forward(functions, z, cond, null, steps, last_steps, kept, path)
 
         grad_x0s = self._judged(slots, run.x0s)
         if not any(slot.active and slot.updates_left for slot in slots):
             return None
-        return unrolled_backward(functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept)
+        return unrolled_backward(
+            functions, run.inputs, cond, null, steps, grad_x0s, kept=run.kept, path=path
+        )
 
     def _judged(self, slots: Sequence[Slot], x0s: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the losses for each x0 (B, C, h, w); records the plain images.

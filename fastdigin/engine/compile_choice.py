@@ -87,9 +87,11 @@ def work_ahead(
 ) -> Work:
     """jobs_left: how many jobs will follow those in the slots; they count as the mean of these."""
     jobs, steps = [slot.job for slot in slots], slots[0].job.settings.steps
+    differentiated = len(slots[0].path)
     evaluated = any(not slot.updates_left for slot in slots)
     roles = {"kept"} if kept_steps else set()
-    roles |= {"forward", "joint"} if kept_steps < steps else {"forward"} if evaluated else set()
+    roles |= {"forward"} if kept_steps < steps or evaluated else set()
+    roles |= {"joint"} if kept_steps < differentiated else set()
     injected = {False} | {job.injection is not None for job in jobs}
     injected_self = {False} | {job.self_injection is not None for job in jobs}
     updates = sum(job.settings.iterations for job in jobs) / len(jobs)
@@ -99,7 +101,7 @@ def work_ahead(
             GraphKey(role, rows, guided, *kinds)
             for role, *kinds in itertools.product(roles, injected, injected_self)
         ),
-        passes=updates * (1 + jobs_left / len(jobs)) * steps,
+        passes=updates * (1 + jobs_left / len(jobs)) * differentiated,
     )
 
 

@@ -32,8 +32,9 @@ class StepCosts:
 class Costs:
     """Bytes of the jobs of a batch.
 
-    steps: T. step: of one row. state: of one row between steps. loss: of one image's decode and
-    losses. job: of a job's own tensors. recorded: whether graphs replay them (graphs.py).
+    steps: those that are differentiated. step: of one row. state: of one row between steps. loss:
+    of one image's decode and losses. job: of a job's own tensors. recorded: whether graphs replay
+    them (graphs.py).
     """
 
     steps: int

@@ -175,12 +175,12 @@ class Planner:
         if slot is None:  # only evaluated: there is no backward to keep anything for
             return Plan(count, 0, widths[-1])
         settings, length = slot.job.settings, slot.job.conditioning.shape[-2]
-        kept_steps = self._kept_choices(settings.steps)
+        kept_steps = self._kept_choices(len(slot.path))
         if len(kept_steps) == len(widths) == 1 and self._memory == "auto":
             return Plan(count, kept_steps[0])
 
         guided = self.model.has_null_branch(settings.guidance_scale)
-        kind = count, rows, settings.steps, guided, length
+        kind = count, rows, settings.steps, len(slot.path), guided, length
         planned = self._graphs and self._graphs.planned
         if planned and planned[0] != kind:
             self._graphs.clear()  # of another kind of batch, which would take this one's memory
@@ -188,7 +188,8 @@ class Planner:
             lambda x0: judge(self.model, [Prediction(slot, x0, step=0, weight=1.0, last=False)])
         )
         job = max(job_bytes(each.job) for each in slots)
-        costs = replace(self._costs(settings.steps, guided, length, loss), job=job)
+        costs = self._costs(settings.steps, guided, length, loss)
+        costs = replace(costs, steps=len(slot.path), job=job)
 
         def peak(slots: int, kept_steps: int, width: int) -> int:
             return costs.peak(max(slots, rows), kept_steps, width)

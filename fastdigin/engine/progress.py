@@ -14,7 +14,7 @@ EVALUATION = 1 / 3
 
 
 def iteration_passes(model: LatentDiffusion, settings: Any) -> int:
-    """Of an iteration of one job. settings: whatever has ``steps`` and ``guidance_scale``."""
+    """Of an exact iteration of one job. settings: whatever has ``steps`` and ``guidance_scale``."""
     return 3 * settings.steps * (2 if model.has_null_branch(settings.guidance_scale) else 1)
 
 

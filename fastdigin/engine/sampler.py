@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastdigin.engine.leaps import Leap, exact_path
 from fastdigin.models.attention import AttentionControl, InjectedAttention, InjectedSelfAttention
 from fastdigin.models.diffusion import LatentDiffusion
 
@@ -169,7 +170,7 @@ class StepFunctions:
 class Forward:
     """What the loop leaves behind: inputs (T states), the last K x0, and the last z.
 
-    kept: the graphs of the last steps, in order, as many as were asked for.
+    kept: the graphs of the last steps that the gradient goes through, as many as were asked for.
     """
 
     inputs: Sequence[Tensor]
@@ -187,18 +188,22 @@ def unrolled_forward(
     steps: Sequence[Step],
     last_steps: int,
     kept_steps: int = 0,
+    path: Sequence[Leap] | None = None,
 ) -> Forward:
     """Runs the loop; cond and null are (B, T, L, D).
 
     The last steps are the ones to keep: attention injected into the first would add to what a
-    graph holds, and the graphs that are made last are the first to be consumed.
+    graph holds, and the graphs that are made last are the first to be consumed. path: that of the
+    gradient (leaps.py); None is the exact one.
     """
     inputs, x0s, kept = [], [], []
+    path = exact_path(len(steps)) if path is None else path
+    keeps = {leap.start for leap in path[len(path) - kept_steps :]}
     z_bchw = initial_state(z_bchw, steps[0])
     for i, step in enumerate(steps):
         inputs.append(z_bchw)
         step_inputs = z_bchw, cond_btld[:, i], _at(null_btld, i), step
-        if i >= len(steps) - kept_steps:
+        if i in keeps:
             graph = functions.forward_with_graph(*step_inputs)
             kept.append(graph)
             z_bchw, x0 = graph.z_prev.detach(), graph.x0.detach()
@@ -218,26 +223,33 @@ def unrolled_backward(
     grad_x0s: Sequence[Tensor],
     grad_last: Tensor | None = None,
     kept: Sequence[StepGraph] = (),
+    path: Sequence[Leap] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients for (z_T, cond, null) from those of the last K x0 and of the last z.
 
-    The graphs in ``kept`` are consumed: each is freed as soon as it has served.
+    The graphs in ``kept`` are consumed: each is freed as soon as it has served. path: as of the
+    forward.
     """
+    path = exact_path(len(steps)) if path is None else path
     grad_cond = torch.zeros_like(cond_btld)
     grad_null = None if null_btld is None else torch.zeros_like(null_btld)
     grad_z = None if grad_last is None else initial_state(grad_last, steps[0])
     first_loss_step = len(steps) - len(grad_x0s)
-    first_kept_step = len(steps) - len(kept)
-    for i in reversed(range(len(steps))):
+    first_kept = len(path) - len(kept)
+    for n, leap in reversed(list(enumerate(path))):
+        i = leap.start
         grad_x0 = grad_x0s[i - first_loss_step] if i >= first_loss_step else None
-        if i >= first_kept_step:
-            found = functions.vjp(kept[i - first_kept_step], grad_z, grad_x0)
+        if leap.on_x0:
+            grad_z, grad_x0 = leap.on_z * grad_z, leap.on_x0 * grad_z
+        if n >= first_kept:
+            found = functions.vjp(kept[n - first_kept], grad_z, grad_x0)
         else:
             step_inputs = forward_inputs[i], cond_btld[:, i], _at(null_btld, i), steps[i]
             found = functions.joint(*step_inputs, grad_z, grad_x0)
-        grad_z, grad_cond[:, i], *null_part = found
-        if grad_null is not None:
-            grad_null[:, i] = null_part[0]
+        grad_z, *texts = found
+        for gradient, part in zip((grad_cond, grad_null), texts, strict=False):
+            shared = part if leap.end - i == 1 else part / (leap.end - i)
+            gradient[:, i : leap.end] = shared[:, None]
     return latents_of(grad_z, steps[0]), grad_cond, grad_null
 
 

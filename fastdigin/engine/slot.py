@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdigin import hardware
 from fastdigin.engine.checks import check_job
 from fastdigin.engine.job import Candidate, Job, Result, Settings
+from fastdigin.engine.leaps import leaping_path
 from fastdigin.engine.steps import on_device
 from fastdigin.errors import UserError
 from fastdigin.models.diffusion import LatentDiffusion
@@ -21,13 +22,17 @@ class Slot:
     State is kept per slot, not in one batched tensor: a slot's arithmetic is then the same
     whatever its neighbours are, torch.optim serves as it is, and the cost beside a U-Net call is
     nil. State has the model's ``state_dtype``, whatever the networks' precision. ``constants`` is
-    the job as the steps need it (batch.py). ``seconds``: the job's share of the iterations so far.
+    the job as the steps need it (batch.py). ``path``: the steps that its gradient goes through.
+    ``seconds``: the job's share of the iterations so far.
     """
 
     def __init__(self, job: Job, model: LatentDiffusion):
         check_job(job, model)
         settings = job.settings
         self.job, self.model, self.iteration = job, model, 0
+        self.path = leaping_path(
+            model.ddim_table(settings.steps), settings.last_steps, settings.leap
+        )
         self.constants = on_device(job, model)
         self.history: tuple[dict[str, float], ...] = ()
         self.reported = False

@@ -21,6 +21,7 @@ from fastdigin.configuration import COUNT, check_value, plain
 from fastdigin.engine.checks import check_mode
 from fastdigin.engine.engine import Engine
 from fastdigin.engine.job import Job, Result, Unmade
+from fastdigin.engine.leaps import leaping_path
 from fastdigin.engine.queue import Stage
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -126,7 +127,9 @@ class Task(ABC):
                 check_value(known.name, value, int, COUNT)
             if isinstance(value, Classifier):
                 check_classifier(value.to(self.model.device), known.optimised)
-        self.model.ddim_table(self.settings.optimisation.steps)  # raises where there are too many
+        settings = self.settings.optimisation
+        table = self.model.ddim_table(settings.steps)  # raises where there are too many
+        leaping_path(table, settings.last_steps, settings.leap)  # raises likewise
         self.prepare()
         self.requests: Sequence[Request] = self.make_requests()
 
