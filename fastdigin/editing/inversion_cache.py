@@ -97,4 +97,6 @@ class InversionCache:
         networks = [parts[name] for name in sorted(parts) if isinstance(parts[name], nn.Module)]
         scheduler = self.model.scheduler
         schedule = type(scheduler).__name__, sorted(scheduler.config.items())
-        return cache_key(self.model.name, weights_fingerprint(networks), schedule)
+        model = self.model
+        how = model.zero_empty_prompt, model.vae.config.scaling_factor, model.attention
+        return cache_key(self.model.name, weights_fingerprint(networks), schedule, *how)

@@ -126,9 +126,8 @@ def feature_blocks(
     A file counts as the same as long as its path, size and time do. on_progress: called with the
     number of photos that were just done.
     """
-    model = cache and cache_key(
-        weights_fingerprint([network.network]), network.layer, network.size, network.resizing
-    )
+    how = repr(network.network), *network.view_key, *network.pass_key[1:]
+    model = cache and cache_key(weights_fingerprint([network.network]), *how)
     for photos_n in _blocks(photos):
         states = [_state(photo) for photo in photos_n]
         key = cache_key(model, states) if cache and None not in states else None

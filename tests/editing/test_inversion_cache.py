@@ -63,12 +63,14 @@ def test_anything_else_is_inverted_itself(tiny, images, tmp_path, rows, change):
     assert rows and len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler", "scaling factor"])
 def test_another_model_is_told_apart(tiny, images, tmp_path, part):
     InversionCache(tiny.model, tmp_path).invert(images[:1], PROMPTS[:1], SETTINGS, batch=1)
     other = build_tiny().model
     if part == "scheduler":
         other.scheduler = type(other.scheduler).from_config(other.scheduler.config, beta_end=0.013)
+    elif part == "scaling factor":
+        other.vae.register_to_config(scaling_factor=0.5)
     else:
         weight = next(getattr(other, part).parameters())
         weight[(0,) * weight.ndim] += 1e-3

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from photos import photo
+from torch import nn
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
@@ -30,6 +31,20 @@ def test_what_was_cut_off_goes_on(folder, tmp_path, look, counted):
     assert look(photos, cache=cache) == resumed and counted == []
     look(photos, Classifier.load("embedded:robust"), cache=cache)
     assert sum(counted) == 12, "another network"
+
+
+@pytest.mark.parametrize("change", ["mean", "activation function"])
+def test_what_weights_do_not_tell_is_looked_at_anew(folder, tmp_path, look, counted, change):
+    cache, photos = TensorCache(tmp_path / "cache"), photo_files([str(folder)])
+    first, other = (Classifier.load("embedded:judge") for _ in range(2))
+    before = look(photos, first, cache=cache)
+    if change == "mean":
+        options = {"size": other.size, "std": (0.25,) * 3, "classes": other.classes}
+        other = Classifier(other.network, mean=(0.1, 0.5, 0.5), **options)
+    else:
+        name = next(n for n, m in other.network.named_modules() if isinstance(m, nn.GELU))
+        other.network.set_submodule(name, nn.SiLU())
+    assert look(photos, other, cache=cache) == look(photos, other) != before
 
 
 def test_changed_photos_are_looked_at_anew(folder, tmp_path, look, counted):

@@ -125,7 +125,11 @@ def _load(open_clip: Any, name: str, owner: str) -> tuple[Any, Any]:
         files = "a file with the weights of the model, or a folder with open_clip_config.json and"
         where = (f"{files} weights", None)
     with loading(owner, *where):
-        told = _told_beside(pretrained, owner) if os.path.isfile(pretrained or "") else {}
+        if os.path.isfile(pretrained or ""):
+            told = _told_beside(pretrained, owner)
+        else:  # open_clip only warns where weights by their tag want another activation
+            tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+            told = {"force_quick_gelu": tag.get("quick_gelu", False)}
         model = open_clip.create_model(
             architecture, pretrained=pretrained, require_pretrained=True, weights_only=True, **told
         )
@@ -179,7 +183,8 @@ def _text_weights(model: Any, tokenizer: Any, prompts: Sequence[str], templates:
     """Unit vectors (K,F): per class the mean of its ``templates`` prompts' unit vectors."""
     tokens_pl = tokenizer(prompts)
     text_tower = [v for k, v in model.state_dict().items() if not k.startswith("visual.")]
-    cache, key = TensorCache(cache_folder() / "text"), cache_key(*text_tower, tokens_pl, templates)
+    # An activation has no weights: only what the network says of itself tells it.
+    key = cache_key(*text_tower, repr(model), tokens_pl, templates)
 
     def compute() -> dict[str, Tensor]:
         unit_pf = torch.cat(
@@ -188,4 +193,4 @@ def _text_weights(model: Any, tokenizer: Any, prompts: Sequence[str], templates:
         text_kf = unit_pf.unflatten(0, (-1, templates)).mean(dim=1)
         return {"text_kf": nn.functional.normalize(text_kf, dim=1)}
 
-    return cached(cache, key, compute)["text_kf"]
+    return cached(TensorCache(cache_folder() / "text"), key, compute)["text_kf"]

@@ -73,6 +73,34 @@ def test_built_in_architecture_with_a_file_of_weights(tmp_path, caplog, quick):
         Classifier.load("open_clip:Tiny-Test/openai", classes=CLASSES)
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_weights_by_their_tag_get_their_activation(tmp_path, monkeypatch, quick):
+    """open_clip itself only warns: ViT-B-16/openai would run with another activation."""
+    config = tmp_path / "Tiny-Tagged.json"
+    config.write_text(json.dumps(tiny_config()))
+    open_clip.add_model_config(config)
+    save_model(tmp_path, quick_gelu=quick)
+    tags = {"ours": {"url": "https://nowhere", "quick_gelu": quick}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-Tagged", tags)
+    weights = str(tmp_path / "open_clip_model.safetensors")
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *a, **k: weights)
+    tagged = Classifier.load("open_clip:Tiny-Tagged/ours", classes=CLASSES)
+    own = Classifier.load(f"open_clip:{tmp_path}", classes=CLASSES)
+    image = as_tensor(photo(40, 50))
+    torch.testing.assert_close(tagged.logits(image), own.logits(image))
+
+
+def test_text_weights_of_another_activation_are_not_taken(tmp_path):
+    """It has no weights: two networks of the same weights encode texts differently."""
+    heads = []
+    for quick in (False, True):
+        folder = tmp_path / str(quick)
+        folder.mkdir()
+        save_model(folder, quick_gelu=quick)
+        heads.append(Classifier.load(f"open_clip:{folder}", classes=CLASSES).network.head.weight)
+    assert not torch.equal(*heads)
+
+
 def test_text_weights_are_kept(clip_folder, monkeypatch):
     first = Classifier.load(f"open_clip:{clip_folder}", classes=CLASSES)
     monkeypatch.setattr(
