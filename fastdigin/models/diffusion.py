@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -25,6 +26,7 @@ from fastdigin.models.ddim import (
 )
 from fastdigin.models.model_files import EMBEDDED
 from fastdigin.models.text import embeddings, token_ids
+from fastdigin.storage import fingerprint
 
 __all__ = ["EMBEDDED", "LatentDiffusion"]
 
@@ -65,9 +67,16 @@ class LatentDiffusion:
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.name = tokenizer, name
         self.scheduler = scheduler
+        self._own_scheduler = self.scheduler
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.zero_empty_prompt = zero_empty_prompt
-        self.image_size: int = self._trained_size() if size is None else size
+        self._trained_size = self._size_of_files()
+        if size is None and self._trained_size is None:
+            raise UserError(
+                f"model {name!r} does not say at which square size it was trained "
+                f"(sample_size is {unet.config.sample_size!r}): give size, in pixels"
+            )
+        self.image_size: int = self._trained_size if size is None else size
         """Side of the square images, in pixels."""
         smallest = self._scale * 2 ** (len(unet.config.block_out_channels) - 1)
         if self.image_size < smallest or self.image_size % smallest:
@@ -185,19 +194,14 @@ class LatentDiffusion:
         """Pixels a latent, along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def _trained_size(self) -> int:
+    def _size_of_files(self) -> int | None:
         """In pixels; some configurations leave it to the VAE's, or have a height and a width."""
         unet, vae = self.unet.config.sample_size, self.vae.config.sample_size
         latents = unet if isinstance(unet, (list, tuple)) else [unet] if unet else []
         sides = {side * self._scale for side in latents}
         if not sides and isinstance(vae, int):
             sides = {vae}
-        if len(sides) != 1:
-            raise UserError(
-                f"model {self.name!r} does not say at which square size it was trained "
-                f"(sample_size is {unet!r}): give size, in pixels"
-            )
-        return sides.pop()
+        return sides.pop() if len(sides) == 1 else None
 
     @property
     def text_length(self) -> int:
@@ -225,6 +229,19 @@ class LatentDiffusion:
     def embeds_guidance(self) -> bool:
         """Whether the U-Net takes the guidance scale as an input (LCM)."""
         return self.unet.config.time_cond_proj_dim is not None
+
+    def unusual(self) -> dict[str, Any]:
+        """What results depend on beside the name: the size and a solver that were chosen in Python.
+
+        None stands for the model's own.
+        """
+        size = solver = None
+        if self.image_size != self._trained_size:
+            size = self.image_size
+        if self.scheduler is not self._own_scheduler:
+            config = sorted(map(str, self.scheduler.config.items()))
+            solver = f"{type(self.scheduler).__name__} {fingerprint(*config)}"
+        return {"image_size": size, "solver": solver}
 
     def has_null_branch(self, guidance_scale: float) -> bool:
         """Whether a step with this scale runs the U-Net on the null text as well."""

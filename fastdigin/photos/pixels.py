@@ -65,7 +65,8 @@ class ImageInput:
             )
         except OSError:
             return None
-        also = ("crop" if self.crop else None, self.caption, self.source_word)
+        target = self.target_word and f"to {self.target_word}"
+        also = ("crop" if self.crop else None, self.caption, self.source_word, target)
         also = [part for part in also if part]
         return fingerprint(image, self.prompt, self.source, self.background, mask, *also)
 

@@ -23,6 +23,7 @@ from fastdigin.engine.job import EarlyStop, Job, Result, Settings
 from fastdigin.errors import UserError
 from fastdigin.metrics.distances import masked_l1
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.classifiers.names import folded
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.photos import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.results import CounterfactualRecord
@@ -39,7 +40,14 @@ from fastdigin.tasks.photo_task import (
 from fastdigin.tasks.regularisers import Regulariser
 from fastdigin.tasks.sources import NO_TOOLS, PhotoTools, Source, SourcePhoto
 from fastdigin.tasks.task import given
-from fastdigin.tasks.words import class_word, first_that_fits, same_class, words_for
+from fastdigin.tasks.words import (
+    class_word,
+    first_that_fits,
+    id_of,
+    same_class,
+    shared_words,
+    words_for,
+)
 
 CONFIDENCE = "target_confidence"
 """The monitor of every job: the classifier's confidence in the target, on the plain image."""
@@ -184,10 +192,11 @@ class Counterfactuals(PhotoTask):
             photos = [replace(p, target=t) for p, t in zip(photos, targets, strict=True)]
         if self.target_word is not None:
             photos = [replace(photo, target_word=self.target_word) for photo in photos]
-        index = self.classifier.class_index
+        index, shared = self.classifier.class_index, shared_words(self.classifier)
         goals = [None if photo.target is None else index(photo.target) for photo in photos]
+        photos = [self._said(photo, goal) for photo, goal in zip(photos, goals, strict=True)]
         ids = distinct(
-            photo.id if goal is None else f"{photo.id}-to-{self._word(goal).replace(' ', '_')}"
+            photo.id if goal is None else f"{photo.id}-to-{id_of(self._word(goal), goal, shared)}"
             for photo, goal in zip(photos, goals, strict=True)
         )
         return [
@@ -316,11 +325,18 @@ class Counterfactuals(PhotoTask):
     def _word(self, index: int) -> str:
         return class_word(self.classifier, index)
 
+    def _said(self, photo: ImageInput, goal: int | None) -> ImageInput:
+        """The photo with the word that its user has for the target, which changes the prompt."""
+        if goal is None or photo.target_word or not isinstance(photo.target, str):
+            return photo
+        word = words_for(self.classifier, goal, photo.target)[0]
+        own = folded(word) == folded(self._word(goal))
+        return photo if own else replace(photo, target_word=word)
+
     def _edited(self, request: CounterfactualRequest, photo: SourcePhoto) -> str:
         """The photo's prompt with the target in the place of the source."""
         item = request.item
-        said = item.target if isinstance(item.target, str) else None
-        words = words_for(self.classifier, request.target_class, said)
+        words = words_for(self.classifier, request.target_class, None)
 
         def use(word: str) -> str:
             edited = replace_phrase(photo.prompt, photo.source, word)
@@ -359,7 +375,7 @@ def counterfactuals(
         embedding: a network whose features ("activations") the regularisers of kind
             "features-cosine" and "features-l2" compare, such as :func:`fastdigin.load_embedding`.
         diverse: how many different counterfactuals of each image.
-        seed: of the random crops.
+        seed: of the random crops, and of what makes ``diverse`` ones different.
         tools: what may help to prepare photos.
         skip: ids not to do again.
         on_progress: called with the share of one image's work that was just done.

@@ -25,7 +25,14 @@ from fastdigin.storage import weights_fingerprint
 from fastdigin.tasks.generated import PROMPT_OF_A_WORD, generated_job, seed_of
 from fastdigin.tasks.monitors import Confidence
 from fastdigin.tasks.task import Request, Task, given
-from fastdigin.tasks.words import class_word, first_that_fits, same_classes, words_for
+from fastdigin.tasks.words import (
+    class_word,
+    first_that_fits,
+    id_of,
+    same_classes,
+    shared_words,
+    words_for,
+)
 
 F_CONFIDENCE, G_CONFIDENCE = "f_confidence", "g_confidence"
 
@@ -131,13 +138,13 @@ class Disagreements(Task):
             )
 
     def make_requests(self) -> list[DisagreementRequest]:
-        requests = []
+        requests, shared = [], shared_words(self.f)
         for f_class, g_class in dict.fromkeys(self.class_pairs()):
             word = first_that_fits(words_for(self.f, f_class, None), self._checked, "classes")
             for number in range(self.seeds):
-                id = f"{word.replace(' ', '_')}-{number:03d}"
+                id = f"{id_of(word, f_class, shared)}-{number:03d}"
                 requests.append(DisagreementRequest(id, word, f_class, g_class, number))
-        # Two classes of ImageNet are called crane, and as a file "a b" is "a_b".
+        # As a file "a b" is "a_b".
         ids = distinct(request.id for request in requests)
         return [replace(request, id=id) for id, request in zip(ids, requests, strict=True)]
 

@@ -94,7 +94,7 @@ class Task(ABC):
     Args:
         engine: runs the jobs.
         settings: of settings_type; None takes the defaults for the engine's model.
-        seed: of all that is random. An image's own seed follows from it and its place in the run.
+        seed: of all that is random.
 
     Raises:
         UserError: for anything that would fail later, before any work starts.
@@ -156,7 +156,7 @@ class Task(ABC):
     def run_settings(self) -> dict[str, Any]:
         """Settings that affect the results, as JSON values, for run.json."""
         found = plain(self.settings) | {"model": self.model.name, "seed": self.seed}
-        found["dtype"] = _unusual(self.model.dtype)
+        found |= {"dtype": _unusual(self.model.dtype), **self.model.unusual()}
         for known in inputs_of(type(self)):
             if known.affects:
                 found |= _described(getattr(self, known.name), known)

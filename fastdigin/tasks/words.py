@@ -1,6 +1,7 @@
 """Class names as words of a prompt."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,18 @@ T = TypeVar("T")
 def class_word(classifier: Classifier, index: int) -> str:
     """The first synonym of a class name: "robin, American robin" gives "robin"."""
     return classifier.classes[index].split(",")[0].replace("_", " ").strip()
+
+
+def shared_words(classifier: Classifier) -> set[str]:
+    """The first words that several classes have: two of ImageNet's are a crane."""
+    words = Counter(class_word(classifier, n) for n in range(len(classifier.classes)))
+    return {word for word, count in words.items() if count > 1}
+
+
+def id_of(word: str, index: int, shared: Collection[str]) -> str:
+    """A class in the id of an image: its word, with its index where others have that too."""
+    name = word.replace(" ", "_")
+    return f"{name}-{index}" if word in shared else name
 
 
 def words_for(classifier: Classifier, index: int, said: str | None) -> list[str]:

@@ -1,5 +1,8 @@
 """Counterfactuals through the library."""
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,11 @@ from PIL import Image
 
 import fastdigin as fd
 from fastdigin import embedded as world
+from fastdigin.engine.engine import Engine
+from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.photos import collect
 from fastdigin.tasks import counterfactual as cf
+from fastdigin.tasks.counterfactual import Counterfactuals
 
 
 def pixels() -> torch.Tensor:
@@ -68,6 +75,54 @@ def test_own_classifier_of_a_user(call, own_classifier, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_words_for_the_target_are_another_question(engine, clean):
+    """They change the prompt, so that a folder of the one may not be taken for the other."""
+
+    def asked(target, word=None):
+        photo = replace(collect([PHOTO.path])[0], target=target)
+        task = Counterfactuals(engine=engine, photos=[photo], classifier=clean, target_word=word)
+        (request,) = task.requests
+        return (
+            request.id,
+            request.fingerprint,
+            task.check(request) and task._edited(request, task.check(request).photo),
+        )
+
+    plain = asked("bag")
+    assert plain == asked("BAG") == asked(clean.class_index("bag"))
+    other = asked("bag", "satchel")
+    assert other[0] == plain[0] and other[1] != plain[1] and "satchel" in other[2]
+
+
+def test_classes_of_one_word_are_told_apart_by_their_index(engine, clean):
+    crane = copy(clean)
+    crane.classes = ("crane", "crane, lifting crane", *clean.classes[2:])
+    crane.__dict__.pop("_names", None)
+    photo = collect([PHOTO.path])[0]
+    ids = [
+        Counterfactuals(engine=engine, photos=[photo], classifier=crane, target=n).requests[0].id
+        for n in (0, 1)
+    ]
+    assert ids[0].endswith("to-crane-0") and ids[1].endswith("to-crane-1")
+
+
+def test_a_size_or_solver_of_ones_own_is_in_the_settings(embedded, clean):
+    photo = collect([PHOTO.path])[0]
+
+    def settings(model):
+        engine = Engine(model, slots=1)
+        return Counterfactuals(
+            engine=engine, photos=[photo], classifier=clean, target="bag"
+        ).run_settings
+
+    usual = settings(embedded)
+    assert usual["image_size"] is usual["solver"] is None
+    other = LatentDiffusion.load("embedded", device="cpu", size=128)
+    assert settings(other)["image_size"] == 128
+    other.scheduler = type(other.scheduler).from_config(other.scheduler.config, beta_end=0.013)
+    assert settings(other)["solver"].startswith("DDIMScheduler ")
+
+
 def test_default_settings_convince_a_classifier(engine, clean):
     (e,) = fd.counterfactuals(engine, fd.collect(["embedded:pairs"], 1), clean)
     assert e.flipped and e.target_confidence > 0.9

@@ -52,6 +52,9 @@ def test_classes_of_one_word_each_have_their_own_results(engine, clean, spurious
     task = Disagreements(engine=engine, f=f, g=g, classes=[0, 1], seeds=2)
     assert len({request.id for request in task.requests}) == 4
     assert [request.f_class for request in task.requests] == [0, 0, 1, 1]
+    # Asked for one at a time, or the other way round, they have the same ids.
+    alone = [Disagreements(engine=engine, f=f, g=g, classes=[n], seeds=2).requests for n in (0, 1)]
+    assert [r.id for rs in alone for r in rs] == [r.id for r in task.requests]
 
 
 def test_the_best_draw_is_the_start(call, engine, clean, spurious, quick):
