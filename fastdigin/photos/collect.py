@@ -25,7 +25,9 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 
 
-def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInput]:
+def collect(
+    arguments: Sequence[str | Path] | str | Path, limit: int | None = None
+) -> list[ImageInput]:
     """Inputs from command-line arguments: files, folders, tables, data sets, packaged photos.
 
     A folder means its images in alphabetical order; a table is a CSV with a header, a JSONL or a
@@ -34,7 +36,7 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
     ``embedded:photos|pairs`` come with the package. No image is opened.
 
     Args:
-        arguments: any of these.
+        arguments: any of these, or one of them.
         limit: how many inputs at most; None takes all.
 
     Returns:
@@ -47,7 +49,10 @@ def collect(arguments: Sequence[str], limit: int | None = None) -> list[ImageInp
         >>> photos = fd.collect(["photos/", "more.csv"], limit=100)
     """
     found: list[ImageInput] = []
-    for argument in arguments:
+    for given in [arguments] if isinstance(arguments, (str, Path)) else arguments:
+        if not isinstance(given, (str, Path)):
+            raise UserError(f"{given!r:.80} is no name of images: write a text or a Path")
+        argument = str(given)
         if argument.startswith("embedded:"):
             found += _embedded(argument)
         elif datasets.is_dataset(argument):

@@ -16,6 +16,7 @@ from fastdigin.errors import UserError
 from fastdigin.photos import (
     ImageInput,
     as_inputs,
+    collect,
     distinct,
     one_each,
     read_image,
@@ -298,6 +299,15 @@ def test_distinct():
     assert distinct(ids)[:2] == distinct(ids[:2])
 
 
+def test_collect_takes_texts_and_paths():
+    photo = embedded.photos()[0]
+    (expected,) = collect([str(photo.path)])
+    for one in ([photo.path], photo.path, str(photo.path)):
+        assert collect(one) == [expected]
+    with pytest.raises(UserError, match="7 is no name of images"):
+        collect([7])
+
+
 def test_one_each():
     assert one_each("max", "directions", 2) == ["max", "max"]
     assert one_each(3, "neurons", 2) == one_each([3], "neurons", 2) == [3, 3]
@@ -315,9 +325,10 @@ def test_fingerprint_tells_inputs_apart(tmp_path):
     changes = (
         {"image": embedded.photos()[1].path}, {"prompt": "other"}, {"source": None},
         {"mask": photo.mask_path}, {"crop": True}, {"image": image}, {"image": 1 - image},
+        {"source_word": "shoe"}, {"target_word": "shoe"},
     )  # fmt: skip
     others = [replace(item, **change).fingerprint() for change in changes]
-    assert len({item.fingerprint(), *others}) == 8
+    assert len({item.fingerprint(), *others}) == 10
     assert ImageInput("x", tmp_path / "nowhere.png").fingerprint() is None
 
 
