@@ -199,13 +199,16 @@ def _check_losses(job: Job) -> None:
             f"job {job.id!r}: losses and monitors need distinct names other than 'total', "
             f"got {', '.join(names)}"
         )
-    stop = job.settings.early_stop
-    for name in () if stop is None else stop.names:
-        if name not in ("total", *names):
-            raise UserError(
-                f"job {job.id!r}: early_stop is of {name!r}, but there are only total, "
-                f"{', '.join(names)}"
-            )
+    stop, losses = job.settings.early_stop, names[: len(job.losses)]
+    while stop is not None:
+        known = (stop.of, ("total", *names)), *((name, losses) for name in stop.settled)
+        for name, among in known:
+            if name not in among:
+                raise UserError(
+                    f"job {job.id!r}: early_stop is of {name!r}, but there are only "
+                    f"{', '.join(among)}"
+                )
+        stop = stop.also
 
 
 def _check_injection(job: Job, model: LatentDiffusion) -> None:

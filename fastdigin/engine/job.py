@@ -82,11 +82,6 @@ class EarlyStop:
         bounds = (self.below, self.above)
         require(bounds.count(None) == 1, "below and above", bounds, "one bound and one None")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that it asks for in a history."""
-        return (self.of, *self.settled, *(() if self.also is None else self.also.names))
-
     def ends(self, history: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> bool:
         """Whether a job with this history is done. weights: of its losses."""
         if self.also is not None and not self.also.ends(history, weights):

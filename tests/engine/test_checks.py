@@ -69,6 +69,10 @@ BAD_JOBS = [
         {"settings": Settings(steps=STEPS, early_stop=EarlyStop(1, also=EarlyStop(1, of="g")))},
         "early_stop is of 'g'",
     ),
+    (
+        {"settings": Settings(steps=STEPS, early_stop=EarlyStop(1, settled=("total",)))},
+        "early_stop is of 'total', but there are only distance",
+    ),
 ]
 
 
