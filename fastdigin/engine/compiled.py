@@ -34,9 +34,9 @@ from fastdigin.engine.sampler import (
     StepGraph,
     guided_step,
     latents_of,
-    rescaled,
 )
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import rescaled
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import Candidate
-from fastdigin.engine.sampler import over, power_of_two_near
 from fastdigin.engine.slot import Slot
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.models.passes import filled, look_together, sharing
+from fastdigin.models.precision import over, power_of_two_near
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ latents plus one U-Net call, whatever T. Where there is more memory, the last ``
 keep their graphs from the forward and need no recomputing: 2 instead of 3 forward-equivalents.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from fastdigin.engine.leaps import Leap, exact_path
 from fastdigin.models.attention import AttentionControl, InjectedAttention, InjectedSelfAttention
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import rescaled
 
 
 @dataclass(frozen=True)
@@ -251,33 +252,6 @@ def unrolled_backward(
             shared = part if leap.end - i == 1 else part / (leap.end - i)
             gradient[:, i : leap.end] = shared[:, None]
     return latents_of(grad_z, steps[0]), grad_cond, grad_null
-
-
-def rescaled(
-    product: Callable[[list[Tensor]], Sequence[Tensor]], *gradients: Tensor
-) -> tuple[Tensor, ...]:
-    """``product(gradients)``, a linear one, of gradients that are near 1 on the way.
-
-    So a network in half precision neither underflows nor overflows. The factors are powers of two,
-    which change no other bit. Each sample has its own, so all tensors have the batch as their
-    leading dimension.
-    """
-    scale = power_of_two_near(*gradients)
-    found = product([g * over(scale, g) for g in gradients])
-    return tuple(g / over(scale, g) for g in found)
-
-
-def power_of_two_near(*gradients: Tensor) -> Tensor:
-    """(B,) powers of two that bring each sample's largest element into [0.5, 1); 1 for zeros."""
-    largest = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients]).amax(dim=0)
-    # The bounds keep the factor and its inverse finite; fp32 has little beyond them.
-    exponent = torch.frexp(largest).exponent.clamp(-120, 120)
-    return torch.ldexp(torch.ones_like(largest), -exponent)
-
-
-def over(scale_b: Tensor, tensor: Tensor) -> Tensor:
-    """``scale_b`` shaped to multiply a tensor with leading dimension B."""
-    return scale_b.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _at(text_btld: Tensor | None, i: int) -> Tensor | None:

@@ -29,6 +29,7 @@ from fastdigin.models.classifiers.outputs import Activation, Channels, Named
 from fastdigin.models.classifiers.through_relu import ThroughRelu
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
 from fastdigin.models.passes import called, once, view_of
+from fastdigin.models.precision import rescaling
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.storage import text_hash
 
@@ -314,7 +315,7 @@ class Classifier:
         return int(neuron)
 
     def class_index(self, name_or_index: str | int) -> int:
-        """Index of a class given by its whole name, by any one of its synonyms, or by the index.
+        """Index of a class given by its whole name, by any of its synonyms, or by the index.
 
         Upper and lower case, and "_" and " ", are not told apart. A number in a text is an index
         unless a class has that name. Another everyday word ("sneaker" for ImageNet's "running
@@ -326,6 +327,9 @@ class Classifier:
         found = self._names.get(folded(name_or_index), [])
         if not found and name_or_index.strip().isdecimal():
             return class_number(int(name_or_index), len(self.classes), self.name)
+        if not found and "," in name_or_index:  # a data set's synonyms, of which this has some
+            known = (self._names.get(alias, []) for alias in synonyms(name_or_index))
+            found = sorted({index for indices in known for index in indices})
         others = [] if found else other_words(name_or_index)
         if word := next((word for word in others if word in self._names), None):
             found = self._names[word]
@@ -357,8 +361,8 @@ class Classifier:
     @property
     def pass_key(self) -> tuple:
         """Classifiers with equal keys find the same in what they look at."""
-        how = *self._normalisation, self.channels, len(self.classes), self.through_relu
-        return id(self.network), self.layer, self._head, *how
+        how = *self._normalisation, self.channels, len(self.classes), self.activation
+        return id(self.network), self.layer, self._head, self.through_relu, *how
 
     def look(self, views_b3hw: Tensor, features: bool) -> tuple[Tensor | None, Tensor | None]:
         """One pass over prepared images: the network's output, and its neurons where wanted."""
@@ -378,7 +382,16 @@ class Classifier:
         return called((self.pass_key, features), functools.partial(self._run, features), views_b3hw)
 
     def _run(self, features: bool, views_b3hw: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Logits, and the neurons where ``features`` are wanted."""
+        run = functools.partial(self._outputs, features)
+        wanted = views_b3hw.requires_grad and torch.is_grad_enabled()
+        if wanted and self.dtype == torch.float16 and views_b3hw.dtype != self.dtype:
+            return tuple(rescaling(views_b3hw, run))
+        return run(views_b3hw)
+
+    def _outputs(self, features: bool, views_b3hw: Tensor) -> tuple[Tensor | None, Tensor | None]:
         inputs, returned, found = self._inputs(views_b3hw), [], None
+        kind = len(self.classes), self.activation
 
         def run() -> None:
             with ThroughRelu() if self.through_relu else nullcontext():
@@ -386,12 +399,12 @@ class Classifier:
 
         if not features:
             run()
-            return outputs.read_logits(returned[0], len(self.classes), self.name), None
+            return outputs.read_logits(returned[0], *kind, self.name), None
         if self.layer is not None:
             found = layer_output(self.network, self.layer, run)
         else:
             found = layer_input(self.network, self._head, run)
-        return outputs.find_logits(returned[0], len(self.classes)), found
+        return outputs.find_logits(returned[0], *kind), found
 
     def _inputs(self, views_b3hw: Tensor) -> Tensor:
         """What the network takes in: its channels, normalised."""

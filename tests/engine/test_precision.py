@@ -5,7 +5,10 @@ import torch
 from tiny import build_classifier, build_tiny, make_job, normal
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.sampler import Step, StepFunctions, power_of_two_near, rescaled
+from fastdigin.engine.sampler import Step, StepFunctions
+from fastdigin.models.classifier import Classifier
+from fastdigin.models.passes import sharing
+from fastdigin.models.precision import power_of_two_near, rescaled
 from fastdigin.objectives import ClassConfidence
 from fastdigin_bench.gradients import cosine, in_precision
 
@@ -67,6 +70,29 @@ def test_without_the_scale_fp16_loses_small_gradients(embedded):
     model = in_precision(embedded, torch.float16)
     lost = unscaled(model, 1e-9 * normal(2, *model.latent_shape, seed=3))
     assert lost[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("ask", ["logits", "activations", "both"])
+def test_small_gradients_go_through_a_classifier_in_fp16(ask):
+    """A sure classifier's confidence has them; bits of both are of one pass, with one scale."""
+    full = Classifier.load("embedded:robust")
+    half = Classifier.load("embedded:robust").to(dtype=torch.float16)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    size = torch.tensor([1e-9, 1e-3])  # of a row's loss
+    found = []
+    for classifier in (full, half):
+        pixels = image.clone().requires_grad_()
+        with sharing():
+            total = 0.0
+            if ask != "logits":
+                total = total + (size * classifier.activations(pixels).sum(dim=1)).sum()
+            if ask != "activations":
+                total = total + (size * classifier.logits(pixels)[:, 3]).sum()
+        found.append(torch.autograd.grad(total, pixels)[0])
+    for exact, actual in zip(*found, strict=True):
+        assert actual.dtype is torch.float32
+        assert cosine(actual, exact) > 0.99
+        assert float(actual.norm()) == pytest.approx(float(exact.norm()), rel=0.05)
 
 
 def test_the_scale_changes_nothing_in_fp32(embedded):

@@ -100,6 +100,10 @@ def test_class_index():
         assert classifier.class_index(name) == 0
     assert classifier.class_index("lifting crane") == 2
     assert classifier.class_index("7") == 3  # a name goes before an index
+    # As data sets name them: of the synonyms this classifier has some.
+    assert classifier.class_index("Turdus migratorius, redbreast") == 0
+    with pytest.raises(UserError, match="ambiguous"):
+        classifier.class_index("robin, lifting crane")
     for index in (torch.tensor(2), np.int64(2)):
         assert classifier.class_index(index) == 2
     for index in (True, 7.9, float("nan"), 5.0, None, [5]):

@@ -68,6 +68,21 @@ def test_a_single_logit_tells_two_classes_apart(classes, squeezed):
     torch.testing.assert_close(loss(fd.Candidate(images()[0], None)), -z[0].sigmoid().log())
 
 
+@pytest.mark.parametrize("target", ["not hot dog", "hot dog"])
+def test_a_single_logit_of_classes_that_stand_for_themselves(target):
+    """Either class has a confidence of its own and a gradient."""
+    classifier = made(Network(1), ("hot dog",), activation="sigmoid")
+    image = images(1)[0].requires_grad_()
+    z = classifier.network(classifier._inputs(classifier.prepare(image[None]))).view(())
+    p = z.sigmoid() if target == "hot dog" else 1 - z.sigmoid()
+    index = classifier.class_index(target)
+    torch.testing.assert_close(classifier.probabilities(image[None])[0, index], p)
+    torch.testing.assert_close(classifier.at_classes().activations(image[None])[0].sum(), 0 * z)
+    loss = fd.ClassConfidence(classifier, target)(fd.Candidate(image, None))
+    torch.testing.assert_close(loss, -p.log())
+    assert torch.autograd.grad(loss, image)[0].abs().max() > 0
+
+
 def test_which_class_is_seen():
     p = torch.tensor([0.7, 0.6, 0.1])
     one, each = made(), made(activation="sigmoid")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.sampler import Step, over
+from fastdigin.engine.sampler import Step
 from fastdigin.engine.steps import Steps
 from fastdigin.models.classifier import Classifier
 from fastdigin.models.diffusion import LatentDiffusion
+from fastdigin.models.precision import over
 from fastdigin_bench.methods.asked import Asked, stacked, target_log, targets_of
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastdigin.engine.engine import Engine
-from fastdigin.engine.sampler import over
 from fastdigin.models.classifier import Classifier
+from fastdigin.models.precision import over
 from fastdigin_bench.methods.asked import Asked, stacked, target_log, targets_of
 
 

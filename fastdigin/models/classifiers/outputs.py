@@ -18,12 +18,13 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue, as Pillow and torchvision make gray images (ITU-R 601)."""
 
 
-def find_logits(output: object, count: int) -> Tensor | None:
+def find_logits(output: object, count: int, activation: Activation) -> Tensor | None:
     """The logits (B,K) in what a network returns, or None.
 
     That is a tensor, an object or a dict with ``logits`` (transformers), or a tuple, list or dict
     that holds one tensor of this shape. A single logit per image says whether it shows the second
-    of two classes: it stands beside a zero, for softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)).
+    of two classes: it stands beside a zero, for softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)), or
+    where classes stand for themselves beside its negative.
     """
     named = _named(output)
     fitting = [value for value in named.values() if _fits(value, count)]
@@ -31,12 +32,14 @@ def find_logits(output: object, count: int) -> Tensor | None:
     if not _fits(logits, count):
         return None
     logits = logits.reshape(len(logits), -1)
-    return pad(logits, (1, 0)) if logits.shape[1] < count else logits
+    if logits.shape[1] == count:
+        return logits
+    return torch.cat([-logits, logits], 1) if activation == "sigmoid" else pad(logits, (1, 0))
 
 
-def read_logits(output: object, count: int, owner: str) -> Tensor:
+def read_logits(output: object, count: int, activation: Activation, owner: str) -> Tensor:
     """The same; UserError where there is no such tensor, or more than one."""
-    logits = find_logits(output, count)
+    logits = find_logits(output, count, activation)
     if logits is None:
         shapes = ", ".join(
             f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {type(value)}"
@@ -75,10 +78,10 @@ class WithLogOdds(nn.Module):
     def __init__(self, network: nn.Module, count: int, activation: Activation, owner: str):
         super().__init__()
         self.network, self.log_odds = network, _LogOdds(activation)
-        self.count, self.owner = count, owner
+        self.count, self.activation, self.owner = count, activation, owner
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits_bk = read_logits(self.network(inputs), self.count, self.owner)
+        logits_bk = read_logits(self.network(inputs), self.count, self.activation, self.owner)
         self.log_odds(logits_bk)
         return logits_bk
 
