@@ -209,7 +209,8 @@ class Audit:
     """All of it. candidates, correlations: the surest first. seconds: processor time of all.
 
     explanations: (class, attribute) -> all that were made, whatever they end with. against: the
-    classifier that it was compared with, or None.
+    classifier that it was compared with, or None. unmeasured: (class, attribute, feature) that
+    explanations name, but no swap could be made.
     """
 
     classifier: str
@@ -221,6 +222,7 @@ class Audit:
     failed: Mapping[str, str]
     seconds: float
     against: str | None = None
+    unmeasured: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -58,12 +58,12 @@ def generated_swap(
         tools=tools,
     )  # fmt: skip
     names = dict(zip((request.id for request in task.requests), asked, strict=True))
-    made: dict[tuple[str, str], Tensor] = {}
+    made: dict[tuple[int, str], Tensor] = {}  # ids of files may be the same
     for record in task.run():
         photo, feature = names[record.id]
         if record.image is not None and attribute.read(record.image[None]) == [feature]:
-            made[photo.item.id, feature] = record.image.cpu()
+            made[id(photo), feature] = record.image.cpu()
         if record.initial_image is not None:  # as the model sees the photo: like beside like
             own = photo.features[attribute.name]
-            made[photo.item.id, own] = record.initial_image.cpu()
-    return lambda photo, feature: made.get((photo.item.id, feature))
+            made[id(photo), own] = record.initial_image.cpu()
+    return lambda photo, feature: made.get((id(photo), feature))

@@ -99,7 +99,13 @@ def read_photos(
         class_ = find_class(classifier, image, _known(classifier, item.source))
         word = item.source_word or class_word(classifier, class_)
         features = {a.name: found[n] for a, found in zip(attributes, shown, strict=True)}
-        said = prompt.format(object=word, **features)
+        try:
+            said = prompt.format(object=word, **features)
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(
+                f"prompt {prompt!r} asks for {error}: write {{object}} and "
+                f"{', '.join(f'{{{name}}}' for name in features) or 'no attribute'}"
+            ) from None
         mask = read_mask(item, size)
         read.append(AuditPhoto(item, image, mask, class_, word, said, features))
     return read

@@ -9,7 +9,7 @@ from fastdigin.audit.attributes import Attribute, embedded_attributes
 from fastdigin.audit.disagreements import Contrasted, shared_classes
 from fastdigin.audit.effects import Swaps
 from fastdigin.audit.explanations import Raised
-from fastdigin.audit.findings import Audit, Explanation, Finding
+from fastdigin.audit.findings import Audit, Explanation, Finding, named_features
 from fastdigin.audit.photos import Material, read_photos
 from fastdigin.engine.engine import Engine
 from fastdigin.errors import UserError
@@ -83,14 +83,19 @@ def audit(
     if on_plan:
         on_plan(sum(explainer.count(attribute) for attribute in attributes))
     candidates: list[Finding] = []
+    unmeasured: list[tuple[str, str, str]] = []
     made: dict[tuple[str, str], Sequence[Explanation]] = {}
     failed: dict[str, str] = {}
     for attribute in attributes:
         by_class, errors = explainer.explain(attribute, on_progress)
         failed |= errors
         for class_, explanations in by_class.items():
-            made[classifier.classes[class_], attribute.name] = explanations
-            candidates += explainer.findings(attribute, class_, explanations)
+            name = classifier.classes[class_]
+            made[name, attribute.name] = explanations
+            measured = explainer.findings(attribute, class_, explanations)
+            candidates += measured
+            named = set(named_features(explanations, name)) - {f.feature for f in measured}
+            unmeasured += [(name, attribute.name, feature) for feature in sorted(named)]
     correlations = [
         material.correlation(attribute, feature, class_)
         for attribute in attributes
@@ -107,4 +112,5 @@ def audit(
         failed=failed,
         seconds=time.process_time() - began,
         against=against and against.name,
+        unmeasured=tuple(unmeasured),
     )

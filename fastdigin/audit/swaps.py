@@ -48,7 +48,7 @@ def _with_background(
     if not order:
         return None
     # Not the same donor for all photos of a shape: the first of a few, by the photo's id.
-    turn = sum(photo.item.id.encode()) % min(4, len(order))
+    turn = sum(photo.item.id.encode("utf-8", "surrogatepass")) % min(4, len(order))
     order = order[turn:] + order[:turn]
     plate, hole = order[0].image.clone(), covered[id(order[0])].clone()
     for donor in order[1:]:
@@ -84,20 +84,22 @@ def measure_effects(
     classifier: Classifier, attribute: Attribute, photos: Sequence[AuditPhoto], class_: int,
     swap: Swap, generated: bool = False,
 ) -> dict[str, Effect]:  # fmt: skip
-    """The effect of every feature on the confidence in a class, over photos of that class.
+    """The effect of features on the confidence in a class, over photos of that class.
 
-    A photo counts where all its swaps can be made.
+    A photo counts where all its swaps can be made. A feature that would leave no two photos, as no
+    photo lends it, is left out: the others are compared with each other.
     """
-    made, rows = [], []
-    for photo in photos:
-        swapped = [swap(photo, feature) for feature in attribute.features]
-        if all(image is not None for image in swapped):
-            made.append(swapped)
-            rows.append(confidences(classifier, torch.stack(swapped)))
-    if not rows:
+    swaps = [{feature: swap(photo, feature) for feature in attribute.features} for photo in photos]
+    names = list(attribute.features)
+    while True:
+        made = [[s[f] for f in names] for s in swaps if all(s[f] is not None for f in names)]
+        if len(made) > 1 or len(names) <= 2:
+            break
+        names.remove(min(names, key=lambda f: sum(s[f] is not None for s in swaps)))
+    if not made:
         return {}
-    found_nfk = torch.stack(rows)
-    names, own_nf = attribute.features, found_nfk[..., class_]
+    found_nfk = torch.stack([confidences(classifier, torch.stack(images)) for images in made])
+    own_nf = found_nfk[..., class_]
     by_feature = dict(zip(names, own_nf.mean(dim=0).tolist(), strict=True))
     effects = {}
     for n, feature in enumerate(names):
@@ -105,12 +107,12 @@ def measure_effects(
         gain_nk = found_nfk[:, n] - others_nk
         mean, error = mean_and_error(gain_nk[:, class_].tolist())
         rival = int(gain_nk.mean(dim=0).argmin())
-        typical = int(gain_nk[:, class_].argsort()[len(rows) // 2])
+        typical = int(gain_nk[:, class_].argsort()[len(made) // 2])
         pictures = zip(made[typical], own_nf[typical].tolist(), strict=True)
         effects[feature] = Effect(
             mean=mean,
             error=error,
-            photos=len(rows),
+            photos=len(made),
             by_feature=by_feature,
             rival=None if rival == class_ else classifier.classes[rival],
             example=dict(zip(names, pictures, strict=True)),

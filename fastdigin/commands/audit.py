@@ -75,6 +75,9 @@ def run(options: argparse.Namespace) -> int:
             engine, classifier, photos, against=against, seed=options.seed, tools=tools,
             on_plan=bar.reset, on_progress=lambda share: advance(bar, share),
         )  # fmt: skip
+    for class_, attribute, feature in found.unmeasured:
+        said = f"not measured: {class_}, {attribute} {feature}: too few photos lend it to others"
+        print(visible(said), file=sys.stderr)
     for name, error in found.failed.items():
         print(visible(f"failed: {name}: {error}"), file=sys.stderr)
     finish(

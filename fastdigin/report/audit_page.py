@@ -42,6 +42,7 @@ def write_audit_page(out: Path, found: Audit) -> Path:
         classes=found.classes,
         findings=[_finding(finding) for finding in found.findings],
         unconfirmed=[_row(f) for f in found.candidates if not f.found][:ROWS],
+        unmeasured=found.unmeasured,
         correlations=[_row(c) for c in found.correlations if c.confidence >= 0.5][:ROWS],
         failed={without_folders(k): without_folders(v) for k, v in found.failed.items()},
         seconds=round(found.seconds),

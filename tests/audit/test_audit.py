@@ -91,5 +91,5 @@ def test_the_page_escapes_what_it_is_told(tmp_path):
     assert bad not in page and page.count("&lt;script&gt;") > 10
     told = " ".join(page.split())
     assert "adds (95% interval 48 to 52)" in told and "On 8 photos of &lt;script&gt;" in told
-    empty = Audit("c", 9, ("a",), {}, (), (), {}, 1.0)
+    empty = Audit("c", 9, ("a",), {}, (), (), {}, 1.0, unmeasured=(("a", bad, "plain"),))
     assert "No feature was found" in write_audit_page(tmp_path, empty).read_text()

@@ -52,6 +52,30 @@ def test_without_a_mask_or_a_donor_there_is_no_swap(read):
     assert masked_swap(background, [read[0]])(read[0], other) is None
 
 
+@pytest.mark.parametrize("attribute", embedded_attributes(), ids=lambda a: a.name)
+def test_a_feature_that_no_photo_lends_leaves_the_others_to_be_measured(read, attribute):
+    """Else nothing at all would be found, without a word."""
+    gone = attribute.features[-1]
+    photos = [photo for photo in read if photo.features[attribute.name] != gone][:40]
+    robust = Classifier.load("embedded:robust")
+    swap = masked_swap(attribute, photos)
+    effects = measure_effects(robust, attribute, photos[:8], 1, swap)
+    assert set(effects) == set(attribute.features) - {gone}
+    assert all(effect.photos == 8 for effect in effects.values())
+
+    def rarely(photo, feature):  # as where a diffusion model fails at one of them
+        return (
+            None
+            if feature == attribute.features[0] and photo is not photos[0]
+            else (swap(photo, feature))
+        )
+
+    assert set(measure_effects(robust, attribute, photos[:8], 1, rarely)) == set(
+        attribute.features[1:-1]
+    )
+    assert measure_effects(robust, attribute, photos[:8], 1, lambda *_: None) == {}
+
+
 def test_effects_by_hand(read):
     """A network that says "second" by the share of green in the picture: grass, and only grass."""
 
