@@ -53,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("--lpips", choices=("alex", "vgg"), help="the backbone of LPIPS")
     parser.add_argument(
         "--export-ace", type=path, metavar="OUT",
-        help="also write the explanations to OUT in the layout of the ACE scripts",
+        help="also write the explanations to OUT in the layout of the ACE scripts (several tasks: "
+        "each to OUT/TASK)",
     )  # fmt: skip
     add_device(parser)
     add_class_names(parser)
@@ -73,7 +74,9 @@ def run(options: argparse.Namespace) -> int:
     networks = _networks(options)
     for task, cases in found.items():
         if options.export_ace is not None:
-            write_ace(cases, options.export_ace, options.experiment or task)
+            # Photos are numbered: those of several tasks would take each other's place.
+            place = options.export_ace / task if len(found) > 1 else options.export_ace
+            write_ace(cases, place, options.experiment or task)
         with tqdm(total=len(cases), desc=task, unit="image", file=sys.stderr) as bar:
             scores = score(cases, networks, query=options.query, on_progress=bar.update)
         if options.json:

@@ -10,6 +10,7 @@
 Source: github.com/guillaumejs2403/ACE, guided_diffusion/sample_utils.py (``ImageSaver``).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from fastdigin.reading import read_text
 from fastdigin.results.folder import writing
 from fastdigin.results.pictures import png, to_pil
 from fastdigin.storage import write_atomically
+
+log = logging.getLogger(__name__)
 
 _ORIGINALS = {"CC": "Correct", "IC": "Incorrect"}
 _FLIPS = {"CCF": True, "ICF": False}
@@ -66,7 +69,8 @@ def read_ace(folder: Path, experiment: str | None = None) -> list[Case]:
 def write_ace(cases: Sequence[Case], folder: Path, experiment: str) -> None:
     """Writes cases in this layout, numbered from 0, so that those scripts can score them.
 
-    A case of which nobody knows whether the photo was read correctly counts as correct.
+    A case of which nobody knows whether the photo was read correctly counts as correct. Photos that
+    showed the target already, which are no flip nor none, are left out with a warning.
 
     Args:
         cases: with pictures of any kind.
@@ -74,11 +78,21 @@ def write_ace(cases: Sequence[Case], folder: Path, experiment: str) -> None:
         experiment: the folder below Results/.
 
     Raises:
-        UserError: pictures that cannot be read. CannotWrite: a disk that is full, say.
+        UserError: pictures that cannot be read, an experiment that is there already, or originals
+            of other photos. CannotWrite: a disk that is full, say.
     """
+    root = folder / "Results" / experiment
+    if root.is_dir() and any(root.rglob("*.png")):
+        raise UserError(f"'{root}' holds results already: name another folder or experiment")
+    known = [case for case in cases if case.flipped is not None]
+    if known and len(known) < len(cases):
+        log.warning(
+            "%d photos that showed the target already are left out", len(cases) - len(known)
+        )
+        cases = known
     for number, case in enumerate(cases):
         part = "IC" if case.correct is False else "CC"
-        place = folder / "Results" / experiment / part / ("CCF" if case.flipped else "ICF")
+        place = root / part / ("CCF" if case.flipped else "ICF")
         before, after, _ = case.read()
         change = (after - before).abs()
         sizes = change.sum(dim=0)
@@ -86,7 +100,10 @@ def write_ace(cases: Sequence[Case], folder: Path, experiment: str) -> None:
         info |= {"l_inf": float(change.max()), "l_1": float(change.mean())}
         text = "\n".join(f"{name}: {value}" for name, value in info.items() if value is not None)
         name = f"{number:07d}"
-        _write(folder / "Original" / _ORIGINALS[part] / f"{name}.png", _png(before), folder)
+        original = folder / "Original" / _ORIGINALS[part] / f"{name}.png"
+        if original.exists() and original.read_bytes() != _png(before):
+            raise UserError(f"'{original}' is another photo than {case.id!r}: name another folder")
+        _write(original, _png(before), folder)
         _write(place / "CF" / f"{name}.png", _png(after), folder)
         _write(place / "SM" / f"{name}.png", _png(sizes / sizes.max().clamp_min(1e-6)), folder)
         _write(place / "Info" / f"{name}.txt", text.encode(), folder)

@@ -56,7 +56,8 @@ def cases_of(records: Iterable[Record]) -> list[Case]:
     return [
         _case(record)
         for record in records
-        if record.status == "done" and _picture(record, "image") is not None
+        if record.status == "done"
+        and None not in (_picture(record, "image"), _picture(record, _before(record)))
     ]
 
 
@@ -81,10 +82,9 @@ def _case(record: Record) -> Case:
         getattr(record, name, None) for name in ("target_confidence_before", "target_confidence")
     )
     input, target = getattr(record, "input", None), known["target"]
-    before = _picture(record, "input_image")
     return Case(
         id=record.id,
-        before=_picture(record, "initial_image") if before is None else before,
+        before=_picture(record, _before(record)),
         after=_picture(record, "image"),
         mask=_picture(record, "mask"),
         photo=None if None in (input, target) else f"{input}-{target}",
@@ -92,6 +92,12 @@ def _case(record: Record) -> Case:
         judged=getattr(record, "judge_agrees", None),
         **known,
     )
+
+
+def _before(record: Record) -> str:
+    """The picture to compare with: a reconstruction does not stand for a photo that is lost."""
+    named = {*record.paths, *(n for n, x in record.pictures.items() if x is not None)}
+    return "input_image" if "input_image" in named else "initial_image"
 
 
 def _picture(record: Record, name: str) -> Tensor | Path | None:

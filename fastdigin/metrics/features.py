@@ -183,7 +183,8 @@ def jackknifed(
         n: the number of cases.
 
     Returns:
-        The figure; the interval's ends, None for less than two cases a group.
+        The figure; the interval's ends, None for less than two cases a group, or where the
+        statistic has a ValueError for the cases without a group.
 
     Source: Kott 2001, "The delete-a-group jackknife", Journal of Official Statistics 17.
     """
@@ -191,7 +192,10 @@ def jackknifed(
     if n < 2 * _GROUPS:
         return value, None
     group = torch.from_numpy(np.random.default_rng(0).permutation(n)) % _GROUPS
-    without = torch.tensor([statistic((group != g).nonzero()[:, 0]) for g in range(_GROUPS)])
+    try:
+        without = torch.tensor([statistic((group != g).nonzero()[:, 0]) for g in range(_GROUPS)])
+    except ValueError:
+        return value, None
     spread = (without.double() - without.double().mean()).square().sum()
     half = _STUDENT * float(spread * (_GROUPS - 1) / _GROUPS) ** 0.5
     return value, (value - half, value + half)

@@ -85,7 +85,10 @@ def pictures(record: Any) -> list[dict[str, Any]]:
     """
     names = [name for name in LABELS if name in record.paths.keys() | record.pictures.keys()]
     figures = below_pictures(record)
-    photo, start = record.input_image, record.initial_image
+    try:
+        photo, start = record.input_image, record.initial_image
+    except OSError:  # each is then shown as missing
+        photo = start = None
     same = (
         photo is not None
         and start is not None

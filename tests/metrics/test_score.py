@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from fastdigin.metrics import (
     write_ace,
 )
 from fastdigin.models.classifier import Classifier
-from fastdigin.results import CounterfactualRecord
+from fastdigin.results import CounterfactualRecord, DisagreementRecord, read_records
 
 RED, GREEN, BLUE = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4)
 
@@ -214,6 +216,43 @@ def test_what_the_ace_scripts_write_is_read(tmp_path):
         read_ace(tmp_path, "exp/explanation")
     with pytest.raises(UserError, match="not in the layout"):
         read_ace(tmp_path / "Original")
+
+
+def test_exports_never_take_each_others_place(folder, tmp_path):
+    cases = read_cases(folder)["counterfactual"]
+    write_ace(cases, tmp_path, "ours")
+    with pytest.raises(UserError, match="holds results already"):
+        write_ace(cases, tmp_path, "ours")
+    with pytest.raises(UserError, match="is another photo than"):
+        write_ace([replace(cases[0], before=1 - cases[0].read()[0])], tmp_path, "others")
+    again = [replace(case, flipped=None if n else case.flipped) for n, case in enumerate(cases)]
+    write_ace(again, tmp_path / "known", "ours")
+    assert len(read_ace(tmp_path / "known")) == 1, "what showed the target is no failure"
+    write_ace([replace(case, flipped=None) for case in cases], tmp_path / "unknown", "ours")
+    assert len(read_ace(tmp_path / "unknown")) == 3
+
+
+@pytest.mark.parametrize("lost", ["input_image", "initial_image", "both"])
+def test_what_lost_its_photo_is_no_case(tmp_path, lost):
+    saved = record(0, True)
+    saved.save(tmp_path)
+    (before,) = read_records(tmp_path)
+    for name in ("input_image", "initial_image"):
+        if lost in (name, "both") and before.file(name) is not None:
+            before.file(name).unlink()
+    found = cases_of(read_records(tmp_path))
+    compared = "input_image" if "input_image" in before.paths else "initial_image"
+    assert len(found) == (lost not in (compared, "both"))
+
+
+def test_several_tasks_are_exported_apart(folder, tmp_path, capsys):
+    both = tmp_path / "both"
+    shutil.copytree(folder, both)
+    other = DisagreementRecord(id="d", pictures={"initial_image": RED, "image": GREEN})
+    other.save(both)
+    assert run("score", both, "--export-ace", tmp_path / "ace") == 0
+    assert {p.name for p in (tmp_path / "ace").iterdir()} == {"counterfactual", "disagreement"}
+    assert len(read_ace(tmp_path / "ace" / "counterfactual")) == 3
 
 
 def test_the_command_scores_and_exports(folder, tmp_path, capsys):

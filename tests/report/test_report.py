@@ -119,6 +119,19 @@ def test_the_photo_is_shown_where_it_or_its_figure_differs(tmp_path, photo, reco
     assert Page(written(tmp_path)).figures == shown
 
 
+@pytest.mark.parametrize("name", ["input_image", "initial_image", "image"])
+def test_a_damaged_picture_is_shown_as_missing(tmp_path, name):
+    """Its end is there and its middle is not: the page is written all the same."""
+    pictures = {key: torch.rand(3, 8, 8) for key in ("input_image", "initial_image", "image")}
+    CounterfactualRecord(id="a", pictures=pictures).save(tmp_path)
+    (record,) = read_records(tmp_path)
+    content = bytearray(record.file(name).read_bytes())
+    start = content.index(b"IDAT") + 4
+    content[start : start + 40] = bytes(40)
+    record.file(name).write_bytes(content)
+    assert written(tmp_path)
+
+
 def test_pictures_outside_the_folder_are_not_embedded(tmp_path):
     out = tmp_path / "out"
     filled(NeuronRecord).save(out)
