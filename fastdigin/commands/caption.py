@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from fastdigin.commands.common_options import add_cache_options, add_images
@@ -36,10 +37,14 @@ def run(options: argparse.Namespace) -> int:
     from fastdigin.photos.collect import TABLE_COLUMNS
     from fastdigin.report.console import print_text
     from fastdigin.tasks.captions import caption_table, needs_caption
+    from fastdigin.tasks.words import check_text
 
     if options.out.suffix.lower() != ".csv":
         raise UserError(f"--out '{options.out}' must end in .csv, as it is a table")
-    inputs = with_captions(options, collect(options.images))
+    photos = [replace(p, crop=options.crop or p.crop) for p in collect(options.images)]
+    for photo in photos:
+        check_text("the name of a photo", str(photo.image))
+    inputs = with_captions(options, photos)
     rows = caption_table(inputs, options.out.parent)
     text = io.StringIO(newline="")
     columns = [name for name in TABLE_COLUMNS if any(name in row for row in rows)]

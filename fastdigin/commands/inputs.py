@@ -180,6 +180,8 @@ class Photos(Kind):
         changes = {key: getattr(options, key) for key in told if getattr(options, key) is not None}
         if options.crop:
             changes["crop"] = True
+        if options.source is not None:
+            changes["source_word"] = options.source_word  # the table's is one for its own source
         if options.prompt is not None:
             changes["background"] = None  # the table's may not occur in the new prompt
         photos = [replace(item, **changes) for item in collect(options.images, options.limit)]

@@ -143,7 +143,10 @@ def _blocks(photos: Sequence[ImageInput]) -> Iterator[tuple[ImageInput, ...]]:
     block: list[ImageInput] = []
     for photo in photos:
         block.append(photo)
-        if zlib.crc32(photo.id.encode()) % BLOCK == 0 or len(block) == LARGEST_BLOCK:
+        if (
+            zlib.crc32(photo.id.encode("utf-8", "surrogatepass")) % BLOCK == 0
+            or len(block) == LARGEST_BLOCK
+        ):
             yield tuple(block)
             block = []
     if block:

@@ -13,6 +13,7 @@ from fastdigin.errors import UserError
 from fastdigin.models.captioner import Captioner
 from fastdigin.models.diffusion import LatentDiffusion
 from fastdigin.photos import ImageInput, read_any_image
+from fastdigin.photos.collect import TABLE_COLUMNS
 from fastdigin.storage import TensorCache, cache_key, cached
 
 FORMAT = 1  # to be raised when the same photo shall get another caption
@@ -75,7 +76,7 @@ def _captioned(item: ImageInput, captioner: Captioner, cache: TensorCache | None
 
 def caption_table(inputs: Sequence[ImageInput], folder: Path) -> list[dict[str, str]]:
     """Rows of a table in ``folder`` that ``collect`` reads: what is known of each photo."""
-    columns = ("id", "prompt", "source", "target", "background", "caption")
+    columns = [name for name in TABLE_COLUMNS if name not in ("image", "mask")]
     rows = []
     for item in inputs:
         row = {"image": item.image, "mask": item.mask}

@@ -189,7 +189,10 @@ class Counterfactuals(PhotoTask):
         photos = self.photos
         if self.target is not None:
             targets = one_each(self.target, "targets", len(photos))
-            photos = [replace(p, target=t) for p, t in zip(photos, targets, strict=True)]
+            # A word that a table has is one for the table's target.
+            photos = [
+                replace(p, target=t, target_word=None) for p, t in zip(photos, targets, strict=True)
+            ]
         if self.target_word is not None:
             photos = [replace(photo, target_word=self.target_word) for photo in photos]
         index, shared = self.classifier.class_index, shared_words(self.classifier)

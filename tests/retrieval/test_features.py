@@ -47,6 +47,13 @@ def test_what_weights_do_not_tell_is_looked_at_anew(folder, tmp_path, look, coun
     assert look(photos, other, cache=cache) == look(photos, other) != before
 
 
+def test_names_that_are_not_utf_8(folder, look):
+    name = os.fsdecode(b"caf\xe9.png")
+    photo(64, 64, seed=41).save(folder / name)
+    _, count, _ = look(photo_files([str(folder)]))
+    assert count == 13
+
+
 def test_changed_photos_are_looked_at_anew(folder, tmp_path, look, counted):
     cache = TensorCache(tmp_path / "cache")
     before = look(photo_files([str(folder)]), cache=cache)

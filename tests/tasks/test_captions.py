@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from captioners import save_captioner
 from cli_commands import run
+from PIL import Image
 
 from fastdigin import datasets, embedded
 from fastdigin.models.captioner import Captioner
@@ -46,6 +47,27 @@ def test_photos_without_a_prompt_are_captioned(captioner):
     for n in (0, 3):
         (expected,) = captioner.captions([read_any_image(before[n])])
         assert after[n] == replace(before[n], caption=expected) and expected
+
+
+def test_the_table_keeps_all_columns_and_the_middle_of_a_photo(folder, tmp_path, capsys):
+    wide = tmp_path / "wide.png"
+    with Image.open(PHOTO.path) as image:
+        Image.new("RGB", (128, 64)).save(wide)
+        image.save(tmp_path / "square.png")
+    table = tmp_path / "t.csv"
+    known = "a,square.png,boot,shoe,cowboy boot,bag"
+    table.write_text(f"id,image,source,source_word,target_word,target\n{known}\n")
+    assert run("caption", table, "--captions", folder, "--out", table, "--no-cache") == 0
+    (row,) = csv.DictReader(table.open())
+    assert (row["source_word"], row["target_word"]) == ("shoe", "cowboy boot")
+    (item,) = collect([table])
+    assert item.target_word == "cowboy boot" and item.source_word == "shoe"
+    out = tmp_path / "out.csv"
+    assert run("caption", wide, "--crop", "--captions", folder, "--out", out, "--no-cache") == 0
+    bad = tmp_path / "caf\udce9.png"
+    bad.write_bytes((tmp_path / "square.png").read_bytes())
+    assert run("caption", bad, "--captions", folder, "--out", out, "--no-cache") == 2
+    assert "no text: remove it" in capsys.readouterr().err
 
 
 def test_captions_are_kept(captioner, tmp_path, monkeypatch):

@@ -88,6 +88,10 @@ def test_other_words_for_the_target_are_another_question(engine, clean):
             task.check(request) and task._edited(request, task.check(request).photo),
         )
 
+    item = replace(collect(PHOTO.path)[0], target="boot", target_word="cowboy boot")
+    task = Counterfactuals(engine=engine, photos=[item], classifier=clean, target="bag")
+    (request,) = task.requests
+    assert "cowboy" not in task._edited(request, task.check(request).photo)
     plain = asked("bag")
     assert plain == asked("BAG") == asked(clean.class_index("bag"))
     other = asked("bag", "satchel")
