@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastdigin import __version__, tasks
 from fastdigin.commands.streams import kept_going
@@ -88,6 +88,10 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any):
+        # A preset is looked for by its whole name, so that --pres would pass and do nothing.
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         super().error(visible(message))
 

@@ -32,7 +32,7 @@ def check_needs(options: Mapping[str, Any]) -> list[Need]:
     read, and segmenters are looked for; nothing tries the network.
     """
     with kept_offline():
-        return [_check(option, name) for option, name in _named(options)]
+        return [_check(option, name, options) for option, name in _named(options)]
 
 
 def _named(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -43,9 +43,9 @@ def _named(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield option, name
 
 
-def _check(option: str, name: str) -> Need:
+def _check(option: str, name: str, options: Mapping[str, Any]) -> Need:
     try:
-        _find(option, name)
+        _find(option, name, options)
     except Missing as error:
         return Need(option, name, "missing", str(error), error.command)
     except UserError as error:
@@ -53,7 +53,7 @@ def _check(option: str, name: str) -> Need:
     return Need(option, name, "here")
 
 
-def _find(option: str, name: str) -> None:
+def _find(option: str, name: str, options: Mapping[str, Any]) -> None:
     if option == "model":
         from fastdigin.models.model_files import check_headers, find_model
 
@@ -61,7 +61,9 @@ def _find(option: str, name: str) -> None:
     elif option == "segmenter":
         from fastdigin.models.segmenter import find_segmenter
 
-        find_segmenter(name)
+        weights = options.get("segmenter-weights")
+        if not find_segmenter(name, weights)[1].is_file():
+            raise UserError(f"--segmenter-weights '{weights}' does not exist")
     elif option == "captions" or name.startswith(CAPTIONS):
         from fastdigin.models.captioner import Captioner
 

@@ -38,7 +38,7 @@ def map(dataset: Dataset, task: Load, *, out: Path | str, workers: int | None = 
         ...     engine = fd.Engine(fd.LatentDiffusion.from_pretrained("embedded"))
         ...     classifier = fd.Classifier.load("embedded:robust")
         ...     def chosen(rows):
-        ...         photos = [fd.ImageInput(id=row["id"], path=row["image"]) for row in rows]
+        ...         photos = [fd.ImageInput(id=row["id"], image=row["image"]) for row in rows]
         ...         made = fd.Counterfactuals(
         ...             engine=engine, classifier=classifier, photos=photos, targets=["boot"]
         ...         )

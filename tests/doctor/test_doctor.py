@@ -87,6 +87,17 @@ def test_packages_that_a_network_needs(monkeypatch):
         assert found[name] == ("missing", f"pip install 'fastdigin[{extra}]'")
 
 
+def test_a_segmenter_with_weights_of_ones_own(tmp_path):
+    """--dry-run must not ask the hub for what the run would not take from there."""
+    pytest.importorskip("segment_anything_hq")
+    options = {"segmenter": "hq-sam:vit_tiny", "segmenter-weights": str(tmp_path / "mine.pth")}
+    (need,) = check_needs(options)
+    assert need.status == "wrong" and "mine.pth' does not exist" in need.problem
+    (tmp_path / "mine.pth").touch()
+    (need,) = check_needs(options)
+    assert need.status == "here"
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text encoder", "second text encoder"])
 @pytest.mark.parametrize("change", ["none", "missing", "foreign", "shape", "old names"])
 def test_the_headers_of_a_model_are_read(tmp_path, monkeypatch, part, change):

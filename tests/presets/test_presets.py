@@ -95,6 +95,8 @@ def test_explicit_options_override(capsys):
         "preset paper-uvce-imagenet sets --preset exact --model CompVis/stable-diffusion-v1-4"
     )
     assert "--steps" not in said and "--iterations 20" in said
+    with pytest.raises(SystemExit):
+        parsed("counterfactual", "--pres", "embedded-uvce", "a.png")
     assert parsed("counterfactual", "--preset=embedded-uvce", "a.png", "b.png").images == [
         "a.png", "b.png",
     ]  # fmt: skip
