@@ -24,7 +24,6 @@ from fastdigin.engine.compile_choice import CompileChoice, work_ahead
 from fastdigin.engine.graphs import Graphs
 from fastdigin.engine.job import VARIABLES, Job, Result
 from fastdigin.engine.judging import Prediction, judge, predictions_of
-from fastdigin.engine.leaps import leaping_path
 from fastdigin.engine.memory import is_out_of_memory
 from fastdigin.engine.planner import Plan, Planner
 from fastdigin.engine.progress import Told, ToldSteps
@@ -254,8 +253,7 @@ class Batch:
         steps = BatchSteps(self._model, [slot.constants for slot in rows], z.dtype)
         last_steps = min(len(steps), max(slot.job.settings.last_steps for slot in slots))
         goes_on = any(slot.active and slot.updates_left for slot in slots)
-        table = self._model.ddim_table(len(steps))
-        path = leaping_path(table, last_steps, slots[0].job.settings.leap)
+        path = max(slots, key=lambda slot: slot.job.settings.last_steps).path
         kept = min(plan.kept_steps, len(path)) if goes_on else 0
         if self._graphs is not None:
             self._graphs.begin()

@@ -50,17 +50,16 @@ def leaping_path(table: DDIMTable, last_steps: int, length: int) -> list[Leap]:
             f"leap {length} needs a solver of first order that adds no noise, such as DDIM: set "
             "leap=1 for this model"
         )
-    first_loss_step = max(len(table) - last_steps, 0)
+    first_loss_step, levels = max(len(table) - last_steps, 0), table.levels.tolist()
     found = []
     for start in range(0, first_loss_step, length):
         end = min(start + length, first_loss_step)
-        found.append(Leap(start, end, *_weights(table, start, end)))
+        found.append(Leap(start, end, *_weights(levels[start + 1], levels[end])))
     return found + [Leap(i, i + 1) for i in range(first_loss_step, len(table))]
 
 
-def _weights(table: DDIMTable, start: int, end: int) -> Sequence[float]:
-    if end == start + 1:
-        return 1.0, 0.0
-    (signal, noise), (signal_end, noise_end) = table.levels[start + 1], table.levels[end]
+def _weights(after: Sequence[float], end: Sequence[float]) -> tuple[float, float]:
+    """(on_z, on_x0) from the levels of z_prev and of the end; (1, 0) where they are the same."""
+    (signal, noise), (signal_end, noise_end) = after, end
     on_z = noise_end / noise
-    return float(on_z), float(signal_end - signal * on_z)
+    return on_z, signal_end - signal * on_z
