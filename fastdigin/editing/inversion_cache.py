@@ -30,7 +30,8 @@ class InversionCache:
 
     A kept inversion equals a fresh one bit for bit: the key holds the pixels, the prompt, all
     weights, the noise schedule, the settings, and what the last bits depend on (the width of the
-    batch, the device, the threads, the version of torch).
+    batch, the device, the threads, the version of torch, the attention that was asked for; "auto"
+    may choose another one on another day).
 
     Args:
         model: whose inversions are kept.

@@ -100,7 +100,7 @@ class NeuronVisualisations(Task):
     """Synthetic visualisations of neurons, as in :func:`fastdigin.visualise_neurons`.
 
     Raises:
-        UserError: for a neuron that does not exist or does not fire on the data set, and for an
+        UserError: for a neuron that does not exist or is zero on all of a data set, and for an
             empty word list, before any work starts.
 
     Example:
@@ -349,8 +349,8 @@ def visualise_neurons(
         A record per neuron and image, as it finishes.
 
     Raises:
-        UserError: before any work, for a neuron that does not exist or does not fire on the data
-            set, and for an empty word list.
+        UserError: before any work, for a neuron that does not exist or is zero on all of a data
+            set of several images, and for an empty word list.
 
     Example:
         >>> photos = fd.photo_files(["embedded:photos"])
