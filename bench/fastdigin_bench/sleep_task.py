@@ -50,7 +50,7 @@ class SleepEngine:
     model: Any = field(
         default_factory=lambda: SimpleNamespace(
             name="sleep", device=torch.device("cpu"), dtype=torch.float32,
-            ddim_table=lambda steps: None, usual_steps=1, usual_guidance_scale=1.0,
+            ddim_table=range, unusual=dict, usual_steps=1, usual_guidance_scale=1.0,
         )
     )  # fmt: skip
 
