@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,13 +17,7 @@ from torch import Tensor, nn
 
 from fastdigin.errors import UserError, check_choice
 from fastdigin.models.classifiers import outputs
-from fastdigin.models.classifiers.names import (
-    class_number,
-    folded,
-    not_a_class,
-    other_words,
-    synonyms,
-)
+from fastdigin.models.classifiers.names import class_called, class_number, synonyms
 from fastdigin.models.classifiers.outputs import Activation, Channels, Named
 from fastdigin.models.classifiers.through_relu import ThroughRelu
 from fastdigin.models.layers import check_layer, find_head, layer_input, layer_output
@@ -32,8 +25,6 @@ from fastdigin.models.passes import called, once, view_of
 from fastdigin.models.precision import rescaling
 from fastdigin.models.preprocessing import Resizing
 from fastdigin.storage import text_hash
-
-log = logging.getLogger(__name__)
 
 
 class Classifier:
@@ -324,21 +315,7 @@ class Classifier:
         """
         if not isinstance(name_or_index, str):
             return class_number(name_or_index, len(self.classes), self.name)
-        found = self._names.get(folded(name_or_index), [])
-        if not found and name_or_index.strip().isdecimal():
-            return class_number(int(name_or_index), len(self.classes), self.name)
-        if not found and "," in name_or_index:  # a data set's synonyms, of which this has some
-            known = (self._names.get(alias, []) for alias in synonyms(name_or_index))
-            found = sorted({index for indices in known for index in indices})
-        others = [] if found else other_words(name_or_index)
-        if word := next((word for word in others if word in self._names), None):
-            found = self._names[word]
-            if name_or_index not in self._said:  # for one photo after another
-                log.warning("class %r of %s is taken to be %r", name_or_index, self.name, word)
-                self._said.add(name_or_index)
-        if len(found) != 1:
-            raise not_a_class(name_or_index, found, self._names, self.classes, self.name)
-        return found[0]
+        return class_called(name_or_index, self._names, self.classes, self.name, self._said)
 
     @functools.cached_property
     def _names(self) -> dict[str, list[int]]:

@@ -23,7 +23,6 @@ from fastdigin.engine.job import EarlyStop, Job, Result, Settings
 from fastdigin.errors import UserError
 from fastdigin.metrics.distances import masked_l1
 from fastdigin.models.classifier import Classifier
-from fastdigin.models.classifiers.names import folded
 from fastdigin.objectives import ClassConfidence, Cutouts
 from fastdigin.photos import ImageInput, Images, as_inputs, distinct, one_each
 from fastdigin.results import CounterfactualRecord
@@ -46,6 +45,7 @@ from fastdigin.tasks.words import (
     id_of,
     same_class,
     shared_words,
+    user_word,
     words_for,
 )
 
@@ -193,11 +193,13 @@ class Counterfactuals(PhotoTask):
             photos = [
                 replace(p, target=t, target_word=None) for p, t in zip(photos, targets, strict=True)
             ]
-        if self.target_word is not None:
-            photos = [replace(photo, target_word=self.target_word) for photo in photos]
         index, shared = self.classifier.class_index, shared_words(self.classifier)
         goals = [None if photo.target is None else index(photo.target) for photo in photos]
-        photos = [self._said(photo, goal) for photo, goal in zip(photos, goals, strict=True)]
+        words = (
+            self.target_word or p.target_word or user_word(self.classifier, goal, p.target)
+            for p, goal in zip(photos, goals, strict=True)
+        )
+        photos = [replace(p, target_word=word) for p, word in zip(photos, words, strict=True)]
         ids = distinct(
             photo.id if goal is None else f"{photo.id}-to-{id_of(self._word(goal), goal, shared)}"
             for photo, goal in zip(photos, goals, strict=True)
@@ -327,14 +329,6 @@ class Counterfactuals(PhotoTask):
 
     def _word(self, index: int) -> str:
         return class_word(self.classifier, index)
-
-    def _said(self, photo: ImageInput, goal: int | None) -> ImageInput:
-        """The photo with the word that its user has for the target, which changes the prompt."""
-        if goal is None or photo.target_word or not isinstance(photo.target, str):
-            return photo
-        word = words_for(self.classifier, goal, photo.target)[0]
-        own = folded(word) == folded(self._word(goal))
-        return photo if own else replace(photo, target_word=word)
 
     def _edited(self, request: CounterfactualRequest, photo: SourcePhoto) -> str:
         """The photo's prompt with the target in the place of the source."""

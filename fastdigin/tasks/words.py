@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
-from fastdigin.models.classifiers.names import other_words, same_name, synonyms
+from fastdigin.models.classifiers.names import folded, other_words, same_name, synonyms
 
 T = TypeVar("T")
 
@@ -41,6 +41,14 @@ def words_for(classifier: Classifier, index: int, said: str | None) -> list[str]
     names = [alias.replace("_", " ").strip() for alias in name.split(",")]
     first = [] if not said or said.isdecimal() or "," in said else [said]
     return list(dict.fromkeys([*first, *names, *other_words(name)]))
+
+
+def user_word(classifier: Classifier, index: int | None, said: str | int | None) -> str | None:
+    """What a user says for a class where that is not the class's own word: prompts then differ."""
+    if index is None or not isinstance(said, str):
+        return None
+    word = words_for(classifier, index, said)[0]
+    return None if folded(word) == folded(class_word(classifier, index)) else word
 
 
 def first_that_fits(words: Sequence[str], use: Callable[[str], T], option: str) -> T:

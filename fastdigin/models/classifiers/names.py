@@ -1,10 +1,13 @@
 """Names of classes: their synonyms, and everyday words for the classes of well-known data sets."""
 
 import difflib
+import logging
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from fastdigin.errors import UserError
+
+log = logging.getLogger(__name__)
 
 WORDS = (
     ("tshirt", "t-shirt", "tee shirt", "t-shirt/top", "jersey"),
@@ -52,17 +55,36 @@ def class_number(value: object, count: int, classifier: str) -> int:
     return index
 
 
-def not_a_class(
+def class_called(
     name: str,
-    found: Sequence[int],
-    known: Collection[str],
+    known: Mapping[str, Sequence[int]],
     classes: Sequence[str],
     owner: str,
-) -> UserError:
-    """The error for a name that no class, or that several classes have.
+    told: set[str],
+) -> int:
+    """A class by its name; UserError for one that no class, or that several classes have.
 
-    found: those that have it. known: all folded names.
+    known: folded names and synonyms -> the classes that have them. told: the names that were taken
+    for others with a warning, once for one photo after another.
     """
+    found = known.get(folded(name), [])
+    if not found and name.strip().isdecimal():
+        return class_number(int(name), len(classes), owner)
+    if not found and "," in name:  # a data set's synonyms, of which this classifier has some
+        found = sorted({index for alias in synonyms(name) for index in known.get(alias, ())})
+    others = [] if found else other_words(name)
+    if word := next((word for word in others if word in known), None):
+        found = known[word]
+        if name not in told:
+            log.warning("class %r of %s is taken to be %r", name, owner, word)
+            told.add(name)
+    if len(found) != 1:
+        raise _not_a_class(name, found, known, classes, owner)
+    return found[0]
+
+
+def _not_a_class(name, found, known, classes, owner) -> UserError:
+    """As of class_called. found: those that have the name."""
     if found:
         choices = "; ".join(f"{index} ({classes[index]})" for index in found)
         return UserError(
