@@ -66,9 +66,13 @@ def run(options: argparse.Namespace) -> None:
     figures = figures_of(rows)
     print("\n".join(line_of(*item) for item in rows.items()))
     print(f"\n{figures_table(figures)}\n")
+    # What was looked at and not found stays in the worlds' folders: a megabyte.
+    found = {
+        name: row | {"candidates": list(_found(row["candidates"]))} for name, row in rows.items()
+    }
     finish(
         results / "worlds.json",
-        {"conditions": conditions(), "figures": [f.plain() for f in figures], "worlds": rows},
+        {"conditions": conditions(), "figures": [f.plain() for f in figures], "worlds": found},
     )
 
 
