@@ -11,6 +11,7 @@ from fastdigin.audit import embedded_attributes
 from fastdigin.audit.photos import read_photos
 from fastdigin.audit.search import PROMPT
 from fastdigin.audit.swaps import masked_swap, measure_effects
+from fastdigin.errors import UserError
 from fastdigin.models.classifier import Classifier
 from fastdigin.photos import ImageInput
 
@@ -40,6 +41,14 @@ def test_a_swap_changes_one_attribute_alone(read, attribute):
             assert other.read(image[None]) == [photo.features[other.name]]
             same = kept(photo.mask)
             assert torch.equal(image[:, same], photo.image[:, same])
+
+
+def test_a_prompt_for_attributes_that_are_not_asked_about_is_refused():
+    photo = embedded.photos()[0]
+    items = [ImageInput(photo.id, photo.path, source=photo.garment)]
+    background = embedded_attributes()[:1]
+    with pytest.raises(UserError, match="asks for 'colour': write {object} and {background}"):
+        read_photos(Classifier.load("embedded:clean"), items, background, PROMPT, 64)
 
 
 def test_without_a_mask_or_a_donor_there_is_no_swap(read):
