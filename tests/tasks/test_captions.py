@@ -49,7 +49,9 @@ def test_photos_without_a_prompt_are_captioned(captioner):
         assert after[n] == replace(before[n], caption=expected) and expected
 
 
-def test_the_table_keeps_all_columns_and_the_middle_of_a_photo(folder, tmp_path, capsys):
+def test_the_table_keeps_all_columns_and_the_middle_of_a_photo(
+    folder, tmp_path, capsys, monkeypatch
+):
     wide = tmp_path / "wide.png"
     with Image.open(PHOTO.path) as image:
         Image.new("RGB", (128, 64)).save(wide)
@@ -62,8 +64,15 @@ def test_the_table_keeps_all_columns_and_the_middle_of_a_photo(folder, tmp_path,
     assert (row["source_word"], row["target_word"]) == ("shoe", "cowboy boot")
     (item,) = collect([table])
     assert item.target_word == "cowboy boot" and item.source_word == "shoe"
-    out = tmp_path / "out.csv"
+    out, looked = tmp_path / "out.csv", []
+
+    def look(self, images):
+        looked.extend(tuple(image.shape) for image in images)
+        return ["a shoe"] * len(images)
+
+    monkeypatch.setattr(Captioner, "captions", look)
     assert run("caption", wide, "--crop", "--captions", folder, "--out", out, "--no-cache") == 0
+    assert looked == [(3, 64, 64)], "its middle"
     bad = tmp_path / "caf\udce9.png"
     bad.write_bytes((tmp_path / "square.png").read_bytes())
     assert run("caption", bad, "--captions", folder, "--out", out, "--no-cache") == 2
