@@ -124,10 +124,10 @@ class Settings:
     last_steps: int = setting(
         3, "how many of the last predicted x0 carry the loss, weighted 1 to K", least=1, metavar="K"
     )
-    leap: int = setting(
-        1,
+    leap: int | None = setting(
+        None,
         "the gradient goes through every Nth of the steps before the last K, and leaps over those "
-        "between; 1 is exact",
+        "between (default: through all, which is exact)",
         least=1, metavar="N",
     )  # fmt: skip
     optimiser: Literal["adam", "adamw", "sgd"] = setting("adam", "of all variables")

@@ -37,18 +37,20 @@ def exact_path(steps: int) -> list[Leap]:
     return [Leap(i, i + 1) for i in range(steps)]
 
 
-def leaping_path(table: DDIMTable, last_steps: int, length: int) -> list[Leap]:
+def leaping_path(table: DDIMTable, last_steps: int, length: int | None) -> list[Leap]:
     """Through the last steps, which carry the loss, and before them through every ``length``-th.
+
+    None is 1, the exact path.
 
     Raises UserError for a solver that adds noise or looks back, where a step's outputs do not tell
     the later latents.
     """
-    if length == 1:
+    if length in (None, 1):
         return exact_path(len(table))
     if table.is_multistep or table.noise is not None:
         raise UserError(
-            f"leap {length} needs a solver of first order that adds no noise, such as DDIM: set "
-            "leap=1 for this model"
+            f"leap {length} needs a solver of first order that adds no noise, such as DDIM: leave "
+            "leap out for this model"
         )
     first_loss_step, levels = max(len(table) - last_steps, 0), table.levels.tolist()
     found = []

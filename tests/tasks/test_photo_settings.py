@@ -107,6 +107,9 @@ def test_a_folder_of_an_older_version_goes_on(tmp_path):
     runs = json.loads((tmp_path / "run.json").read_text())
     for name in ("self_injection", "embedding"):
         assert runs["neuron-counterfactual"].pop(name) is None
+    for name in ("image_size", "solver"):
+        assert runs["neuron-counterfactual"].pop(name) is None
+    assert runs["neuron-counterfactual"]["optimisation"].pop("leap") is None
     (tmp_path / "run.json").write_text(json.dumps(runs))
     assert run(*common) == 0
     assert run(*common, "--self-injection", "0.3") == 2
